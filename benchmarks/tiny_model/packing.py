@@ -1,0 +1,103 @@
+"""Several questions about one clip in one sequence, so that the video is encoded and prefilled once for all.
+
+A packed sequence is ``head + video + <|vision_end|> + tail``. The tail holds chains of turns; a chain sees the video
+and itself, never another chain. Positions of each chain start over, as if it were alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from .questions import Question
+from .tokenizer import IM_END, IM_START, VISION_END, VISION_START, encode
+
+TAIL_LENGTH = 128  # tokens
+MAX_QUESTIONS = 8
+FOLLOW_UP_SHARE = 0.1  # of questions, asked as the second turn of a chain
+IGNORED = -100
+HEAD_TEXT = f"{IM_START}user\n{VISION_START}"
+TOKENS_PER_PAIR = 16
+GRID = 4
+
+
+@dataclass(frozen=True)
+class Tail:
+    """Arrays ``[TAIL_LENGTH]``: token ids, next-token targets, chain (-1 is padding) and offset within the chain."""
+
+    ids: np.ndarray
+    targets: np.ndarray
+    chain: np.ndarray
+    offset: np.ndarray
+
+
+def _turn(question: Question, follows: bool) -> tuple[list[int], list[int]]:
+    """Token ids of one turn and the targets at each of them (answer and end of turn only)."""
+    opening = f"\n{IM_START}user\n" if follows else ""
+    asked = encode(f"{opening}{question.text}{IM_END}\n{IM_START}assistant\n")
+    answer = encode(question.answer + IM_END)
+    ids = [*asked, *answer]
+    targets = [IGNORED] * (len(asked) - 1) + list(answer) + [IGNORED]
+    return ids, targets
+
+
+def pack_questions(rng: np.random.Generator, questions: list[Question]) -> Tail:
+    """Lay out as many questions as fit."""
+    tail = Tail(
+        ids=np.zeros(TAIL_LENGTH, dtype=np.int64),
+        targets=np.full(TAIL_LENGTH, IGNORED, dtype=np.int64),
+        chain=np.full(TAIL_LENGTH, -1, dtype=np.int64),
+        offset=np.zeros(TAIL_LENGTH, dtype=np.int64),
+    )
+    used, chain, chain_start = 0, -1, 0
+    for question in questions:
+        follows = chain >= 0 and rng.random() < FOLLOW_UP_SHARE
+        ids, targets = _turn(question, follows)
+        if used + len(ids) > TAIL_LENGTH:
+            break
+        if not follows:
+            chain, chain_start = chain + 1, used
+        span = slice(used, used + len(ids))
+        tail.ids[span], tail.targets[span], tail.chain[span] = ids, targets, chain
+        tail.offset[span] = np.arange(used, used + len(ids)) - chain_start
+        used += len(ids)
+    return tail
+
+
+def packed_positions(pairs: int, time_stride: float, vllm_rule: bool, offset: torch.Tensor) -> torch.Tensor:
+    """M-RoPE positions ``[3, B, S]`` of packed sequences.
+
+    ``offset`` is ``[B, TAIL_LENGTH]``. ``time_stride`` is the step of the temporal axis between temporal pairs, cut to
+    integers as vLLM does. Text goes on at the largest position + 1 (vLLM, the original model) or, with
+    ``vllm_rule=False``, at the video's start + the larger side of the grid (transformers 5.19).
+    """
+    start = len(encode(HEAD_TEXT))
+    times = (torch.arange(pairs) * time_stride).long()
+    t, h, w = torch.meshgrid(times, torch.arange(GRID), torch.arange(GRID), indexing="ij")
+    video = torch.stack([t, h, w]).reshape(3, -1) + start
+    after = int(video.max()) + 1 if vllm_rule else start + GRID
+    shared = torch.cat([torch.arange(start).expand(3, -1), video, torch.full((3, 1), after)], dim=1)
+    batch = offset.shape[0]
+    tail = (after + 1 + offset).expand(3, -1, -1)
+    return torch.cat([shared[:, None].expand(-1, batch, -1), tail], dim=2)
+
+
+def packed_mask(pairs: int, chain: torch.Tensor) -> torch.Tensor:
+    """Additive bf16 attention mask ``[B, 1, S, S]``: causal, and nothing of another chain.
+
+    ``chain`` is ``[B, TAIL_LENGTH]``.
+    """
+    shared_length = len(encode(HEAD_TEXT)) + pairs * TOKENS_PER_PAIR + 1
+    shared = torch.full((chain.shape[0], shared_length), -2)
+    groups = torch.cat([shared, chain], dim=1)
+    visible = (groups[:, None, :] == -2) | (groups[:, None, :] == groups[:, :, None])
+    visible &= torch.ones(groups.shape[1], groups.shape[1], dtype=torch.bool).tril()
+    hidden = torch.full((), torch.finfo(torch.bfloat16).min, dtype=torch.bfloat16)
+    return torch.where(visible, torch.zeros((), dtype=torch.bfloat16), hidden)[:, None]
+
+
+def vision_end_id() -> int:
+    """The token between the video and the tail."""
+    return encode(VISION_END)[0]

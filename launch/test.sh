@@ -1,0 +1,7 @@
+#!/usr/bin/env bash
+# Sets up and runs the tests; arguments go to pytest (`bash launch/test.sh -m "not slow"`).
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+bash launch/setup.sh --extras test,bench
+exec "${VLLM_PRUNE_VENV:-.venv}/bin/python" -m pytest "$@"

@@ -1,0 +1,18 @@
+"""Which patches there are."""
+
+import importlib
+
+from vllm_prune.patches.base import Patch
+
+# The first word says where a patch runs: `any` (every Python process), `server`, `core` or `worker`.
+MODULES = (
+    "any_torchvision_ops",
+    "any_vllm_metadata",
+    "worker_cpu_pruning_flag",
+    "server_usage_counts",
+)
+
+
+def load_patches() -> tuple[Patch, ...]:
+    """Import the patches' records, not their targets."""
+    return tuple(importlib.import_module(f"vllm_prune.patches.{name}").PATCH for name in MODULES)

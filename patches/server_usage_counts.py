@@ -1,0 +1,58 @@
+"""Report how many tokens a video had before pruning, beside the count of its placeholders."""
+
+import functools
+from typing import Any
+
+from vllm_prune.patches.base import Patch
+from vllm_prune.patches.checks import require_signature, require_source
+
+_MODULE = "vllm.entrypoints.openai.chat_completion.serving"
+_TARGET = f"{_MODULE}:_get_mm_token_counts"
+_MARK = "_vllm_prune_reports_counts"
+
+
+def _module() -> Any:
+    from vllm.entrypoints.openai.chat_completion import serving
+
+    return serving
+
+
+def _verify() -> None:
+    function = _module()._get_mm_token_counts
+    require_signature(function, "(engine_input)", _TARGET)
+    require_source(function, ('engine_input.get("mm_placeholders")',), _TARGET)
+
+
+def _install() -> None:
+    original = _module()._get_mm_token_counts
+
+    @functools.wraps(original)
+    def _get_mm_token_counts(engine_input: Any) -> dict[str, int]:
+        counts = original(engine_input)
+        report = engine_input.get("prune_report")
+        if report:
+            counts["video_before_pruning"] = sum(video.total for video in report)
+        return counts
+
+    setattr(_get_mm_token_counts, _MARK, True)
+    _module()._get_mm_token_counts = _get_mm_token_counts
+
+
+PATCH = Patch(
+    name="server_usage_counts",
+    target=_TARGET,
+    library="vllm>=0.32,<0.33",
+    process="API server",
+    trigger=_MODULE,
+    why=(
+        "`usage.prompt_tokens_details.multimodal_tokens` counts the placeholders that are left; a client cannot tell how "
+        "many tokens its video had, and vLLM has no field for it."
+    ),
+    how="Wraps the function that makes the counts and adds `video_before_pruning` from our processor's report.",
+    upstream=("https://github.com/vllm-project/vllm/issues/45098",),
+    remove_when="vllm>=0.33",
+    needed=lambda: True,
+    applied=lambda: hasattr(_module()._get_mm_token_counts, _MARK),
+    verify=_verify,
+    install=_install,
+)

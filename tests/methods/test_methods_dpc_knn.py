@@ -1,0 +1,82 @@
+"""DPC-KNN, batched, against the textbook."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from method_cases import SEEDS, noise
+
+from vllm_prune.methods import _ragged
+from vllm_prune.methods._dpc_knn import cluster_groups
+from vllm_prune.methods._segments import segment_by_clusters
+
+
+def textbook(points: list[list[float]], quota: int, k: int) -> list[int]:
+    """The centre of each point, with loops and Python floats."""
+    n, channels = len(points), len(points[0])
+    distance = [[math.dist(p, q) / math.sqrt(channels) for q in points] for p in points]
+    density = [math.exp(-sum(d * d for d in sorted(row)[:k]) / min(k, n)) for row in distance]
+    separation = []
+    for i in range(n):
+        denser = [j for j in range(n) if density[j] > density[i] or (density[j] == density[i] and j < i)]
+        separation.append(min(distance[i][j] for j in denser) if denser else max(map(max, distance)))
+    score = [density[i] * separation[i] for i in range(n)]
+    centres = sorted(sorted(range(n), key=lambda i: (-score[i], i))[:quota])
+    return [i if i in centres else min(centres, key=lambda c: (distance[i][c], c)) for i in range(n)]
+
+
+@given(seed=SEEDS, k=st.integers(1, 9), sizes=st.lists(st.integers(1, 12), min_size=1, max_size=5), data=st.data())
+def test_equals_the_textbook_in_every_group(seed: int, k: int, sizes: list[int], data: st.DataObject) -> None:
+    quotas = [data.draw(st.integers(1, size)) for size in sizes]
+    group = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
+    group = torch.cat((group, torch.tensor([-1, -1])))[noise(seed + 1, len(group) + 2).argsort()]
+    points = noise(seed, len(group), 5).double()
+    root = cluster_groups(points, group, torch.tensor(quotas), k)
+    for g, quota in enumerate(quotas):
+        members = (group == g).nonzero().squeeze(1)
+        expected = textbook(points[members].tolist(), quota, k)
+        assert root[members].tolist() == members[expected].tolist()
+    assert (root[group < 0] == -1).all()
+
+
+def test_batches_of_groups_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    group = noise(0, 200).argsort() % 9
+    quota = torch.arange(1, 10)
+    together = cluster_groups(noise(1, 200, 4), group, quota, 7)
+    monkeypatch.setattr(_ragged, "_BATCH_BYTES", 1)
+    assert torch.equal(cluster_groups(noise(1, 200, 4), group, quota, 7), together)
+
+
+def test_duplicates_keep_the_earlier() -> None:
+    points = torch.tensor([[5.0, 1.0], [0.0, 0.0], [5.0, 1.0], [0.0, 0.0]]) + 1e4
+    root = cluster_groups(points, torch.zeros(4, dtype=torch.int64), torch.tensor([2]), 2)
+    assert root.tolist() == [0, 1, 0, 1]
+
+
+def best_cuts(distance: list[list[float]], centres: list[int]) -> list[int]:
+    cuts = []
+    for left, right in zip(range(len(centres) - 1), range(1, len(centres)), strict=True):
+        span = range(centres[left] + 1, centres[right] + 1)
+        cost = {
+            cut: sum(distance[left][t] for t in range(centres[left], cut))
+            + sum(distance[right][t] for t in range(cut, centres[right]))
+            for cut in span
+        }
+        cuts.append(min(span, key=lambda cut: (round(cost[cut], 9), cut)))
+    return cuts
+
+
+@given(seed=SEEDS, frames=st.integers(1, 20), data=st.data())
+def test_segments_are_cut_where_distance_is_least(seed: int, frames: int, data: st.DataObject) -> None:
+    count = data.draw(st.integers(1, frames))
+    points = noise(seed, frames, 5).double()
+    segment = segment_by_clusters(points, count, 7)
+    root = textbook(points.tolist(), count, 7)
+    centres = sorted({c for i, c in enumerate(root) if i == c})
+    distance = [[math.dist(points[c].tolist(), p) for p in points.tolist()] for c in centres]
+    cuts = best_cuts(distance, centres)
+    assert segment.tolist() == [sum(t >= cut for cut in cuts) for t in range(frames)]

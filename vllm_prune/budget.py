@@ -1,0 +1,75 @@
+"""How many tokens a video keeps after each stage, from its configuration and its number of tokens alone.
+
+The multimodal processor and the model both call `plan_counts`, so placeholders and rows cannot disagree.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vllm_prune.config import ATTENTION, DEFAULT_KEEP_RATIO, NO_METHOD, PruneConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenCounts:
+    """Tokens of one video at each point of the pipeline."""
+
+    total: int
+    """N: what the vision encoder yields after its own patch merging."""
+    stage1: int
+    """What stage 1 leaves; `total` without stage 1."""
+    entering: int
+    """N1: what enters the language model's first layer."""
+    layers: tuple[int, ...] = ()
+    """What is left after each pruning layer of the language model; empty for query-free methods."""
+
+    @property
+    def kept(self) -> int:
+        """K: placeholders in the prompt, rows in the paged cache."""
+        return self.layers[-1] if self.layers else self.entering
+
+
+def count_kept(num_tokens: int, ratio: float) -> int:
+    """`ratio` of `num_tokens`, rounded to the nearest (halves up), at least 1.
+
+    >>> [count_kept(n, 0.25) for n in (1, 2, 6, 100)]
+    [1, 1, 2, 25]
+    """
+    return max(1, int(num_tokens * ratio + 0.5))
+
+
+def plan_counts(config: PruneConfig, num_tokens: int) -> TokenCounts:
+    """Token counts of a video of `num_tokens` (>= 1) tokens under `config`.
+
+    >>> from vllm_prune.config import preset
+    >>> plan_counts(preset("default"), 1000)
+    TokenCounts(total=1000, stage1=500, entering=500, layers=(200,))
+    """
+    stage1 = _count_stage1(config, num_tokens)
+    if config.method == NO_METHOD:
+        return TokenCounts(total=num_tokens, stage1=stage1, entering=stage1)
+    steps = _count_steps(config, stage1)
+    if config.method == ATTENTION:
+        return TokenCounts(total=num_tokens, stage1=stage1, entering=stage1, layers=steps)
+    return TokenCounts(total=num_tokens, stage1=stage1, entering=steps[-1])
+
+
+def _count_stage1(config: PruneConfig, num_tokens: int) -> int:
+    if config.stage1 is None:
+        return num_tokens
+    if config.method != NO_METHOD or (config.keep_ratio is None and config.target_token_num is None):
+        return count_kept(num_tokens, config.stage1.cluster_ratio)
+    return _count_steps(config, num_tokens)[-1]
+
+
+def _count_steps(config: PruneConfig, num_tokens: int) -> tuple[int, ...]:
+    """The counts that `keep_ratio` or `target_token_num` ask for, one for each pruning layer (or the only one)."""
+    if config.target_token_num is not None:
+        targets = config.target_token_num
+        return tuple(min(num_tokens, target) for target in (targets if isinstance(targets, tuple) else (targets,)))
+    ratios = config.keep_ratio if config.keep_ratio is not None else DEFAULT_KEEP_RATIO
+    repeated = ratios if isinstance(ratios, tuple) else (ratios,) * len(config.layers or (None,))
+    counts: list[int] = []
+    for ratio in repeated:
+        counts.append(count_kept(counts[-1] if counts else num_tokens, ratio))
+    return tuple(counts)

@@ -1,0 +1,95 @@
+"""`vllm-prune chat VIDEO QUESTION`: asks a running server about a video and shows what pruning saved."""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import json
+import mimetypes
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options."""
+    parser.add_argument("video", help="file, http(s) URL, data URL, or file:// URL that the server may read")
+    parser.add_argument("question")
+    parser.add_argument("--url", default="http://127.0.0.1:8000/v1", help="the server (default: %(default)s)")
+    parser.add_argument("--model", help="default: the first one that the server names")
+    parser.add_argument("--prune", metavar="PRESET|JSON", help="override for this request, where the server allows it")
+    parser.add_argument("--max-tokens", type=int, default=256)
+    parser.add_argument("--api-key", default="EMPTY")
+    parser.add_argument("--json", action="store_true", help="print answer and token counts as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints the answer; 1 if the server refuses or cannot be reached, 2 if the arguments are wrong."""
+    import openai
+
+    try:
+        url, prune = video_url(args.video), parse_prune(args.prune)
+    except ValueError as error:
+        print(f"vllm-prune chat: {error}", file=sys.stderr)
+        return 2
+    client = openai.OpenAI(base_url=args.url, api_key=args.api_key)
+    try:
+        model = args.model or client.models.list().data[0].id
+        completion = client.chat.completions.create(
+            model=model,
+            messages=[{"role": "user", "content": _content(url, args.question)}],
+            max_completion_tokens=args.max_tokens,
+            temperature=0.0,
+            extra_body={"mm_processor_kwargs": {"prune": prune}} if prune is not None else None,
+        )
+    except openai.APIConnectionError as error:
+        print(f"vllm-prune chat: no server at {args.url} ({error}); start one with `vllm-prune serve`", file=sys.stderr)
+        return 1
+    except openai.APIStatusError as error:
+        print(f"vllm-prune chat: {error.message}", file=sys.stderr)
+        return 1
+    _show(completion, args.json)
+    return 0
+
+
+def video_url(video: str) -> str:
+    """`video` as a URL: URLs as they are, a file as a base64 data URL.
+
+    Raises:
+        ValueError: There is no such file.
+    """
+    if video.startswith(("http://", "https://", "data:", "file://")):
+        return video
+    path = Path(video)
+    if not path.is_file():
+        raise ValueError(f"video={video!r}: no such file; give a file, an http(s) URL or a data URL")
+    kind = mimetypes.guess_type(path.name)[0] or "video/mp4"
+    return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+def parse_prune(text: str | None) -> Any:
+    """A request's `prune` value: an object, a preset's name, or None."""
+    if text is None or not text.lstrip().startswith("{"):
+        return text
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"--prune {text!r}: not valid JSON: {error}") from error
+
+
+def _content(url: str, question: str) -> list[Any]:
+    return [{"type": "video_url", "video_url": {"url": url}}, {"type": "text", "text": question}]
+
+
+def _show(completion: Any, as_json: bool) -> None:
+    answer, usage = completion.choices[0].message.content, completion.usage
+    details = usage.prompt_tokens_details
+    tokens = (getattr(details, "multimodal_tokens", None) or {}) if details else {}
+    kept, before = tokens.get("video"), tokens.get("video_before_pruning")
+    if as_json:
+        counts = {"prompt_tokens": usage.prompt_tokens, "video_tokens": kept, "video_tokens_before_pruning": before}
+        print(json.dumps({"answer": answer, **counts}))
+        return
+    print(answer)
+    if kept is not None and before:
+        print(f"[{usage.prompt_tokens} prompt tokens; video: {kept} of {before} tokens kept, {kept / before:.0%}]")

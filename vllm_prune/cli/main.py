@@ -1,0 +1,66 @@
+"""The command `vllm-prune`: finds the subcommand's module and hands over to it.
+
+A subcommand is a module with `add_arguments(parser)` and `run(args) -> int` (the exit status). It is imported only when
+it is called, so `vllm-prune --help` needs neither torch nor vLLM.
+"""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from vllm_prune._version import __version__
+
+
+@dataclass(frozen=True)
+class Command:
+    """A subcommand: where it is and what it is for."""
+
+    module: str
+    summary: str
+    passes_on: bool = False  # options it does not know are vLLM's: they are in `args.passed_on`, in order
+
+
+COMMANDS = {
+    "serve": Command("vllm_prune.cli.serve", "start an OpenAI-compatible server that prunes videos", passes_on=True),
+    "chat": Command("vllm_prune.cli.chat", "ask a running server a question about a video"),
+    "bench": Command("vllm_prune.cli.bench", "measure what pruning gains, against stock vLLM"),
+    "doctor": Command("vllm_prune.cli.doctor", "check this installation and say how to mend it"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `vllm-prune` and return its exit status."""
+    chosen = _top_level_parser().parse_args(argv)
+    command = COMMANDS[chosen.command]
+    module = importlib.import_module(command.module)
+    # Without abbreviations: `--max` must reach vLLM as it is, whatever options of ours begin like it.
+    parser = argparse.ArgumentParser(
+        prog=f"vllm-prune {chosen.command}", description=command.summary, allow_abbrev=not command.passes_on
+    )
+    module.add_arguments(parser)
+    if command.passes_on:
+        args, unknown = parser.parse_known_args(chosen.arguments)
+        args.passed_on = unknown
+    else:
+        args = parser.parse_args(chosen.arguments)
+    return int(module.run(args))
+
+
+def _top_level_parser() -> argparse.ArgumentParser:
+    summaries = "\n".join(f"  {name:8}{command.summary}" for name, command in COMMANDS.items())
+    parser = argparse.ArgumentParser(
+        prog="vllm-prune",
+        description="Fewer video tokens for unmodified vLLM.",
+        epilog=f"commands:\n{summaries}\n\n`vllm-prune COMMAND --help` tells more.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"vllm-prune {__version__}")
+    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="what to do, see below")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...", help="the command's own arguments")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

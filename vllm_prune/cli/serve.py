@@ -1,0 +1,73 @@
+"""`vllm-prune serve MODEL`: prints the plain `vllm serve` line that does the same, and becomes it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import sys
+from typing import get_args
+
+from vllm_prune.config import PRESETS, OverridePolicy
+
+_EMBEDDED = "embedded"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options; every other option is one of `vllm serve`."""
+    parser.add_argument("model", help=f'folder or hub name of a model; "{_EMBEDDED}": the small one that comes along')
+    parser.add_argument(
+        "--prune",
+        default="stage1_only",
+        metavar="PRESET|JSON",
+        help=f'what to prune: {", ".join(PRESETS)}, or an object such as \'{{"stage1": {{"cluster_ratio": 0.25}}}}\'',
+    )
+    parser.add_argument(
+        "--prune-override",
+        default="tighten",
+        choices=get_args(OverridePolicy),
+        help='what a request may change by mm_processor_kwargs={"prune": ...} (default: %(default)s)',
+    )
+    parser.add_argument("--dry-run", action="store_true", help="print the `vllm serve` line and stop")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Replaces this process by vLLM's server; returns only for --dry-run and for mistakes."""
+    try:
+        command = serve_command(args.model, args.prune, args.prune_override, args.passed_on)
+    except ValueError as error:
+        print(f"vllm-prune serve: {error}", file=sys.stderr)
+        return 2
+    print(shlex.join(command), flush=True)
+    if args.dry_run:
+        return 0
+    os.execv(sys.executable, [sys.executable, "-m", "vllm.entrypoints.cli.main", *command[1:]])
+
+
+def serve_command(model: str, prune: str, override: str, passed_on: list[str]) -> list[str]:
+    """The equivalent `vllm serve` command line.
+
+    Raises:
+        ValueError: The configuration is wrong, or the model has no pruning variant.
+    """
+    from vllm_prune.engine import hf_overrides
+
+    if model == _EMBEDDED:
+        from vllm_prune.embedded import model_path
+
+        model = str(model_path())
+    given, rest = _take_hf_overrides(passed_on)
+    overrides = {**given, **hf_overrides(model, prune, override)}
+    # Without prompt token details, a response cannot tell how many tokens its videos kept.
+    return ["vllm", "serve", model, "--hf-overrides", json.dumps(overrides), "--enable-prompt-tokens-details", *rest]
+
+
+def _take_hf_overrides(passed_on: list[str]) -> tuple[dict[str, object], list[str]]:
+    """Splits the user's own `--hf-overrides` from the other options."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--hf-overrides", "--hf_overrides", type=json.loads, default={})
+    known, rest = parser.parse_known_args(passed_on)
+    if not isinstance(known.hf_overrides, dict):
+        raise ValueError(f"--hf-overrides {known.hf_overrides!r}: must be a JSON object, as the variant is added to it")
+    return known.hf_overrides, rest

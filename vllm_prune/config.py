@@ -1,0 +1,300 @@
+"""What to prune: presets, parsing and validation, with no model and no vLLM.
+
+A configuration comes from three places, each of which accepts a preset's name, a JSON object or a mapping: the server's
+`--prune` flag, `PruneConfig.parse` in Python, and the `prune` key of a request's `mm_processor_kwargs`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+OverridePolicy = Literal["none", "tighten", "any"]
+"""What a request may change: nothing; only to fewer tokens; anything."""
+
+NO_METHOD = "none"
+ATTENTION = "attention"
+DEFAULT_KEEP_RATIO = 0.4
+"""PruneVid's published share of tokens that stage 2 keeps."""
+
+# Published for the 28 layers of Qwen2.5-VL-7B: importance is read at layer 10.
+_PUBLISHED_LAYER, _PUBLISHED_DEPTH = 10, 28
+
+
+class PruneConfigError(ValueError):
+    """A configuration that cannot be used; the message names field, value and remedy."""
+
+
+def _require_ratio(field: str, value: object) -> float:
+    """Returns `value` as a float in (0, 1]."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise PruneConfigError(f"{field}={value!r}: must be a number above 0 and at most 1")
+    if math.isnan(value) or not 0 < value <= 1:
+        raise PruneConfigError(f"{field}={value!r}: must be above 0 and at most 1")
+    return float(value)
+
+
+def _require_int(field: str, value: object, minimum: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise PruneConfigError(f"{field}={value!r}: must be an integer of {minimum} or more")
+    if value < minimum:
+        raise PruneConfigError(f"{field}={value!r}: must be {minimum} or more")
+    return value
+
+
+def _require_known_keys(where: str, given: Mapping[str, Any], known: tuple[str, ...]) -> None:
+    for key in given:
+        if key not in known:
+            raise PruneConfigError(f"{where}: unknown key {key!r}; known keys: {', '.join(known)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage1Config:
+    """PruneVid's spatial-temporal merging (ACL 2025, section 3.2)."""
+
+    tau: float = 0.8
+    """Mean pairwise cosine similarity above which a cell of a segment is static; published range 0.7-0.9."""
+    cluster_ratio: float = 0.5
+    """Fraction of the tokens that merging leaves; published range 0.3-0.8."""
+    temporal_segment_ratio: float = 0.25
+    """Temporal segments per frame of the token grid; published range 0.1-0.5."""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = _require_ratio(f"stage1.{field.name}", getattr(self, field.name))
+            object.__setattr__(self, field.name, value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneConfig:
+    """How the tokens of a video are merged and dropped.
+
+    Stage 1, when set, merges first. `method` then chooses which tokens stay: "attention" lets the question choose inside
+    the language model at `layers`; any other name is a query-free method of `vllm_prune.methods`; "none" leaves the
+    choice to stage 1 alone, and `keep_ratio`, when given, then takes the place of `stage1.cluster_ratio`.
+    """
+
+    stage1: Stage1Config | None = None
+    method: str = NO_METHOD
+    keep_ratio: float | tuple[float, ...] | None = None
+    """Fraction of the method's input that it keeps, 0 < x <= 1; one value for each of `layers` if several."""
+    target_token_num: int | tuple[int, ...] | None = None
+    """Number of tokens that a video keeps at the most, in place of `keep_ratio`."""
+    layers: tuple[int, ...] | None = None
+    """Decoder layers after which tokens are dropped ("attention" only); None: 10 of 28, scaled to the model's depth."""
+    params: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Further parameters of a query-free method, such as `{"seed": 1}` of "random"."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.method, str):
+            raise PruneConfigError(f"method={self.method!r}: must be a string")
+        if self.keep_ratio is not None and self.target_token_num is not None:
+            raise PruneConfigError(
+                f"keep_ratio={self.keep_ratio!r} and target_token_num={self.target_token_num!r}: give one of the two"
+            )
+        object.__setattr__(self, "layers", self._checked_layers())
+        object.__setattr__(self, "keep_ratio", self._checked_per_layer("keep_ratio", _require_ratio))
+        object.__setattr__(
+            self, "target_token_num", self._checked_per_layer("target_token_num", lambda f, v: _require_int(f, v, 1))
+        )
+        self._check_method()
+
+    def _checked_layers(self) -> tuple[int, ...] | None:
+        if self.layers is None:
+            return None
+        given = self.layers if isinstance(self.layers, list | tuple) else (self.layers,)
+        layers = tuple(_require_int("layers", layer, 0) for layer in given)
+        if not layers or any(later <= earlier for earlier, later in zip(layers, layers[1:], strict=False)):
+            raise PruneConfigError(f"layers={list(layers)!r}: must be one or more layer indices in increasing order")
+        return layers
+
+    def _checked_per_layer(self, field: str, check: Any) -> Any:
+        value = getattr(self, field)
+        if not isinstance(value, list | tuple):
+            return value if value is None else check(field, value)
+        if self.layers is None or len(value) != len(self.layers):
+            raise PruneConfigError(f"{field}={list(value)!r}: a list needs one value for each of layers={self.layers!r}")
+        values = tuple(check(field, item) for item in value)
+        if field == "target_token_num" and any(b > a for a, b in zip(values, values[1:], strict=False)):
+            raise PruneConfigError(f"{field}={list(value)!r}: must not grow from layer to layer")
+        return values
+
+    def _check_method(self) -> None:
+        if not isinstance(self.params, Mapping):
+            raise PruneConfigError(f"params={self.params!r}: must be an object")
+        if self.layers is not None and self.method != ATTENTION:
+            raise PruneConfigError(f'layers={list(self.layers)!r}: only method "attention" prunes at decoder layers')
+        if self.method == NO_METHOD:
+            if self.params:
+                raise PruneConfigError(f"params={dict(self.params)!r}: needs a method")
+            if self.stage1 is None and self.keep_ratio not in (None, 1.0):
+                raise PruneConfigError(f"keep_ratio={self.keep_ratio!r}: needs stage1 or a method that chooses tokens")
+            if self.stage1 is None and self.target_token_num is not None:
+                raise PruneConfigError(f"target_token_num={self.target_token_num!r}: needs stage1 or a method")
+        elif self.method == ATTENTION:
+            if self.params:
+                _require_known_keys('params of method "attention"', self.params, ("text", "quota"))
+        else:
+            self._check_query_free()
+
+    def _check_query_free(self) -> None:
+        # Imported here so that a configuration without a method does not import torch.
+        from vllm_prune.methods import registry
+
+        try:
+            registry.create(self.method, **self.params)
+        except (TypeError, ValueError) as error:
+            known = (*registry.names(), ATTENTION, NO_METHOD)
+            if self.method not in known:
+                raise PruneConfigError(f"method={self.method!r}: unknown; known: {', '.join(known)}") from error
+            raise PruneConfigError(f"method={self.method!r}: {error}") from error
+
+    @property
+    def keeps_everything(self) -> bool:
+        """Whether no token of any video is ever merged or dropped."""
+        return self.stage1 is None and (self.method == NO_METHOD or self.keep_ratio == 1.0)
+
+    @property
+    def query_aware(self) -> bool:
+        """Whether the question decides which tokens stay (stages 2 and 3)."""
+        return self.method == ATTENTION and self.keep_ratio != 1.0
+
+    def resolved_layers(self, depth: int) -> tuple[int, ...]:
+        """The pruning layers in a decoder of `depth` layers; raises where one is not below the last layer."""
+        layers = self.layers
+        if layers is None:
+            layers = (min(max(round(depth * _PUBLISHED_LAYER / _PUBLISHED_DEPTH) , 0), depth - 2),)
+        if layers[-1] > depth - 2:
+            raise PruneConfigError(
+                f"layers={list(layers)!r}: must lie between 0 and {depth - 2} for a decoder of {depth} layers"
+            )
+        return layers
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready mapping without the fields left at their defaults; `parse` reads it back."""
+        fields: dict[str, Any] = {"stage1": dataclasses.asdict(self.stage1)} if self.stage1 else {}
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.name == "stage1" or value in (None, NO_METHOD, {}):
+                continue
+            fields[field.name] = list(value) if isinstance(value, tuple) else value
+        return fields
+
+    def to_json(self) -> str:
+        """Canonical JSON: equal configurations give equal strings."""
+        return json.dumps(self.to_dict(), sort_keys=True)
+
+    @classmethod
+    def parse(cls, value: object, base: PruneConfig | None = None) -> PruneConfig:
+        """Reads a preset's name, a JSON object (as text) or a mapping.
+
+        Args:
+            value: What to read. A mapping may name a `preset` to start from.
+            base: The configuration that a mapping without `preset` changes; by default one that prunes nothing.
+
+        Raises:
+            PruneConfigError: Unknown preset or key, or a value out of its range.
+        """
+        if isinstance(value, cls):
+            return value
+        if isinstance(value, str):
+            if not value.lstrip().startswith("{"):
+                return preset(value)
+            value = _parse_json(value)
+        if not isinstance(value, Mapping):
+            raise PruneConfigError(f"prune={value!r}: must be a preset's name ({', '.join(PRESETS)}) or an object")
+        return _merge(value, base or cls())
+
+
+def _parse_json(text: str) -> object:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise PruneConfigError(f"prune={text!r}: not valid JSON: {error}") from error
+
+
+_SHORTHANDS = ("preset", "enable_stage1", "enable_pruning", "pruning_layer")
+_FIELDS = tuple(field.name for field in dataclasses.fields(PruneConfig))
+
+
+def _merge(changes: Mapping[str, Any], base: PruneConfig) -> PruneConfig:
+    """Applies `changes` to `base`, or to the preset that they name."""
+    _require_known_keys("prune", changes, (*_FIELDS, *_SHORTHANDS))
+    if "preset" in changes:
+        base = preset(changes["preset"])
+    fields = {name: getattr(base, name) for name in _FIELDS}
+    # Ratio and target exclude each other: the one given replaces the one inherited.
+    if changes.get("target_token_num") is not None and "keep_ratio" not in changes:
+        fields["keep_ratio"] = None
+    if changes.get("keep_ratio") is not None and "target_token_num" not in changes:
+        fields["target_token_num"] = None
+    if changes.get("method", base.method) != base.method:
+        fields.update(params={}, layers=None)
+    fields.update({name: changes[name] for name in _FIELDS if name in changes})
+    fields["stage1"] = _merge_stage1(changes, base.stage1)
+    _apply_switches(fields, changes)
+    return PruneConfig(**fields)
+
+
+def _merge_stage1(changes: Mapping[str, Any], base: Stage1Config | None) -> Stage1Config | None:
+    enabled = changes.get("enable_stage1", True)
+    if not isinstance(enabled, bool):
+        raise PruneConfigError(f"enable_stage1={enabled!r}: must be true or false")
+    value = changes.get("stage1", base or ("enable_stage1" in changes))
+    if not enabled or value is None or value is False:
+        return None
+    if value is True:
+        return base or Stage1Config()
+    if isinstance(value, Stage1Config):
+        return value
+    if not isinstance(value, Mapping):
+        raise PruneConfigError(f"stage1={value!r}: must be true, false or an object")
+    known = tuple(field.name for field in dataclasses.fields(Stage1Config))
+    _require_known_keys("stage1", value, known)
+    return dataclasses.replace(base or Stage1Config(), **value)
+
+
+def _apply_switches(fields: dict[str, Any], changes: Mapping[str, Any]) -> None:
+    """The source's own names: `enable_pruning` for stages 2 and 3, `pruning_layer` for a single layer."""
+    enabled = changes.get("enable_pruning")
+    if enabled not in (None, True, False):
+        raise PruneConfigError(f"enable_pruning={enabled!r}: must be true or false")
+    if enabled and fields["method"] == NO_METHOD:
+        fields["method"] = ATTENTION
+    if enabled is False:
+        fields.update(method=NO_METHOD, keep_ratio=None, target_token_num=None, layers=None, params={})
+    if "pruning_layer" in changes:
+        fields["layers"] = (_require_int("pruning_layer", changes["pruning_layer"], 0),)
+
+
+def _stages(tau: float, cluster_ratio: float, temporal_segment_ratio: float, keep_ratio: float) -> PruneConfig:
+    stage1 = Stage1Config(tau=tau, cluster_ratio=cluster_ratio, temporal_segment_ratio=temporal_segment_ratio)
+    return PruneConfig(stage1=stage1, method=ATTENTION, keep_ratio=keep_ratio)
+
+
+PRESETS: Mapping[str, PruneConfig] = {
+    "baseline": PruneConfig(),
+    "stage1_only": PruneConfig(stage1=Stage1Config()),
+    "stage2_only": PruneConfig(method=ATTENTION, keep_ratio=DEFAULT_KEEP_RATIO),
+    "default": _stages(0.8, 0.5, 0.25, 0.4),
+    "conservative": _stages(0.9, 0.8, 0.5, 0.6),
+    "aggressive": _stages(0.7, 0.3, 0.25, 0.3),
+}
+
+
+def preset(name: object) -> PruneConfig:
+    """The preset called `name`."""
+    if not isinstance(name, str) or name not in PRESETS:
+        raise PruneConfigError(f"preset={name!r}: unknown; known presets: {', '.join(PRESETS)}")
+    return PRESETS[name]
+
+
+def check_override_policy(value: object) -> OverridePolicy:
+    """Returns `value` if it is a known override policy."""
+    if value not in get_args(OverridePolicy):
+        raise PruneConfigError(f"override={value!r}: must be one of {', '.join(get_args(OverridePolicy))}")
+    return value  # type: ignore[return-value]

@@ -1,0 +1,54 @@
+"""vLLM engine arguments that turn a model into its pruning variant; the model's files stay untouched."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vllm_prune.config import OverridePolicy, PruneConfig, check_override_policy
+from vllm_prune.override import ServerSettings
+from vllm_prune.serving.architectures import variant_of
+from vllm_prune.serving.settings import settings_to_hf_override
+
+
+def engine_args(
+    model: str, config: PruneConfig | str | dict[str, Any], *, override: OverridePolicy = "tighten", **others: Any
+) -> dict[str, Any]:
+    """Keyword arguments for `vllm.LLM`.
+
+    Args:
+        model: Folder or hub name.
+        config: Configuration, preset's name, or what `PruneConfig.parse` reads.
+        override: What a request may change by `mm_processor_kwargs={"prune": ...}`.
+        others: Any further argument of `vllm.LLM`; a dictionary of `hf_overrides` is merged.
+
+    Raises:
+        ValueError: The configuration is wrong, or the model's architecture has no variant.
+    """
+    given = others.pop("hf_overrides", None) or {}
+    if not isinstance(given, dict):
+        raise ValueError(f"hf_overrides={given!r}: must be a dictionary, as the variant is added to it")
+    return {"model": model, "hf_overrides": {**given, **hf_overrides(model, config, override)}, **others}
+
+
+def hf_overrides(model: str, config: PruneConfig | str | dict[str, Any], override: str) -> dict[str, Any]:
+    """The `hf_overrides` that select the variant of `model` and carry its settings."""
+    settings = ServerSettings(config=PruneConfig.parse(config), override=check_override_policy(override))
+    return {"architectures": [variant_of(read_architecture(model))], **settings_to_hf_override(settings)}
+
+
+def read_architecture(model: str) -> str:
+    """The architecture that the model's config.json names.
+
+    Raises:
+        ValueError: There is no such file, or it names none.
+    """
+    from transformers import PretrainedConfig
+
+    try:
+        fields, _ = PretrainedConfig.get_config_dict(model)
+    except OSError as error:
+        raise ValueError(f"model={model!r}: no readable config.json there: {error}") from error
+    architectures = fields.get("architectures") or []
+    if not architectures:
+        raise ValueError(f"model={model!r}: its config.json names no architecture")
+    return architectures[0]

@@ -1,0 +1,79 @@
+"""Density peaks clustering with k nearest neighbours (DPC-KNN: Du et al., Knowledge-Based Systems 99, 2016).
+
+A point is a good centre when it is dense (its neighbours are near) and far from any denser point. Everything is
+computed in logarithms, so no density underflows whatever the scale of the features.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vllm_prune.methods._numerics import rank_descending
+from vllm_prune.methods._ragged import batches
+
+
+def cluster_groups(features: Tensor, group: Tensor, quota: Tensor, k: int) -> Tensor:
+    """Cluster every group by itself: the centre of each item.
+
+    features: [N, C] finite. group: [N] int64, -1 for items that take no part. quota: [G], centres of each group, from 1
+    to its size. Returns [N] int64: the index of the item's centre (a centre's is its own), -1 where group is -1.
+    """
+    root = torch.full_like(group, -1)
+    for batch in batches(group, len(quota), features.shape[1]):
+        distance = squared_distances(features[batch.index], batch.valid)
+        centre = assign_to_centres(distance, pick_centres(distance, batch.valid, quota[batch.group], k))
+        root[batch.index[batch.valid]] = batch.index.gather(1, centre)[batch.valid]
+    return root
+
+
+def squared_distances(points: Tensor, valid: Tensor) -> Tensor:
+    """[B, n, n] squared Euclidean distances per channel of `points` [B, n, C]; Inf where either is not `valid` [B, n].
+
+    Points are centred first, so a common offset costs no precision. Distances within rounding noise are 0, so
+    duplicates tie, and ties then keep the earlier.
+    """
+    points = points.masked_fill(~valid[:, :, None], 0)
+    points -= points.sum(1, keepdim=True) / valid.sum(1).clamp(min=1)[:, None, None]
+    product = points @ points.mT
+    square = product.diagonal(dim1=1, dim2=2)
+    scale = square[:, :, None] + square[:, None, :]
+    distance = torch.add(scale, product, alpha=-2)
+    distance.masked_fill_(distance <= scale * (8 * torch.finfo(points.dtype).eps), 0)
+    distance /= points.shape[2]
+    return distance.masked_fill_(~(valid[:, :, None] & valid[:, None, :]), torch.inf)
+
+
+def pick_centres(distance: Tensor, valid: Tensor, quota: Tensor, k: int) -> Tensor:
+    """[B, n] bool: the `quota` [B] best centres of each batch row, given `squared_distances` [B, n, n].
+
+    log density = -(mean squared distance to the k nearest, the point itself being one of them); log separation = log of
+    the distance to the nearest denser point, for the densest one the largest distance in its group; score = their sum.
+    Of two equally dense points the earlier counts as denser, of two equal scores the earlier is taken.
+    """
+    nearest = distance.topk(min(k, distance.shape[1]), dim=2, largest=False).values
+    near = nearest.isfinite()
+    spread = nearest.masked_fill(~near, 0).sum(2) / near.sum(2).clamp(min=1)
+    spread = spread.masked_fill(~valid, torch.inf)
+    separation = _distance_to_denser(distance, spread)
+    score = separation.log().mul_(0.5) - spread
+    rank = rank_descending(score.masked_fill(~valid, -torch.inf))
+    return (rank < quota[:, None]) & valid
+
+
+def _distance_to_denser(distance: Tensor, spread: Tensor) -> Tensor:
+    """[B, n] squared distance to the nearest point of smaller `spread` [B, n]; if none, the largest of all."""
+    n = spread.shape[1]
+    earlier = torch.ones(n, n, dtype=torch.bool, device=spread.device).tril(-1)
+    mine, other = spread[:, :, None], spread[:, None, :]
+    denser = (other < mine) | ((other == mine) & earlier)
+    nearest = distance.masked_fill(~denser, torch.inf).amin(2)
+    largest = distance.masked_fill(distance.isinf(), 0).amax((1, 2))
+    return torch.where(nearest.isinf(), largest[:, None], nearest)
+
+
+def assign_to_centres(distance: Tensor, is_centre: Tensor) -> Tensor:
+    """[B, n] int64: the nearest centre of each point, the earlier on ties; a centre belongs to itself."""
+    nearest = distance.masked_fill(~is_centre[:, None, :], torch.inf).argmin(2)
+    own = torch.arange(is_centre.shape[1], device=nearest.device)
+    return torch.where(is_centre, own, nearest)

@@ -1,0 +1,57 @@
+"""Groups of unequal size, worked on together as padded batches of bounded memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_BATCH_BYTES = 32 << 20  # of the padded features or distances, whichever is larger; one group may exceed it
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some groups as rows of a rectangle.
+
+    group: [B] the ids of the groups.
+    index: [B, n] the members of each group, in order; padding repeats an arbitrary valid index.
+    valid: [B, n] bool, False at padding, which is always at the end of a row.
+    """
+
+    group: Tensor
+    index: Tensor
+    valid: Tensor
+
+
+def sizes(group: Tensor, num_groups: int) -> Tensor:
+    """[num_groups] int64: members of each group; `group` holds -1 for members of none."""
+    return torch.zeros(num_groups, dtype=torch.int64, device=group.device).scatter_add_(
+        0, group.clamp(min=0), (group >= 0).long()
+    )
+
+
+def batches(group: Tensor, num_groups: int, channels: int) -> Iterator[Batch]:
+    """The non-empty groups, largest first, in batches that pad little and stay small.
+
+    group: [N] int64, the group of each of N items or -1. Members of a group keep their order.
+    channels: width of the features of an item; a batch holds B * n * max(n, channels) floats at most, roughly.
+
+    >>> [b.index.tolist() for b in batches(torch.tensor([1, 0, -1, 1]), 2, 1)]
+    [[[0, 3], [1, 1]]]
+    """
+    size = sizes(group, num_groups)
+    order = group.argsort(stable=True)
+    start = size.cumsum(0) - size + (group < 0).sum()
+    by_size, ids = size.sort(descending=True, stable=True)
+    lengths = [length for length in by_size.tolist() if length > 0]
+    first = 0
+    while first < len(lengths):
+        longest = lengths[first]
+        count = max(1, _BATCH_BYTES // (4 * longest * max(longest, channels)))
+        rows = ids[first : first + min(count, len(lengths) - first)]
+        place = torch.arange(longest, device=group.device)
+        valid = place < size[rows, None]
+        yield Batch(rows, order[start[rows, None] + torch.where(valid, place, 0)], valid)
+        first += count

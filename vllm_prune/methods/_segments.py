@@ -1,0 +1,40 @@
+"""Cutting a video into contiguous temporal segments."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vllm_prune.methods._dpc_knn import pick_centres, squared_distances
+
+
+def segment_by_clusters(frames: Tensor, count: int, k: int) -> Tensor:
+    """The segment of each frame: DPC-KNN picks `count` centre frames, each segment surrounds one.
+
+    frames: [T, C] finite, one feature per frame; 1 <= count <= T.
+    Returns [T] int64, non-decreasing from 0 to count - 1. The cut between two neighbouring centres is where the summed
+    distance, left frames to the left centre plus right frames to the right one, is least; of equal cuts the earliest.
+    """
+    everything = torch.ones(1, len(frames), dtype=torch.bool, device=frames.device)
+    squared = squared_distances(frames[None], everything)
+    quota = torch.full((1,), count, device=frames.device)
+    centre = pick_centres(squared, everything, quota, k)[0].nonzero().squeeze(1)
+    cut = cut_between(squared[0].sqrt()[centre], centre)
+    frame = torch.arange(len(frames), device=frames.device)
+    return (frame[:, None] >= cut).sum(1)
+
+
+def cut_between(distance: Tensor, centre: Tensor) -> Tensor:
+    """[S - 1] int64: the first frame of segments 1..S-1.
+
+    distance: [S, T] from each centre to each frame. centre: [S] int64, strictly increasing frame indices.
+
+    >>> cut_between(torch.tensor([[0.0, 1.0, 5.0, 9.0], [9.0, 5.0, 4.0, 0.0]]), torch.tensor([0, 3])).tolist()
+    [2]
+    """
+    left, right = centre[:-1, None], centre[1:, None]
+    frame = torch.arange(distance.shape[1], device=distance.device)
+    gain = (distance[:-1] - distance[1:]).double().masked_fill(frame <= left, 0)
+    before = gain.cumsum(1) - gain  # cost of cutting at a frame, up to a constant
+    outside = (frame <= left) | (frame > right)
+    return before.masked_fill(outside, torch.inf).argmin(1)

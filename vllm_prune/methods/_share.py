@@ -1,0 +1,38 @@
+"""Sharing a budget among groups of tokens, in integers, exactly."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vllm_prune.methods._numerics import rank_descending
+
+
+def share_budget(budget: int, size: Tensor) -> Tensor:
+    """How many of `budget` slots each group gets, in proportion to its size.
+
+    size: [G] int64, tokens of each group, 0 for an empty one; 0 <= budget <= sum of sizes.
+    Returns [G] int64 that sums to `budget`, never above the size. Every group with tokens gets at least 1; a budget too
+    small for that gives 1 to the largest groups. Fractions go by largest remainder; ties favour the earlier group.
+
+    >>> share_budget(6, torch.tensor([10, 0, 5, 5])).tolist()
+    [3, 0, 2, 1]
+    >>> share_budget(2, torch.tensor([1, 4, 4])).tolist()
+    [0, 1, 1]
+    """
+    least = (size > 0).long()
+    groups = least.sum()
+    room = size - least
+    extra = (budget - groups).clamp(min=0)
+    quota = least + _apportion(extra, room)
+    only_largest = (rank_descending(size) < budget).long() * least
+    return torch.where(groups <= budget, quota, only_largest)
+
+
+def _apportion(total: Tensor, weight: Tensor) -> Tensor:
+    """[G] int64 summing to `total` in proportion to `weight` [G] int64, by largest remainder; never above `weight`."""
+    product = total * weight
+    whole = weight.sum().clamp(min=1)
+    base = product // whole
+    left = total - base.sum()
+    return base + ((rank_descending(product % whole) < left) & (weight > 0)).long()

@@ -1,0 +1,128 @@
+"""PruneVid, stage 1: spatial-temporal merging (Huang et al., Findings of ACL 2025, arXiv:2412.16117).
+
+Written from the paper's description. Where it differs: the number of tokens that come out is given, so cluster counts
+are fitted to it; nothing is random (the usual DPC-KNN breaks ties with noise); clusters live in logarithms (_dpc_knn).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from vllm_prune.methods._dpc_knn import cluster_groups
+from vllm_prune.methods._numerics import to_finite
+from vllm_prune.methods._prunevid_plan import Measure, PruneVidPlan, make_plan, measure
+from vllm_prune.methods._share import share_budget
+from vllm_prune.methods.base import Assignment, VideoTokens, check_budget, check_integer, check_range, compact
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneVid:
+    """Merge over time what does not change, then merge in space what is alike.
+
+    1. Frames form contiguous segments: DPC-KNN over frame means.
+    2. A grid cell whose features agree over a segment's frames is static: averaged over time to one token.
+    3. DPC-KNN merges the static tokens of each segment, and the dynamic tokens of each frame, to a share of them.
+
+    tau: mean pairwise cosine similarity above which a cell is static, 0 < tau < 1 (the paper uses 0.7-0.9).
+    cluster_ratio: fraction of a group's tokens that stay as clusters, 0 < cluster_ratio <= 1.
+    temporal_segment_ratio: segments per frame, 0 < temporal_segment_ratio <= 1.
+    k: neighbours that density is measured on, the token itself included, >= 1.
+    keep_small: groups of up to this many tokens stay whole when the budget covers the natural one, >= 0.
+
+    Tokens with NaN or Inf count as zero vectors. A zero vector resembles nothing, so its cell is dynamic.
+    """
+
+    tau: float = 0.8
+    cluster_ratio: float = 0.5
+    temporal_segment_ratio: float = 0.25
+    k: int = 7
+    keep_small: int = 14
+    name: ClassVar[str] = "prunevid"
+
+    def __post_init__(self) -> None:
+        check_range("tau", self.tau, 0, 1, open_low=True, open_high=True)
+        check_range("cluster_ratio", self.cluster_ratio, 0, 1, open_low=True)
+        check_range("temporal_segment_ratio", self.temporal_segment_ratio, 0, 1, open_low=True)
+        check_integer("k", self.k, 1)
+        check_integer("keep_small", self.keep_small, 0)
+
+    def plan(self, tokens: VideoTokens) -> PruneVidPlan:
+        """Segments and static cells, before any budget."""
+        measured = self._measure(tokens)
+        return make_plan(measured, measured.similarity > self.tau)
+
+    def natural_budget(self, tokens: VideoTokens) -> int:
+        """The number of tokens the paper's rule would leave."""
+        return max(1, int(self._natural_sizes(self.plan(tokens).group_sizes).sum()))
+
+    def assign(self, tokens: VideoTokens, budget: int) -> Assignment:
+        """Exactly `budget` slots.
+
+        More than time merging leaves: static cells, least similar first, stay dynamic. Fewer: groups share the budget
+        in proportion to size, small ones whole if `keep_small` allows. Fewer than groups: each group becomes one token,
+        and DPC-KNN merges those. A slot's anchor is the centre of its cluster, for a static cell its first frame.
+        """
+        check_budget(budget, tokens.num_tokens)
+        if budget == tokens.num_tokens:
+            return Assignment.identity(budget, tokens.features.device)
+        measured = self._measure(tokens)
+        plan = make_plan(measured, self._choose_static(measured, budget))
+        groups = int((plan.group_sizes > 0).sum())
+        if budget >= groups:
+            return self._merge_in_space(measured, plan, self._share(plan.group_sizes, budget))
+        whole = self._merge_in_space(measured, plan, (plan.group_sizes > 0).long())
+        return self._merge_groups(tokens, whole, budget)
+
+    def _measure(self, tokens: VideoTokens) -> Measure:
+        frames, height, width = tokens.grid_thw
+        if tokens.num_tokens != frames * height * width:
+            given = f"{tokens.num_tokens} tokens for grid_thw={tokens.grid_thw}"
+            raise ValueError(f"features: {given}; prunevid needs the unpruned video")
+        segments = max(1, round(self.temporal_segment_ratio * frames))
+        return measure(tokens, segments, self.k)
+
+    def _choose_static(self, measured: Measure, budget: int) -> Tensor:
+        """[S, H*W] bool: cells above tau, less the least similar of them until `budget` tokens remain."""
+        static = measured.similarity > self.tau
+        saved = static * (measured.segment_length[:, None] - 1)
+        missing = budget - (len(measured.features) - saved.sum())
+        similarity = measured.similarity.masked_fill(~static, torch.inf).flatten()
+        order = similarity.argsort(stable=True)
+        given_back = saved.flatten()[order]
+        reverted = torch.zeros_like(static.flatten())
+        reverted[order] = given_back.cumsum(0) - given_back < missing
+        return static & ~reverted.view_as(static)
+
+    def _natural_sizes(self, size: Tensor) -> Tensor:
+        return torch.where(size <= self.keep_small, size, (size.double() * self.cluster_ratio).long())
+
+    def _share(self, size: Tensor, budget: int) -> Tensor:
+        """[G] int64: the clusters of each group."""
+        natural = self._natural_sizes(size).maximum((size > 0).long())
+        small = size * (size <= self.keep_small)
+        whole = torch.where(natural.sum() <= budget, small, 0)
+        return whole + share_budget(budget - int(whole.sum()), size - whole)
+
+    def _merge_in_space(self, measured: Measure, plan: PruneVidPlan, quota: Tensor) -> Assignment:
+        segments, cells = plan.static.shape
+        static_group = torch.arange(segments, device=quota.device)[:, None].where(plan.static, -1)
+        static_root = cluster_groups(
+            measured.cell_mean.flatten(0, 1), static_group.flatten(), quota[:segments], self.k
+        ).view(segments, cells)
+        frame_group = (plan.group - segments).clamp(min=-1)
+        frame_root = cluster_groups(measured.features, frame_group, quota[segments:], self.k)
+        first_token = measured.first_frame * cells
+        static_root = static_root % cells + first_token[:, None]
+        is_static = plan.static[plan.segment].flatten()
+        return Assignment.from_roots(torch.where(is_static, static_root[plan.segment].flatten(), frame_root))
+
+    def _merge_groups(self, tokens: VideoTokens, whole: Assignment, budget: int) -> Assignment:
+        """Merge the slots of `whole`, one per group, to `budget` of them."""
+        features = to_finite(compact(tokens, whole).features)[0]
+        together = torch.zeros_like(whole.anchor)
+        centre = cluster_groups(features, together, together.new_tensor([budget]), self.k)
+        return Assignment.from_roots(whole.anchor[centre][whole.slot])

@@ -1,0 +1,88 @@
+"""Methods by name, imported when asked for.
+
+A third-party package adds one with an entry point and no import of this package at install time:
+
+    [project.entry-points."vllm_prune.methods"]
+    mine = "my_package.mine:Mine"
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from importlib.metadata import entry_points
+from types import MappingProxyType
+from typing import Any
+
+from vllm_prune.methods.base import Method
+
+ENTRY_POINT_GROUP = "vllm_prune.methods"
+
+_BUILT_IN = MappingProxyType(
+    {
+        "prunevid": "vllm_prune.methods.prunevid:PruneVid",
+        "random": "vllm_prune.methods.random:Random",
+        "uniform": "vllm_prune.methods.uniform:Uniform",
+    }
+)
+
+
+def names() -> list[str]:
+    """All known methods, built-in and third-party, sorted.
+
+    >>> "uniform" in names()
+    True
+    """
+    return sorted(_targets())
+
+
+def create(name: str, **params: Any) -> Method:
+    """The method called `name` with its parameters; ValueError for an unknown name, parameter or value.
+
+    >>> create("random", seed=3)
+    Random(seed=3)
+    >>> create("random", speed=3)
+    Traceback (most recent call last):
+    ...
+    ValueError: method 'random' has no parameter 'speed'; it has: seed
+    """
+    kind = load(name)
+    allowed = parameters(name)
+    unknown = sorted(set(params) - set(allowed))
+    if unknown:
+        listed = ", ".join(allowed) or "none"
+        raise ValueError(f"method {name!r} has no parameter {unknown[0]!r}; it has: {listed}")
+    try:
+        return kind(**params)
+    except TypeError as error:
+        raise ValueError(f"method {name!r}: {error}") from error
+
+
+def parameters(name: str) -> dict[str, Any]:
+    """Parameter names of a method with their defaults.
+
+    >>> parameters("random")
+    {'seed': 0}
+    """
+    return {field.name: field.default for field in dataclasses.fields(load(name)) if field.init}
+
+
+def load(name: str) -> Any:
+    """The class behind `name`, imported now; ValueError if it is unknown or not a method."""
+    targets = _targets()
+    if name not in targets:
+        raise ValueError(f"unknown method {name!r}; known methods: {', '.join(sorted(targets))}")
+    module, _, attribute = targets[name].partition(":")
+    try:
+        kind = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"method {name!r}: cannot load {targets[name]!r}: {error}") from error
+    if not dataclasses.is_dataclass(kind) or not callable(getattr(kind, "assign", None)):
+        raise ValueError(f"method {name!r}: {targets[name]!r} must be a dataclass with assign(tokens, budget)")
+    return kind
+
+
+def _targets() -> dict[str, str]:
+    """Name -> "module:attribute". A third-party method cannot take a built-in name."""
+    third_party = {entry.name: entry.value for entry in entry_points(group=ENTRY_POINT_GROUP)}
+    return {**third_party, **_BUILT_IN}

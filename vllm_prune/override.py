@@ -1,0 +1,72 @@
+"""What a request may change of the server's configuration."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+from vllm_prune.budget import plan_counts
+from vllm_prune.config import OverridePolicy, PruneConfig, PruneConfigError
+
+_TIGHTEN_KEYS = ("keep_ratio", "target_token_num", "stage1")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ServerSettings:
+    """The server's configuration and how far requests may leave it."""
+
+    config: PruneConfig
+    override: OverridePolicy = "tighten"
+
+    @property
+    def may_prune(self) -> bool:
+        """Whether any request at all can have tokens merged or dropped."""
+        return self.override == "any" or not self.config.keeps_everything
+
+    def resolve(self, request: object | None) -> PruneConfig:
+        """The configuration of a request that asks for `request` (None: nothing of its own).
+
+        Raises:
+            PruneConfigError: The request's value is wrong, or the policy does not allow it.
+        """
+        if request is None:
+            return self.config
+        requested = PruneConfig.parse(request, base=self.config)
+        if requested == self.config:
+            return requested
+        if self.override == "none":
+            raise PruneConfigError(
+                f"prune={request!r}: this server allows no override; leave `prune` out of mm_processor_kwargs, "
+                f"or start the server with --prune-override tighten or any"
+            )
+        if self.override == "tighten":
+            self._require_tighter_kind(request, requested)
+        return requested
+
+    def _require_tighter_kind(self, request: object, requested: PruneConfig) -> None:
+        """Refuses a change of anything but the amounts; `check_counts` compares these."""
+        keys = tuple(request) if isinstance(request, Mapping) else ("preset",)
+        changed = [key for key in ("method", "layers", "params") if getattr(requested, key) != getattr(self.config, key)]
+        if changed or (requested.stage1 is None) != (self.config.stage1 is None):
+            raise PruneConfigError(
+                f"prune={request!r}: changes {', '.join(changed) or 'stage1'} (by {', '.join(map(str, keys))}), but this "
+                f"server allows only fewer tokens ({', '.join(_TIGHTEN_KEYS)}); start it with --prune-override any"
+            )
+
+    def check_counts(self, requested: PruneConfig, num_tokens: int) -> None:
+        """Refuses a request for more tokens of a video of `num_tokens` than the policy or the video allows."""
+        if requested == self.config:
+            return
+        target = requested.target_token_num
+        targets = target if isinstance(target, tuple) else (target,)
+        if target != self.config.target_token_num and any(t is not None and t > num_tokens for t in targets):
+            raise PruneConfigError(f"target_token_num={target!r}: the video has only {num_tokens} tokens; ask for 1 to that")
+        if self.override != "tighten":
+            return
+        asked, allowed = plan_counts(requested, num_tokens), plan_counts(self.config, num_tokens)
+        if asked.entering > allowed.entering or asked.kept > allowed.kept:
+            raise PruneConfigError(
+                f"prune={requested.to_dict()!r}: keeps {asked.kept} of {num_tokens} tokens ({asked.entering} entering the model), "
+                f"above this server's {allowed.kept} ({allowed.entering}); lower keep_ratio or target_token_num, "
+                f"or start the server with --prune-override any"
+            )

@@ -1,0 +1,1 @@
+"""Everything that touches vLLM: processor, model variants, positions, configuration hook."""

@@ -1,0 +1,49 @@
+"""Checks and completes vLLM's configuration for a pruning variant, before any weight is loaded.
+
+vLLM calls these hooks by architecture (`MODELS_CONFIG_MAP`), in the process that builds the configuration.
+"""
+
+from __future__ import annotations
+
+from vllm.config import ModelConfig, VllmConfig
+from vllm.model_executor.models.config import VerifyAndUpdateConfig
+
+from vllm_prune.config import PruneConfigError
+from vllm_prune.serving.settings import REQUEST_KEY, read_settings
+
+_PRUNING_ENABLED = 0.5
+"""Any rate above 0 makes vLLM's runners strip extra columns and recompute positions; how much is ours to say."""
+
+
+class PruneConfigHook(VerifyAndUpdateConfig):
+    """The hook of every variant."""
+
+    @staticmethod
+    def verify_and_update_model_config(model_config: ModelConfig) -> None:
+        """Reads the settings, so that a mistake ends the start here, and turns on vLLM's pruning hooks."""
+        settings = read_settings(model_config.hf_config)
+        mm_config = model_config.get_multimodal_config()
+        if REQUEST_KEY in (mm_config.mm_processor_kwargs or {}):
+            raise PruneConfigError(f"mm_processor_kwargs.{REQUEST_KEY}: is for requests; use --prune for the whole server")
+        if mm_config.video_pruning_rate:
+            raise PruneConfigError(
+                f"video_pruning_rate={mm_config.video_pruning_rate}: selects vLLM's own pruning, which cannot be combined "
+                f"with a pruning variant; leave it out"
+            )
+        if settings.may_prune:
+            mm_config.video_pruning_rate = _PRUNING_ENABLED
+
+    @staticmethod
+    def verify_and_update_config(vllm_config: VllmConfig) -> None:
+        """Refuses what pruning would make silently wrong."""
+        if not vllm_config.model_config.get_multimodal_config().is_multimodal_pruning_enabled():
+            return
+        if vllm_config.parallel_config.pipeline_parallel_size > 1:
+            raise PruneConfigError(
+                f"pipeline_parallel_size={vllm_config.parallel_config.pipeline_parallel_size}: vLLM recomputes the positions "
+                f"of pruned prompts on the first stage only; use tensor parallelism"
+            )
+        if vllm_config.speculative_config is not None:
+            raise PruneConfigError(
+                "speculative_config: the drafter's look-ahead would be given positions of the wrong rows; leave it out"
+            )

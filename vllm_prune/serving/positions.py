@@ -1,0 +1,99 @@
+"""M-RoPE positions of prompts whose media are shorter than their grids.
+
+vLLM asks for a prompt's positions before the vision encoder has run, when which tokens of a video stay may not be known.
+What is known then is the grid, and with it the position at which the text after the video goes on: as in the unpruned
+sequence. So text and unpruned media get their final positions at once, and the rows of a pruned medium a negative
+placeholder that holds the position at which the medium starts; `fill_rows` replaces it, once and for all, when the rows'
+offsets arrive with the embeddings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+
+@dataclass(frozen=True)
+class Medium:
+    """One image or video of a prompt."""
+
+    offset: int
+    """Index of its first placeholder in the prompt."""
+    length: int
+    """Number of its placeholders, 1 <= length <= t * h * w."""
+    grid: tuple[int, int, int]
+    """(t, h, w) of the unpruned medium in merged tokens."""
+    t_factor: float
+    """Temporal positions per step of the grid."""
+
+
+def medium_offsets(grid: tuple[int, int, int], t_factor: float) -> np.ndarray:
+    """Positions [N, 3] (int64) of all tokens of a medium, relative to where it starts.
+
+    Source: `Qwen2_5_VLForConditionalGeneration.get_mrope_input_positions` of vLLM 0.32, whose rounding this keeps.
+
+    >>> medium_offsets((2, 1, 2), 1.5).tolist()
+    [[0, 0, 0], [0, 0, 1], [1, 0, 0], [1, 0, 1]]
+    """
+    offsets = np.indices(grid).reshape(3, -1).T.astype(np.int64)
+    if t_factor != 1.0:
+        offsets[:, 0] = (offsets[:, 0] * t_factor).astype(np.int64)
+    return offsets
+
+
+def medium_extent(grid: tuple[int, int, int], t_factor: float) -> int:
+    """How far the text after a medium starts behind the medium's own start, whatever of the medium was pruned."""
+    t, h, w = grid
+    last_t = t - 1 if t_factor == 1.0 else int((t - 1) * t_factor)
+    return max(last_t, h - 1, w - 1) + 1
+
+
+def prompt_positions(prompt_len: int, media: Iterable[Medium]) -> tuple[torch.Tensor, int]:
+    """Positions [3, prompt_len] (int64) of a prompt and what to add to the index of every later token.
+
+    Args:
+        prompt_len: Number of prompt tokens, placeholders included.
+        media: In the order of the prompt.
+    """
+    parts: list[np.ndarray] = []
+    position = index = 0
+    for medium in media:
+        text_len = medium.offset - index
+        parts.append(_text(position, text_len))
+        position += text_len
+        parts.append(_medium_rows(medium, position))
+        position += medium_extent(medium.grid, medium.t_factor)
+        index = medium.offset + medium.length
+    parts.append(_text(position, prompt_len - index))
+    position += prompt_len - index
+    return torch.from_numpy(np.concatenate(parts, axis=1)), position - prompt_len
+
+
+def _text(start: int, length: int) -> np.ndarray:
+    return np.broadcast_to(np.arange(start, start + length, dtype=np.int64), (3, length))
+
+
+def _medium_rows(medium: Medium, start: int) -> np.ndarray:
+    if medium.length == int(np.prod(medium.grid)):
+        return medium_offsets(medium.grid, medium.t_factor).T + start
+    return np.full((3, medium.length), -(start + 1), dtype=np.int64)
+
+
+def fill_rows(positions: torch.Tensor, index: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+    """Gives the rows of a pruned medium their positions, in place; rows that have theirs keep them.
+
+    Args:
+        positions: Of the prompt, [3, L].
+        index: Prompt indices [n] of the rows.
+        offsets: Of the rows, relative to the medium's start, [n, 3].
+
+    Returns:
+        The position (scalar tensor) at which the medium starts.
+    """
+    rows, steps = positions[:, index], offsets.T.to(positions.dtype)
+    filled = torch.where(rows < 0, steps - rows - 1, rows)
+    positions[:, index] = filled
+    return filled[0, 0] - steps[0, 0]

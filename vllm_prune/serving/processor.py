@@ -1,0 +1,130 @@
+"""Multimodal processor: the budget is decided here, before the scheduler sees the request.
+
+Runs in the API server process. A request's `mm_processor_kwargs["prune"]` is resolved against the server's settings once, in
+`apply`; from there on the key holds the resolved configuration as canonical JSON, so that it is part of the media hash.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from transformers import BatchFeature
+from vllm.inputs import MultiModalHashes, MultiModalInput
+from vllm.multimodal.inputs import MultiModalFieldConfig, MultiModalKwargsItems
+from vllm.multimodal.processing import BaseMultiModalProcessor, PromptReplacement, PromptUpdate, PromptUpdateDetails
+from vllm.multimodal.processing.context import TimingContext
+from vllm.multimodal.processing.inputs import ProcessorInputs
+from vllm.multimodal.processing.processor import MultiModalProcessingResult
+
+from vllm_prune.budget import TokenCounts, plan_counts
+from vllm_prune.config import PruneConfig
+from vllm_prune.override import ServerSettings
+from vllm_prune.serving.request_spec import FIELD, encode_spec
+from vllm_prune.serving.settings import REQUEST_KEY, read_settings
+
+REPORT_KEY = "prune_report"
+"""Key of the processed input under which the API server finds the `TokenCounts` of the request's videos."""
+
+
+@dataclasses.dataclass
+class VideoPlaceholders(PromptUpdateDetails):
+    """The placeholders of one video, with the counts they come from (kept in vLLM's processor cache with them)."""
+
+    counts: TokenCounts | None = None
+
+
+def without_prune(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """`kwargs` as the Hugging Face processor knows them."""
+    return {key: value for key, value in kwargs.items() if key != REQUEST_KEY}
+
+
+class PruningProcessorMixin(BaseMultiModalProcessor[Any]):
+    """Put before a model's own processor class."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._settings: ServerSettings = read_settings(self.info.get_hf_config())
+        self._spatial_merge_size: int = self.info.get_hf_config().vision_config.spatial_merge_size
+
+    def apply(self, inputs: ProcessorInputs, timing_ctx: TimingContext) -> MultiModalInput:
+        """Resolves the request's configuration, processes, and adds the report of token counts."""
+        inputs = self._with_resolved_config(inputs)
+        processed = super().apply(inputs, timing_ctx)
+        counts = getattr(inputs, REPORT_KEY, ())
+        if counts:
+            processed[REPORT_KEY] = counts  # type: ignore[literal-required]
+        return processed
+
+    def _with_resolved_config(self, inputs: ProcessorInputs) -> ProcessorInputs:
+        config = self._settings.resolve(inputs.hf_processor_mm_kwargs.get(REQUEST_KEY))
+        kwargs = without_prune(inputs.hf_processor_mm_kwargs)
+        if not config.keeps_everything:
+            kwargs[REQUEST_KEY] = config.to_json()
+        return dataclasses.replace(inputs, hf_processor_mm_kwargs=kwargs)
+
+    def _cached_apply_hf_processor(
+        self, inputs: ProcessorInputs, timing_ctx: TimingContext
+    ) -> MultiModalProcessingResult:
+        result = super()._cached_apply_hf_processor(inputs, timing_ctx)
+        contents = [updates[0].content for updates in result.prompt_updates.get("video", ())]
+        counts = tuple(content.counts for content in contents if isinstance(content, VideoPlaceholders))
+        setattr(inputs, REPORT_KEY, counts)
+        return result
+
+    def _get_mm_hashes(self, inputs: ProcessorInputs) -> MultiModalHashes:
+        """Makes the configuration part of the identity of videos, and of nothing else."""
+        kwargs = without_prune(inputs.hf_processor_mm_kwargs)
+        if REQUEST_KEY in inputs.hf_processor_mm_kwargs:
+            scoped = kwargs.get("videos_kwargs") or {}
+            kwargs["videos_kwargs"] = {**scoped, REQUEST_KEY: inputs.hf_processor_mm_kwargs[REQUEST_KEY]}
+        return super()._get_mm_hashes(dataclasses.replace(inputs, hf_processor_mm_kwargs=kwargs))
+
+    def _call_hf_processor(self, hf_data: Mapping[str, object], hf_kwargs: Mapping[str, object]) -> BatchFeature:
+        return super()._call_hf_processor(hf_data, without_prune(hf_kwargs))
+
+    def _postprocess_hf_mm_data(
+        self, mm_inputs: Mapping[str, object], hf_processor_mm_kwargs: Mapping[str, object], processed_data: BatchFeature
+    ) -> BatchFeature:
+        data = super()._postprocess_hf_mm_data(mm_inputs, without_prune(hf_processor_mm_kwargs), processed_data)
+        if REQUEST_KEY in hf_processor_mm_kwargs and "video_grid_thw" in data:
+            config = self._config(hf_processor_mm_kwargs)
+            data[FIELD] = [encode_spec(config)] * len(data["video_grid_thw"])
+        return data
+
+    def _get_mm_fields_config(
+        self, hf_inputs: BatchFeature, hf_processor_mm_kwargs: Mapping[str, object]
+    ) -> Mapping[str, MultiModalFieldConfig]:
+        fields = super()._get_mm_fields_config(hf_inputs, without_prune(hf_processor_mm_kwargs))
+        return {**fields, FIELD: MultiModalFieldConfig.batched("video", keep_on_cpu=True)}
+
+    def _get_prompt_updates(
+        self, mm_items: Any, hf_processor_mm_kwargs: Mapping[str, Any], out_mm_kwargs: MultiModalKwargsItems
+    ) -> Sequence[PromptUpdate]:
+        updates = super()._get_prompt_updates(mm_items, without_prune(hf_processor_mm_kwargs), out_mm_kwargs)
+        config = self._config(hf_processor_mm_kwargs)
+        return [
+            self._pruned_update(update, config, out_mm_kwargs) if update.modality == "video" else update
+            for update in updates
+        ]
+
+    def _config(self, hf_processor_mm_kwargs: Mapping[str, Any]) -> PruneConfig:
+        resolved = hf_processor_mm_kwargs.get(REQUEST_KEY)
+        return PruneConfig() if resolved is None else PruneConfig.parse(resolved)
+
+    def _pruned_update(self, update: PromptUpdate, config: PruneConfig, items: MultiModalKwargsItems) -> PromptUpdate:
+        """The same replacement of the video's placeholder token, by as many as the budget allows."""
+        assert isinstance(update, PromptReplacement) and isinstance(update.target, list)
+        (token_id,) = update.target
+
+        def placeholders(item_idx: int) -> VideoPlaceholders:
+            grid_thw = items["video"][item_idx]["video_grid_thw"].data
+            assert isinstance(grid_thw, torch.Tensor)
+            num_tokens = int(grid_thw.prod()) // self._spatial_merge_size**2
+            self._settings.check_counts(config, num_tokens)
+            counts = plan_counts(config, num_tokens)
+            return VideoPlaceholders(full=[token_id] * counts.kept, counts=counts)
+
+        return dataclasses.replace(update, replacement=placeholders)

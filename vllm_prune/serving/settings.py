@@ -1,0 +1,39 @@
+"""Where the server's settings live: an attribute of the Hugging Face configuration, set by `--hf-overrides`.
+
+That configuration reaches every process (API server, engine core, workers), the multimodal processor as well as the model.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vllm_prune.config import PruneConfig, PruneConfigError, check_override_policy
+from vllm_prune.override import ServerSettings
+
+HF_CONFIG_KEY = "vllm_prune"
+REQUEST_KEY = "prune"
+"""Key of a request's `mm_processor_kwargs` that holds its own configuration."""
+_KEYS = ("config", "override")
+
+
+def read_settings(hf_config: Any) -> ServerSettings:
+    """The settings that `hf_overrides` put into `hf_config`; without any, nothing is pruned unless a request asks.
+
+    Raises:
+        PruneConfigError: Unknown key or unusable value.
+    """
+    value = getattr(hf_config, HF_CONFIG_KEY, None)
+    if value is None:
+        value = {}
+    if not isinstance(value, dict):
+        raise PruneConfigError(f"hf_overrides.{HF_CONFIG_KEY}={value!r}: must be an object with {' and '.join(_KEYS)}")
+    for key in value:
+        if key not in _KEYS:
+            raise PruneConfigError(f"hf_overrides.{HF_CONFIG_KEY}: unknown key {key!r}; known: {', '.join(_KEYS)}")
+    config = PruneConfig.parse(value.get("config", {}))
+    return ServerSettings(config=config, override=check_override_policy(value.get("override", "tighten")))
+
+
+def settings_to_hf_override(settings: ServerSettings) -> dict[str, Any]:
+    """What `read_settings` reads back, JSON-ready."""
+    return {HF_CONFIG_KEY: {"config": settings.config.to_dict(), "override": settings.override}}
