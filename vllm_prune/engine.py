@@ -11,7 +11,12 @@ from vllm_prune.serving.settings import settings_to_hf_override
 
 
 def engine_args(
-    model: str, config: PruneConfig | str | dict[str, Any], *, override: OverridePolicy = "tighten", **others: Any
+    model: str,
+    config: PruneConfig | str | dict[str, Any],
+    *,
+    override: OverridePolicy = "tighten",
+    trace: str | None = None,
+    **others: Any,
 ) -> dict[str, Any]:
     """Keyword arguments for `vllm.LLM`.
 
@@ -19,6 +24,7 @@ def engine_args(
         model: Folder or hub name.
         config: Configuration, preset's name, or what `PruneConfig.parse` reads.
         override: What a request may change by `mm_processor_kwargs={"prune": ...}`.
+        trace: Folder for a trace of what was decided about every video (see `serving/trace.py`).
         others: Any further argument of `vllm.LLM`; a dictionary of `hf_overrides` is merged.
 
     Raises:
@@ -27,12 +33,14 @@ def engine_args(
     given = others.pop("hf_overrides", None) or {}
     if not isinstance(given, dict):
         raise ValueError(f"hf_overrides={given!r}: must be a dictionary, as the variant is added to it")
-    return {"model": model, "hf_overrides": {**given, **hf_overrides(model, config, override)}, **others}
+    return {"model": model, "hf_overrides": {**given, **hf_overrides(model, config, override, trace)}, **others}
 
 
-def hf_overrides(model: str, config: PruneConfig | str | dict[str, Any], override: str) -> dict[str, Any]:
+def hf_overrides(
+    model: str, config: PruneConfig | str | dict[str, Any], override: str, trace: str | None = None
+) -> dict[str, Any]:
     """The `hf_overrides` that select the variant of `model` and carry its settings."""
-    settings = ServerSettings(config=PruneConfig.parse(config), override=check_override_policy(override))
+    settings = ServerSettings(config=PruneConfig.parse(config), override=check_override_policy(override), trace=trace)
     return {"architectures": [variant_of(read_architecture(model))], **settings_to_hf_override(settings)}
 
 

@@ -17,6 +17,8 @@ class ServerSettings:
 
     config: PruneConfig
     override: OverridePolicy = "tighten"
+    trace: str | None = None
+    """Folder for traces (see `serving/trace.py`)."""
 
     @property
     def may_prune(self) -> bool:

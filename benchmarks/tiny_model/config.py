@@ -6,7 +6,9 @@ from transformers import Qwen2_5_VLConfig
 
 from .tokenizer import END_OF_TEXT, IM_END, IMAGE_PAD, VIDEO_PAD, VISION_END, VISION_START, build_tokenizer, token_id
 
-TOKENS_PER_SECOND = 4  # with the sample clips' 8 frames a second: one position a temporal pair
+FPS = 2  # of clip files; vLLM and transformers sample Qwen2.5-VL's videos at 2 frames a second, so none is skipped
+TOKENS_PER_SECOND = 2  # temporal M-RoPE positions a second, as in Qwen2.5-VL-7B
+TIME_STRIDE = 2 / FPS * TOKENS_PER_SECOND  # temporal positions between two temporal pairs of a clip file
 VISION_CONFIG = {
     "depth": 4,
     "hidden_size": 128,

@@ -17,7 +17,8 @@ from .questions import sample_questions
 
 FRAMES_A_BATCH = 256  # 16 clips of 16 frames, 8 of 32 or 4 of 64
 MAX_CLIPS_A_STEP = 16
-TIME_STRIDES = (1 / 3, 0.5, 2 / 3, 1.0, 1.0, 1.0, 4 / 3, 2.0, 3.0, 4.0)
+# Temporal positions between temporal pairs: files of any frame rate, and frames without one, must work.
+TIME_STRIDES = (1 / 6, 1 / 3, 0.5, 1.0, 1.0, 4 / 3, 2.0, 2.0, 2.0, 4.0)
 VLLM_RULE_SHARE = 0.85
 CLEAN_SHARE = 0.3
 

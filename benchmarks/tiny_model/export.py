@@ -82,6 +82,8 @@ def export(checkpoint: Path, folder: Path) -> None:
     model_from_checkpoint(checkpoint).save_pretrained(folder)
     write_tokenizer(folder)
     write_processor(folder)
+    for file in folder.iterdir():
+        file.chmod(0o644)  # safetensors are written for the owner only; a package's data must be readable by all
 
 
 def main() -> None:

@@ -25,7 +25,7 @@ GRID = 4
 
 @dataclass(frozen=True)
 class Tail:
-    """Arrays ``[TAIL_LENGTH]``: token ids, next-token targets, chain (-1 is padding) and offset within the chain."""
+    """Arrays ``[L]`` (TAIL_LENGTH in training): token ids, next-token targets, chain (-1 is padding) and offset within the chain."""
 
     ids: np.ndarray
     targets: np.ndarray
@@ -66,10 +66,22 @@ def pack_questions(rng: np.random.Generator, questions: list[Question]) -> Tail:
     return tail
 
 
+def pack_prompts(texts: list[str]) -> tuple[Tail, list[int]]:
+    """A tail of just these questions, one chain each, without answers; and the index of each one's last token."""
+    prompts = [encode(f"{text}{IM_END}\n{IM_START}assistant\n") for text in texts]
+    tail = Tail(
+        ids=np.concatenate([np.asarray(ids, dtype=np.int64) for ids in prompts]),
+        targets=np.full(sum(map(len, prompts)), IGNORED, dtype=np.int64),
+        chain=np.concatenate([np.full(len(ids), i, dtype=np.int64) for i, ids in enumerate(prompts)]),
+        offset=np.concatenate([np.arange(len(ids), dtype=np.int64) for ids in prompts]),
+    )
+    return tail, (np.cumsum([len(ids) for ids in prompts]) - 1).tolist()
+
+
 def packed_positions(pairs: int, time_stride: float, vllm_rule: bool, offset: torch.Tensor) -> torch.Tensor:
     """M-RoPE positions ``[3, B, S]`` of packed sequences.
 
-    ``offset`` is ``[B, TAIL_LENGTH]``. ``time_stride`` is the step of the temporal axis between temporal pairs, cut to
+    ``offset`` is ``[B, L]``. ``time_stride`` is the step of the temporal axis between temporal pairs, cut to
     integers as vLLM does. Text goes on at the largest position + 1 (vLLM, the original model) or, with
     ``vllm_rule=False``, at the video's start + the larger side of the grid (transformers 5.19).
     """
@@ -87,7 +99,7 @@ def packed_positions(pairs: int, time_stride: float, vllm_rule: bool, offset: to
 def packed_mask(pairs: int, chain: torch.Tensor) -> torch.Tensor:
     """Additive bf16 attention mask ``[B, 1, S, S]``: causal, and nothing of another chain.
 
-    ``chain`` is ``[B, TAIL_LENGTH]``.
+    ``chain`` is ``[B, L]``.
     """
     shared_length = len(encode(HEAD_TEXT)) + pairs * TOKENS_PER_PAIR + 1
     shared = torch.full((chain.shape[0], shared_length), -2)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from hypothesis import strategies as st
 
-from vllm_prune.methods import VideoTokens
+from vllm_prune.methods import Assignment, Method, VideoTokens
 
 EXTENTS = st.tuples(st.integers(1, 7), st.integers(1, 4), st.integers(1, 4))
 SEEDS = st.integers(0, 2**32 - 1)
@@ -30,9 +30,16 @@ def mixed_video(seed: int, grid_thw: tuple[int, int, int], channels: int = 6) ->
     still = noise(seed + 1, cells) > 0
     features[:, still] = features[:1, still] + 0.01 * features[:, still]
     features = features.flatten(0, 1)
-    features[noise(seed + 2, frames * cells) > 1.5] = features[0]
+    features[noise(seed + 2, frames * cells) > 1.5] = features[0].clone()
     features[noise(seed + 3, frames * cells) > 2] = 0
     return VideoTokens.from_features(features, grid_thw)
+
+
+def assign(method: Method, tokens: VideoTokens, budget: int) -> Assignment:
+    """What the method chooses; one that needs a relevance gets the first channel."""
+    if getattr(method, "relevance", "unused") == "required":
+        return method.assign(tokens, budget, relevance=tokens.features[:, 0].float())
+    return method.assign(tokens, budget)
 
 
 def budgets_of(num_tokens: int) -> list[int]:

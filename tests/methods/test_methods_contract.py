@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from hypothesis import given
-from method_cases import EXTENTS, SEEDS, budgets_of, mixed_video, noise, random_video
+from method_cases import EXTENTS, SEEDS, assign, budgets_of, mixed_video, noise, random_video
 
 from vllm_prune.methods import Assignment, Method, VideoTokens, compact, create, names
 
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.parametrize("name", names())
 
 
 def _check(tokens: VideoTokens, method: Method, budget: int) -> Assignment:
-    assignment = method.assign(tokens, budget)
+    assignment = assign(method, tokens, budget)
     assignment.validate()
     assert assignment.num_slots == budget
     assert len(assignment.slot) == tokens.num_tokens
@@ -38,16 +38,16 @@ def test_every_budget_of_a_grid(name: str, grid_thw: tuple[int, int, int]) -> No
 
 def test_keep_everything_is_the_identity(name: str) -> None:
     tokens = mixed_video(2, (4, 3, 3))
-    assignment = create(name).assign(tokens, tokens.num_tokens)
+    assignment = assign(create(name), tokens, tokens.num_tokens)
     assert torch.equal(assignment.slot, torch.arange(tokens.num_tokens))
     assert torch.equal(compact(tokens, assignment).features, tokens.features)
 
 
 def test_same_choice_every_time_and_on_any_thread_count(name: str) -> None:
     tokens = mixed_video(3, (12, 5, 5), channels=64)
-    first = create(name).assign(tokens, 70)
+    first = assign(create(name), tokens, 70)
     torch.set_num_threads(2)
-    second = create(name).assign(tokens, 70)
+    second = assign(create(name), tokens, 70)
     assert torch.equal(first.slot, second.slot)
     assert torch.equal(first.anchor, second.anchor)
 
@@ -64,14 +64,14 @@ def test_layout_in_memory_does_not_matter(name: str) -> None:
     tokens = mixed_video(5, (6, 4, 4))
     strided = VideoTokens.from_features(tokens.features.t().contiguous().t(), tokens.grid_thw)
     assert not strided.features.is_contiguous()
-    expected, found = create(name).assign(tokens, 30), create(name).assign(strided, 30)
+    expected, found = assign(create(name), tokens, 30), assign(create(name), strided, 30)
     assert torch.equal(expected.slot, found.slot)
 
 
 def test_input_is_left_as_it_was(name: str) -> None:
     tokens = mixed_video(6, (6, 4, 4))
     before = tokens.features.clone()
-    create(name).assign(tokens, 20)
+    assign(create(name), tokens, 20)
     assert torch.equal(tokens.features, before)
 
 
@@ -101,7 +101,7 @@ def test_identical_tokens(name: str) -> None:
 @pytest.mark.parametrize("budget", [0, -1, 97])
 def test_a_wrong_budget_names_the_range(name: str, budget: int) -> None:
     with pytest.raises(ValueError, match=rf"budget={budget} for 96 tokens; use 1\.\.96"):
-        create(name).assign(random_video(0, (6, 4, 4)), budget)
+        assign(create(name), random_video(0, (6, 4, 4)), budget)
 
 
 def test_methods_compare_equal_and_cannot_change(name: str) -> None:

@@ -33,8 +33,8 @@ def squared_distances(points: Tensor, valid: Tensor) -> Tensor:
     Points are centred first, so a common offset costs no precision. Distances within rounding noise are 0, so
     duplicates tie, and ties then keep the earlier.
     """
-    points = points.masked_fill(~valid[:, :, None], 0)
-    points -= points.sum(1, keepdim=True) / valid.sum(1).clamp(min=1)[:, None, None]
+    weight = (valid / valid.sum(1, keepdim=True).clamp(min=1)).to(points.dtype)
+    points = points - weight[:, None] @ points
     product = points @ points.mT
     square = product.diagonal(dim1=1, dim2=2)
     scale = square[:, :, None] + square[:, None, :]

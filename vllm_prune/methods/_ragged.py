@@ -24,6 +24,14 @@ class Batch:
     index: Tensor
     valid: Tensor
 
+    def view(self, rows: Tensor) -> Tensor | None:
+        """[B, n, ...] the members' rows of `rows` [N, ...] without a copy, where they lie in one piece; else None."""
+        first, count = int(self.index[0, 0]), self.index.numel()
+        in_one_piece = torch.arange(first, first + count, device=self.index.device).view_as(self.index)
+        if not rows.is_contiguous() or not torch.equal(self.index, in_one_piece):
+            return None
+        return rows[first : first + count].view(*self.index.shape, *rows.shape[1:])
+
 
 def sizes(group: Tensor, num_groups: int) -> Tensor:
     """[num_groups] int64: members of each group; `group` holds -1 for members of none."""
@@ -32,11 +40,11 @@ def sizes(group: Tensor, num_groups: int) -> Tensor:
     )
 
 
-def batches(group: Tensor, num_groups: int, channels: int) -> Iterator[Batch]:
+def batches(group: Tensor, num_groups: int, channels: int, limit: int | None = None) -> Iterator[Batch]:
     """The non-empty groups, largest first, in batches that pad little and stay small.
 
     group: [N] int64, the group of each of N items or -1. Members of a group keep their order.
-    channels: width of the features of an item; a batch holds B * n * max(n, channels) floats at most, roughly.
+    channels: width of the features of an item; a batch holds B * n * max(n, channels) floats in `limit` bytes (32 MiB).
 
     >>> [b.index.tolist() for b in batches(torch.tensor([1, 0, -1, 1]), 2, 1)]
     [[[0, 3], [1, 1]]]
@@ -49,7 +57,7 @@ def batches(group: Tensor, num_groups: int, channels: int) -> Iterator[Batch]:
     first = 0
     while first < len(lengths):
         longest = lengths[first]
-        count = max(1, _BATCH_BYTES // (4 * longest * max(longest, channels)))
+        count = max(1, (limit or _BATCH_BYTES) // (4 * longest * max(longest, channels)))
         rows = ids[first : first + min(count, len(lengths) - first)]
         place = torch.arange(longest, device=group.device)
         valid = place < size[rows, None]

@@ -6,6 +6,27 @@ import torch
 from torch import Tensor
 
 from vllm_prune.methods._dpc_knn import pick_centres, squared_distances
+from vllm_prune.methods._numerics import to_finite
+from vllm_prune.methods._ragged import sizes
+from vllm_prune.methods.base import VideoTokens
+
+_NEIGHBOURS = 7  # k of the DPC-KNN that groups frames, as in PruneVid
+
+
+def token_segments(tokens: VideoTokens, temporal_segment_ratio: float) -> Tensor:
+    """[N] int64: the segment of each token, below T. A ratio of 1 makes each frame one.
+
+    Frames of a video that lost tokens already are compared by the mean of those they have.
+    """
+    frame = tokens.grid[:, 0]
+    frames = tokens.grid_thw[0]
+    if temporal_segment_ratio == 1:
+        return frame
+    features, _ = to_finite(tokens.features)
+    count = sizes(frame, frames)
+    average = (frame == torch.arange(frames, device=frame.device)[:, None]) / count.clamp(min=1)[:, None]
+    segments = max(1, round(temporal_segment_ratio * frames))
+    return segment_by_clusters(average.to(features.dtype) @ features, segments, _NEIGHBOURS)[frame]
 
 
 def segment_by_clusters(frames: Tensor, count: int, k: int) -> Tensor:

@@ -21,12 +21,15 @@ def share_budget(budget: int, size: Tensor) -> Tensor:
     [0, 1, 1]
     """
     least = (size > 0).long()
-    groups = least.sum()
-    room = size - least
-    extra = (budget - groups).clamp(min=0)
-    quota = least + _apportion(extra, room)
+    ascending, order = size.sort(stable=True)
+    smaller = least[order].cumsum(0) - least[order]  # how many groups are smaller, each content with 1
+    rest = ascending.sum() - ascending.cumsum(0) + ascending  # tokens of the others
+    at_least_one = (ascending > 0) & ((budget - smaller) * ascending >= rest)
+    first = at_least_one.long().argmax()
+    large = torch.zeros_like(least).scatter_(0, order, (torch.arange(len(size), device=size.device) >= first).long())
+    quota = least * (1 - large) + _apportion(budget - smaller[first], size * large)
     only_largest = (rank_descending(size) < budget).long() * least
-    return torch.where(groups <= budget, quota, only_largest)
+    return torch.where(least.sum() <= budget, quota, only_largest)
 
 
 def _apportion(total: Tensor, weight: Tensor) -> Tensor:

@@ -135,11 +135,28 @@ class Assignment:
 class Method(Protocol):
     """Decides where the tokens of one video go."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """What the registry calls it."""
+        ...
 
     def assign(self, tokens: VideoTokens, budget: int) -> Assignment:
         """Exactly `budget` slots for the N tokens, 1 <= budget <= N."""
         ...
+
+
+def check_unpruned(tokens: VideoTokens, method: str) -> None:
+    """Raise ValueError unless every cell of the grid has its token."""
+    frames, height, width = tokens.grid_thw
+    if tokens.num_tokens != frames * height * width:
+        given = f"{tokens.num_tokens} tokens for grid_thw={tokens.grid_thw}"
+        raise ValueError(f"features: {given}; {method} needs the unpruned video")
+
+
+def check_relevance(relevance: Tensor | None, num_tokens: int) -> None:
+    """Raise ValueError unless `relevance` is None or holds one number per token."""
+    if relevance is not None and tuple(relevance.shape) != (num_tokens,):
+        raise ValueError(f"relevance: shape {tuple(relevance.shape)}; use [{num_tokens}], one number per token")
 
 
 def check_budget(budget: int, num_tokens: int) -> None:
@@ -152,8 +169,9 @@ def check_range(
     field: str, value: float, low: float, high: float, *, open_low: bool = False, open_high: bool = False
 ) -> None:
     """Raise ValueError naming field, value and range unless `value` is a number in it (NaN is in no range)."""
-    above = low < value if open_low else low <= value
-    below = value < high if open_high else value <= high
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    above = number and (low < value if open_low else low <= value)
+    below = number and (value < high if open_high else value <= high)
     if not (above and below):
         signs = "<" if open_low else "<=", "<" if open_high else "<="
         raise ValueError(f"{field}={value!r}; use {low} {signs[0]} {field} {signs[1]} {high}")

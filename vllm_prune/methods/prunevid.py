@@ -16,7 +16,15 @@ from vllm_prune.methods._dpc_knn import cluster_groups
 from vllm_prune.methods._numerics import to_finite
 from vllm_prune.methods._prunevid_plan import Measure, PruneVidPlan, make_plan, measure
 from vllm_prune.methods._share import share_budget
-from vllm_prune.methods.base import Assignment, VideoTokens, check_budget, check_integer, check_range, compact
+from vllm_prune.methods.base import (
+    Assignment,
+    VideoTokens,
+    check_budget,
+    check_integer,
+    check_range,
+    check_unpruned,
+    compact,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,11 +86,8 @@ class PruneVid:
         return self._merge_groups(tokens, whole, budget)
 
     def _measure(self, tokens: VideoTokens) -> Measure:
-        frames, height, width = tokens.grid_thw
-        if tokens.num_tokens != frames * height * width:
-            given = f"{tokens.num_tokens} tokens for grid_thw={tokens.grid_thw}"
-            raise ValueError(f"features: {given}; prunevid needs the unpruned video")
-        segments = max(1, round(self.temporal_segment_ratio * frames))
+        check_unpruned(tokens, self.name)
+        segments = max(1, round(self.temporal_segment_ratio * tokens.grid_thw[0]))
         return measure(tokens, segments, self.k)
 
     def _choose_static(self, measured: Measure, budget: int) -> Tensor:

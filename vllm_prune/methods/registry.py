@@ -15,14 +15,23 @@ from types import MappingProxyType
 from typing import Any
 
 from vllm_prune.methods.base import Method
+from vllm_prune.methods.merge_dropped import MergeDropped
 
 ENTRY_POINT_GROUP = "vllm_prune.methods"
 
 _BUILT_IN = MappingProxyType(
     {
+        "dart": "vllm_prune.methods.dart:DART",
+        "dpp": "vllm_prune.methods.dpp:DPP",
+        "evs": "vllm_prune.methods.evs:EVS",
+        "fastvid": "vllm_prune.methods.fastvid:FastVID",
+        "flashvid": "vllm_prune.methods.flashvid:FlashVID",
         "prunevid": "vllm_prune.methods.prunevid:PruneVid",
         "random": "vllm_prune.methods.random:Random",
+        "tome": "vllm_prune.methods.tome:ToMe",
+        "topk": "vllm_prune.methods.topk:TopK",
         "uniform": "vllm_prune.methods.uniform:Uniform",
+        "vidcom2": "vllm_prune.methods.vidcom2:VidCom2",
     }
 )
 
@@ -36,8 +45,10 @@ def names() -> list[str]:
     return sorted(_targets())
 
 
-def create(name: str, **params: Any) -> Method:
+def create(name: str, *, merge_dropped: bool = False, **params: Any) -> Method:
     """The method called `name` with its parameters; ValueError for an unknown name, parameter or value.
+
+    merge_dropped: merge each token the method drops into the kept token it is most like.
 
     >>> create("random", seed=3)
     Random(seed=3)
@@ -52,10 +63,13 @@ def create(name: str, **params: Any) -> Method:
     if unknown:
         listed = ", ".join(allowed) or "none"
         raise ValueError(f"method {name!r} has no parameter {unknown[0]!r}; it has: {listed}")
+    if not isinstance(merge_dropped, bool):
+        raise ValueError(f"merge_dropped={merge_dropped!r}; use True or False")
     try:
-        return kind(**params)
+        method = kind(**params)
     except TypeError as error:
         raise ValueError(f"method {name!r}: {error}") from error
+    return MergeDropped(method) if merge_dropped else method
 
 
 def parameters(name: str) -> dict[str, Any]:

@@ -18,3 +18,8 @@ def variant_of(architecture: str) -> str:
     if architecture not in VARIANTS:
         raise ValueError(f"architecture {architecture!r} has no pruning variant; supported: {', '.join(sorted(VARIANTS))}")
     return VARIANTS[architecture][0]
+
+
+def is_variant(architecture: str) -> bool:
+    """Whether `architecture` is the name of a pruning variant."""
+    return any(architecture == name for name, _ in VARIANTS.values())

@@ -1,7 +1,12 @@
-"""What travels with the kept rows of a video through vLLM's encoder cache: their positions, as extra columns.
+"""What travels with the rows of a video through vLLM's encoder cache, as extra columns.
 
 The cache holds floating point of the model's precision, and bf16 holds integers only up to 256. So every integer travels as
 digits of base 256, which all of vLLM's precisions hold exactly.
+
+A video of N1 tokens of which K stay has K rows there. Each row holds ceil(N1 / K) tokens with their positions, so that all
+N1 reach the language model's first layers, and the number of the video's `MediumInfo`:
+
+    | features, t, h, w | features, t, h, w | ... | info |
 """
 
 from __future__ import annotations
@@ -11,32 +16,55 @@ import torch
 _BASE = 256
 _DIGITS = 3
 """Base-256 digits of an integer: 0 .. 16,777,215."""
-NUM_VALUES = 4
-"""Integers of a row: t, h and w relative to the medium's start, and the medium's extent."""
-NUM_COLUMNS = NUM_VALUES * _DIGITS
+_POSITION_COLUMNS = 3 * _DIGITS
 
 
-def pack(features: torch.Tensor, offsets: torch.Tensor, extent: int) -> torch.Tensor:
-    """Appends the columns.
+def pack(features: torch.Tensor, offsets: torch.Tensor, num_rows: int, info: int) -> torch.Tensor:
+    """Rows for the encoder cache.
 
     Args:
-        features: Kept tokens [K, C].
-        offsets: Their positions [K, 3] relative to the medium's start, integers.
-        extent: How far the text after the medium starts behind the medium's start.
+        features: Tokens [N1, C].
+        offsets: Their positions [N1, 3] relative to the medium's start, integers of 0 or more.
+        num_rows: K, 1 <= K <= N1.
+        info: Number of the video's `MediumInfo`.
 
     Returns:
-        [K, C + NUM_COLUMNS] in the features' precision.
+        [K, ceil(N1 / K) * (C + 9) + 3] in the features' precision.
     """
-    extents = offsets.new_full((len(offsets), 1), extent)
-    values = torch.cat((offsets, extents), dim=1)
-    digits = [(values // _BASE**power) % _BASE for power in range(_DIGITS)]
-    return torch.cat((features, torch.cat(digits, dim=1).to(features.dtype)), dim=1)
+    tokens = torch.cat((features, _to_digits(offsets).to(features.dtype)), dim=1)
+    per_row = -(-len(tokens) // num_rows)
+    padding = tokens.new_zeros(per_row * num_rows - len(tokens), tokens.shape[1])
+    rows = torch.cat((tokens, padding)).view(num_rows, -1)
+    number = _to_digits(torch.full((num_rows, 1), info, device=rows.device)).to(rows.dtype)
+    return torch.cat((rows, number), dim=1)
 
 
-def unpack(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Splits what `pack` made into features [K, C], offsets [K, 3] and extents [K] (int64)."""
-    features, columns = rows[:, :-NUM_COLUMNS], rows[:, -NUM_COLUMNS:].long()
-    digits = columns.view(len(rows), _DIGITS, NUM_VALUES)
-    values = sum(digits[:, power] * _BASE**power for power in range(_DIGITS))
-    assert isinstance(values, torch.Tensor)
-    return features, values[:, :3], values[:, 3]
+def read_info(rows: torch.Tensor) -> int:
+    """The number that `pack` was given; any non-empty part of its rows will do."""
+    return int(_from_digits(rows[:1, -_DIGITS:]))
+
+
+def unpack(rows: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Splits rows into tokens.
+
+    Args:
+        rows: What `pack` made, or some consecutive rows of it, [n, ...].
+        width: C.
+
+    Returns:
+        Features [n * ceil(N1 / K), C] and offsets [n * ceil(N1 / K), 3] (int64), padding at their end included.
+    """
+    tokens = rows[:, :-_DIGITS].reshape(-1, width + _POSITION_COLUMNS)
+    return tokens[:, :width], _from_digits(tokens[:, width:])
+
+
+def _to_digits(values: torch.Tensor) -> torch.Tensor:
+    """Integers [n, m] as digits [n, m * 3], least significant first."""
+    digits = torch.stack([(values // _BASE**power) % _BASE for power in range(_DIGITS)], dim=2)
+    return digits.flatten(1)
+
+
+def _from_digits(digits: torch.Tensor) -> torch.Tensor:
+    """Inverse of `_to_digits`, int64."""
+    weights = torch.tensor([_BASE**power for power in range(_DIGITS)], device=digits.device)
+    return (digits.long().view(len(digits), -1, _DIGITS) * weights).sum(2)

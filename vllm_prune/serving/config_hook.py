@@ -9,7 +9,7 @@ from vllm.config import ModelConfig, VllmConfig
 from vllm.model_executor.models.config import VerifyAndUpdateConfig
 
 from vllm_prune.config import PruneConfigError
-from vllm_prune.serving.settings import REQUEST_KEY, read_settings
+from vllm_prune.serving.settings import REQUEST_KEY, read_settings, write_max_step_tokens
 
 _PRUNING_ENABLED = 0.5
 """Any rate above 0 makes vLLM's runners strip extra columns and recompute positions; how much is ours to say."""
@@ -46,4 +46,44 @@ class PruneConfigHook(VerifyAndUpdateConfig):
         if vllm_config.speculative_config is not None:
             raise PruneConfigError(
                 "speculative_config: the drafter's look-ahead would be given positions of the wrong rows; leave it out"
+            )
+        settings = read_settings(vllm_config.model_config.hf_config)
+        if settings.config.query_aware or settings.override == "any":
+            _check_dense_prefix(vllm_config)
+            settings.config.resolved_layers(vllm_config.model_config.get_total_num_hidden_layers())
+        max_step_tokens = vllm_config.scheduler_config.max_num_batched_tokens
+        write_max_step_tokens(vllm_config.model_config.hf_config, max_step_tokens)
+
+
+def _check_dense_prefix(vllm_config: VllmConfig) -> None:
+    """Refuses what the dense prefix cannot be combined with, each with its reason."""
+    refused = {
+        "lora_config": (vllm_config.lora_config is not None, "layers called one by one have no adapter mapping"),
+        "kv_transfer_config": (
+            vllm_config.kv_transfer_config is not None,
+            "a connector may hand over blocks that end between a video and its question",
+        ),
+        "ec_transfer_config": (
+            vllm_config.ec_transfer_config is not None,
+            "encoder rows of pruned videos are understood by the worker that made them only",
+        ),
+        "prefill_context_parallel_size": (
+            getattr(vllm_config.parallel_config, "prefill_context_parallel_size", 1) > 1,
+            "a dense prefix is computed whole on every rank",
+        ),
+        "decode_context_parallel_size": (
+            vllm_config.parallel_config.decode_context_parallel_size > 1,
+            "the compacted keys and values are written to every rank's cache",
+        ),
+        "cache_dtype": (
+            vllm_config.cache_config.cache_dtype not in ("auto", vllm_config.model_config.dtype),
+            "importance reads keys back from the cache at the model's precision",
+        ),
+        "enable_dbo": (vllm_config.parallel_config.enable_dbo, "a dense prefix is not split into micro-batches"),
+    }
+    for field, (present, reason) in refused.items():
+        if present:
+            raise PruneConfigError(
+                f'{field}: cannot be combined with method "attention", or with --prune-override any, which allows it: '
+                f"{reason}; leave it out, or choose a query-free method and --prune-override tighten"
             )

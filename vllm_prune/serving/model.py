@@ -1,33 +1,58 @@
-"""The model side of pruning: merges and drops after the vision encoder, and keeps positions exact.
+"""The model side of pruning: merges and drops after the vision encoder, keeps positions exact, runs dense prefixes.
 
 Runs in every worker. Put `PruningModelMixin` before a vLLM model class; what it needs of that class are the methods of
-vLLM's multimodal interfaces plus the few names listed in `qwen2_5_vl.py`.
+vLLM's multimodal interfaces plus the attributes annotated below.
+
+The way of a video: `embed_multimodal` -> `prune_video` -> vLLM's encoder cache -> `recompute_mrope_positions` (once for
+every request and step) -> `embed_input_ids` (once a step) -> `forward`.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import time
 from collections.abc import Sequence
+from typing import Any
+
 import torch
+from vllm.config import VllmConfig
+from vllm.distributed import get_tensor_model_parallel_rank
 from vllm.multimodal.inputs import MultiModalFeatureSpec
 
 from vllm_prune.budget import plan_counts
 from vllm_prune.config import PruneConfig
 from vllm_prune.methods.base import VideoTokens
 from vllm_prune.serving import carrier
+from vllm_prune.serving.dense.prefix import DensePrefix
+from vllm_prune.serving.dense.step import DenseVideo, plan_step
+from vllm_prune.serving.medium_info import MediumInfo, MediumTable
 from vllm_prune.serving.positions import Medium, fill_rows, medium_extent, medium_offsets, prompt_positions
 from vllm_prune.serving.query_free import merge_and_select
+from vllm_prune.serving.settings import read_settings
+from vllm_prune.serving.trace import TraceWriter, VideoOutcome, VideoTrace
 
 _DELTA = "mrope_position_delta"
-"""Attribute of a prompt's position tensor that remembers its delta (see `recompute_mrope_positions`)."""
+"""Attribute of a prompt's position tensor that remembers its delta (see `_prompt_delta`)."""
 
 
 class PruningModelMixin:
     """Pruning on top of a model whose videos are grids of tokens with M-RoPE positions."""
 
-    _embed_width: int
-    """C, the width of the language model's embeddings."""
-    _placeholder_ids: tuple[int, ...]
-    """Token ids of all placeholders of media."""
+    language_model: Any
+    """vLLM's decoder-only model."""
+
+    def init_pruning(self, vllm_config: VllmConfig, placeholder_ids: tuple[int, ...]) -> None:
+        """Call at the end of the variant's constructor. `placeholder_ids`: token ids of all placeholders of media."""
+        self._embed_width = vllm_config.model_config.get_inputs_embeds_size()
+        self._placeholder_ids = placeholder_ids
+        self._media = MediumTable()
+        settings = read_settings(vllm_config.model_config.hf_config)
+        traces = settings.trace is not None and get_tensor_model_parallel_rank() == 0
+        self._trace = TraceWriter(settings.trace) if traces else None
+        self._dense_prefix = DensePrefix(vllm_config, self.language_model, self._trace)
+        # One entry for every medium with rows in the step being prepared; None where nothing is left to choose.
+        self._gathered: list[DenseVideo | None] = []
+        self._dense_videos: list[DenseVideo] = []
 
     def prune_video(
         self, features: torch.Tensor, grid: tuple[int, int, int], t_factor: float, config: PruneConfig
@@ -41,16 +66,22 @@ class PruningModelMixin:
             config: What to prune.
 
         Returns:
-            [N, C] where everything is kept, else [K, C + carrier.NUM_COLUMNS].
+            [N, C] where everything is kept, else [K, ...] as `carrier.pack` makes them.
         """
         counts = plan_counts(config, len(features))
         if counts.kept == counts.total:
             return features
-        kept = merge_and_select(VideoTokens.from_features(features, grid), config, counts)
-        t, h, w = kept.grid.unbind(1)
-        all_offsets = torch.from_numpy(medium_offsets(grid, t_factor)).to(features.device)
-        offsets = all_offsets[(t * grid[1] + h) * grid[2] + w]
-        return carrier.pack(kept.features, offsets, medium_extent(grid, t_factor))
+        begin = time.perf_counter()
+        entering, assignment = merge_and_select(VideoTokens.from_features(features, grid), config, counts)
+        offsets = torch.from_numpy(medium_offsets(grid, t_factor)).to(features.device)[assignment.anchor]
+        info = MediumInfo(medium_extent(grid, t_factor), counts, config.to_json())
+        if self._trace is not None:
+            trace = VideoTrace(grid, counts, assignment, time.perf_counter() - begin)
+            info = dataclasses.replace(info, trace=self._trace.begin(trace))
+            if not info.query_aware:
+                outcome = VideoOutcome(info.trace, torch.arange(counts.kept), offsets.T)
+                self._trace.write([], [outcome], 0.0)
+        return carrier.pack(entering.features, offsets, counts.kept, self._media.number(info))
 
     def get_mrope_input_positions(
         self, input_tokens: list[int], mm_features: list[MultiModalFeatureSpec]
@@ -73,7 +104,7 @@ class PruningModelMixin:
         mrope_positions: torch.Tensor,
         num_computed_tokens: int,
     ) -> tuple[Sequence[torch.Tensor], torch.Tensor, int]:
-        """Strips the extra columns off the rows of this step and gives the rows their positions.
+        """Unpacks the rows of this step and gives those that stay their positions.
 
         The rows of a step are those of consecutive placeholders from `num_computed_tokens` on, whichever media they
         belong to and wherever chunks or prefix-cache hits begin.
@@ -84,19 +115,35 @@ class PruningModelMixin:
             mrope_positions: Of the whole prompt, [3, L]; changed in place.
             num_computed_tokens: Where this step starts.
         """
-        if not multimodal_embeddings:
-            return multimodal_embeddings, mrope_positions, self._prompt_delta(mrope_positions, 0)
-        index = self._placeholders_from(input_ids, num_computed_tokens, mrope_positions.device)
         stripped: list[torch.Tensor] = []
         text_goes_on = 0
+        index = None
         for rows in multimodal_embeddings:
+            if index is None:
+                index = self._placeholders_from(input_ids, num_computed_tokens, mrope_positions.device)
             here, index = index[: len(rows)], index[len(rows) :]
+            dense = None
             if rows.shape[1] != self._embed_width:
-                rows, offsets, extents = carrier.unpack(rows)
-                start = fill_rows(mrope_positions, here, offsets.to(mrope_positions.device))
-                text_goes_on = int(start + extents[0])
+                rows, dense, text_goes_on = self._unpack(rows, mrope_positions, here, input_ids)
             stripped.append(rows)
+            self._gathered.append(dense)
         return stripped, mrope_positions, self._prompt_delta(mrope_positions, text_goes_on)
+
+    def _unpack(
+        self, rows: torch.Tensor, positions: torch.Tensor, index: torch.Tensor, prompt: list[int] | torch.Tensor
+    ) -> tuple[torch.Tensor, DenseVideo | None, int]:
+        """Embeddings [n, C], what is left to choose from, and the position after the video."""
+        info = self._media[carrier.read_info(rows)]
+        features, offsets = carrier.unpack(rows, self._embed_width)
+        offsets = offsets.to(positions.device)
+        if not info.query_aware:
+            start = fill_rows(positions, index, offsets)
+            return features, None, int(start) + info.extent
+        # Which tokens these rows will hold is known after the pruning layers only, and only then are their positions.
+        start = -positions[0, index[0]] - 1
+        entering = info.counts.entering
+        video = DenseVideo(features[:entering], (offsets[:entering] + start).T, info, prompt)
+        return features[: len(rows)], video, int(start) + info.extent
 
     def _placeholders_from(self, input_ids: list[int] | torch.Tensor, start: int, device: torch.device) -> torch.Tensor:
         """Prompt indices of the placeholders at `start` and after it."""
@@ -114,3 +161,43 @@ class PruningModelMixin:
         if known is not None:
             return known
         return max(int(positions.max()) + 1, text_goes_on) - positions.shape[1]
+
+    def embed_input_ids(
+        self,
+        input_ids: torch.Tensor,
+        multimodal_embeddings: Any = None,
+        *,
+        is_multimodal: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        """Embeddings of the step's rows; notes which rows belong to videos whose tokens are yet to be chosen."""
+        gathered, self._gathered = self._gathered, []
+        self._dense_videos = []
+        if any(gathered) and is_multimodal is not None:
+            is_multimodal = is_multimodal.to("cpu")
+            self._is_media_row = is_multimodal
+            rows = is_multimodal.nonzero().squeeze(1).tolist()
+            for video, embeddings in zip(gathered, multimodal_embeddings, strict=True):
+                if video is not None:
+                    self._dense_videos.append(video.at_row(rows[0]))
+                rows = rows[len(embeddings) :]
+        return super().embed_input_ids(  # type: ignore[misc]
+            input_ids, multimodal_embeddings, is_multimodal=is_multimodal, **kwargs
+        )
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None,
+        positions: torch.Tensor,
+        intermediate_tensors: Any = None,
+        inputs_embeds: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """vLLM's own forward, unless the step prefills a video whose tokens the question chooses."""
+        videos, self._dense_videos = self._dense_videos, []
+        if not videos or inputs_embeds is None:
+            return super().forward(  # type: ignore[misc]
+                input_ids, positions, intermediate_tensors, inputs_embeds=inputs_embeds, **kwargs
+            )
+        step = plan_step(videos, self._is_media_row, self._dense_prefix.batch(), len(inputs_embeds))
+        return self._dense_prefix.run(step, inputs_embeds, positions)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from transformers import BatchFeature
@@ -19,11 +19,13 @@ from vllm.multimodal.processing.context import TimingContext
 from vllm.multimodal.processing.inputs import ProcessorInputs
 from vllm.multimodal.processing.processor import MultiModalProcessingResult
 
-from vllm_prune.budget import TokenCounts, plan_counts
+from vllm_prune.budget import TokenCounts
 from vllm_prune.config import PruneConfig
 from vllm_prune.override import ServerSettings
-from vllm_prune.serving.request_spec import FIELD, encode_spec
-from vllm_prune.serving.settings import REQUEST_KEY, read_settings
+from vllm_prune.serving.request_spec import FIELD, VideoSpec
+from vllm_prune.serving.settings import REQUEST_KEY, read_max_step_tokens, read_settings
+from vllm_prune.serving.span_check import check_spans
+from vllm_prune.spans import TurnFormat
 
 REPORT_KEY = "prune_report"
 """Key of the processed input under which the API server finds the `TokenCounts` of the request's videos."""
@@ -36,6 +38,10 @@ class VideoPlaceholders(PromptUpdateDetails):
     counts: TokenCounts | None = None
 
 
+class ProfilingInputs(ProcessorInputs):
+    """vLLM's own dummy request, which asks for the largest possible video and no question."""
+
+
 def without_prune(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """`kwargs` as the Hugging Face processor knows them."""
     return {key: value for key, value in kwargs.items() if key != REQUEST_KEY}
@@ -44,15 +50,33 @@ def without_prune(kwargs: Mapping[str, Any]) -> dict[str, Any]:
 class PruningProcessorMixin(BaseMultiModalProcessor[Any]):
     """Put before a model's own processor class."""
 
+    turn_end: ClassVar[str]
+    """The token that ends a turn in the model's chat format."""
+    reply_header: ClassVar[str]
+    """What the format puts between that token and the first one of the reply."""
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._settings: ServerSettings = read_settings(self.info.get_hf_config())
         self._spatial_merge_size: int = self.info.get_hf_config().vision_config.spatial_merge_size
+        tokenizer = self.info.get_tokenizer()
+        (end_token_id,) = tokenizer.encode(self.turn_end, add_special_tokens=False)
+        header = tokenizer.encode(self.reply_header, add_special_tokens=False)
+        self._turn = TurnFormat(end_token_id=end_token_id, reply_header_len=len(header))
+
+    def get_dummy_inputs(self, *args: Any, **kwargs: Any) -> ProcessorInputs:
+        """vLLM's dummy request, marked as such."""
+        inputs = super().get_dummy_inputs(*args, **kwargs)
+        return ProfilingInputs(inputs.prompt, inputs.mm_data_items)
 
     def apply(self, inputs: ProcessorInputs, timing_ctx: TimingContext) -> MultiModalInput:
         """Resolves the request's configuration, processes, and adds the report of token counts."""
         inputs = self._with_resolved_config(inputs)
         processed = super().apply(inputs, timing_ctx)
+        config = self._config(inputs.hf_processor_mm_kwargs)
+        if config.query_aware and not isinstance(inputs, ProfilingInputs):
+            limit = read_max_step_tokens(self.info.get_hf_config())
+            check_spans(processed, getattr(inputs, REPORT_KEY, ()), self._turn, limit)
         counts = getattr(inputs, REPORT_KEY, ())
         if counts:
             processed[REPORT_KEY] = counts  # type: ignore[literal-required]
@@ -91,8 +115,12 @@ class PruningProcessorMixin(BaseMultiModalProcessor[Any]):
         data = super()._postprocess_hf_mm_data(mm_inputs, without_prune(hf_processor_mm_kwargs), processed_data)
         if REQUEST_KEY in hf_processor_mm_kwargs and "video_grid_thw" in data:
             config = self._config(hf_processor_mm_kwargs)
-            data[FIELD] = [encode_spec(config)] * len(data["video_grid_thw"])
+            data[FIELD] = [self._spec(config, grid_thw).encode() for grid_thw in data["video_grid_thw"]]
         return data
+
+    def _spec(self, config: PruneConfig, grid_thw: torch.Tensor) -> VideoSpec:
+        num_tokens = int(grid_thw.prod()) // self._spatial_merge_size**2
+        return VideoSpec(config=config, num_tokens=num_tokens, turn=self._turn)
 
     def _get_mm_fields_config(
         self, hf_inputs: BatchFeature, hf_processor_mm_kwargs: Mapping[str, object]
@@ -122,9 +150,8 @@ class PruningProcessorMixin(BaseMultiModalProcessor[Any]):
         def placeholders(item_idx: int) -> VideoPlaceholders:
             grid_thw = items["video"][item_idx]["video_grid_thw"].data
             assert isinstance(grid_thw, torch.Tensor)
-            num_tokens = int(grid_thw.prod()) // self._spatial_merge_size**2
-            self._settings.check_counts(config, num_tokens)
-            counts = plan_counts(config, num_tokens)
-            return VideoPlaceholders(full=[token_id] * counts.kept, counts=counts)
+            spec = self._spec(config, grid_thw)
+            self._settings.check_counts(config, spec.num_tokens)
+            return VideoPlaceholders(full=[token_id] * spec.counts.kept, counts=spec.counts)
 
         return dataclasses.replace(update, replacement=placeholders)

@@ -16,7 +16,7 @@ from vllm.multimodal import MULTIMODAL_REGISTRY
 
 from vllm_prune.serving.model import PruningModelMixin
 from vllm_prune.serving.processor import PruningProcessorMixin, without_prune
-from vllm_prune.serving.request_spec import FIELD, decode_spec
+from vllm_prune.serving.request_spec import FIELD, VideoSpec
 
 
 class PruneQwen2_5_VLProcessingInfo(Qwen2_5_VLProcessingInfo):
@@ -29,6 +29,9 @@ class PruneQwen2_5_VLProcessingInfo(Qwen2_5_VLProcessingInfo):
 class PruneQwen2_5_VLProcessor(PruningProcessorMixin, Qwen2_5_VLMultiModalProcessor):
     """Qwen2.5-VL's processor with as many video placeholders as the budget allows."""
 
+    turn_end = "<|im_end|>"
+    reply_header = "\n<|im_start|>assistant\n"
+
 
 @MULTIMODAL_REGISTRY.register_processor(
     PruneQwen2_5_VLProcessor, info=PruneQwen2_5_VLProcessingInfo, dummy_inputs=Qwen2_5_VLDummyInputsBuilder
@@ -38,8 +41,7 @@ class PruneQwen2_5_VLForConditionalGeneration(PruningModelMixin, Qwen2_5_VLForCo
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)
-        self._embed_width = vllm_config.model_config.get_inputs_embeds_size()
-        self._placeholder_ids = (self.config.image_token_id, self.config.video_token_id)
+        self.init_pruning(vllm_config, (self.config.image_token_id, self.config.video_token_id))
 
     def embed_multimodal(self, **kwargs: object) -> Any:
         """Rows for the encoder cache: images as they are, videos as their configurations say."""
@@ -64,5 +66,5 @@ class PruneQwen2_5_VLForConditionalGeneration(PruningModelMixin, Qwen2_5_VLForCo
         rows = []
         for i, (t, h, w) in enumerate(grids):
             t_factor = tokens_per_second * (1.0 if seconds is None else float(seconds[i]))
-            rows.append(self.prune_video(features[i], (t, h // merge, w // merge), t_factor, decode_spec(specs[i])))
+            rows.append(self.prune_video(features[i], (t, h // merge, w // merge), t_factor, VideoSpec.decode(specs[i]).config))
         return rows

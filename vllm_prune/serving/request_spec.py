@@ -1,23 +1,50 @@
-"""The configuration of one video on its way from the processor to the model: JSON as a tensor of bytes.
+"""What the processor decided about one video, on its way to the engine core and the model: JSON as a tensor of bytes.
 
 Multimodal items cross process boundaries and caches as tensors, so that is what carries it.
 """
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
 import torch
 
+from vllm_prune.budget import TokenCounts, plan_counts
 from vllm_prune.config import PruneConfig
+from vllm_prune.spans import TurnFormat
 
 FIELD = "prune_spec"
 """Name of the field among a video's multimodal inputs."""
 
 
-def encode_spec(config: PruneConfig) -> torch.Tensor:
-    """`config` as uint8 [L]."""
-    return torch.frombuffer(bytearray(config.to_json().encode()), dtype=torch.uint8)
+@dataclass(frozen=True, kw_only=True)
+class VideoSpec:
+    """One video's configuration and what follows from it without looking at its content."""
 
+    config: PruneConfig
+    num_tokens: int
+    """N, its tokens before pruning."""
+    turn: TurnFormat
+    """How the model's chat template ends a turn."""
 
-def decode_spec(data: torch.Tensor) -> PruneConfig:
-    """The configuration that `encode_spec` wrote."""
-    return PruneConfig.parse(bytes(data.cpu().tolist()).decode())
+    @property
+    def counts(self) -> TokenCounts:
+        """How many tokens it keeps."""
+        return plan_counts(self.config, self.num_tokens)
+
+    def encode(self) -> torch.Tensor:
+        """uint8 [L]; `decode` reads it back."""
+        fields = {"config": self.config.to_dict(), "num_tokens": self.num_tokens, "turn": asdict(self.turn)}
+        return torch.frombuffer(bytearray(json.dumps(fields).encode()), dtype=torch.uint8)
+
+    @classmethod
+    def decode(cls, data: torch.Tensor) -> VideoSpec:
+        """What `encode` wrote."""
+        fields: dict[str, Any] = json.loads(bytes(data.cpu().numpy()))
+        return cls(
+            config=PruneConfig.parse(fields["config"]),
+            num_tokens=fields["num_tokens"],
+            turn=TurnFormat(**fields["turn"]),
+        )

@@ -13,7 +13,8 @@ from vllm_prune.override import ServerSettings
 HF_CONFIG_KEY = "vllm_prune"
 REQUEST_KEY = "prune"
 """Key of a request's `mm_processor_kwargs` that holds its own configuration."""
-_KEYS = ("config", "override")
+_KEYS = ("config", "override", "trace")
+_MAX_STEP_TOKENS = "vllm_prune_max_step_tokens"
 
 
 def read_settings(hf_config: Any) -> ServerSettings:
@@ -31,9 +32,26 @@ def read_settings(hf_config: Any) -> ServerSettings:
         if key not in _KEYS:
             raise PruneConfigError(f"hf_overrides.{HF_CONFIG_KEY}: unknown key {key!r}; known: {', '.join(_KEYS)}")
     config = PruneConfig.parse(value.get("config", {}))
-    return ServerSettings(config=config, override=check_override_policy(value.get("override", "tighten")))
+    trace = value.get("trace")
+    if trace is not None and not isinstance(trace, str):
+        raise PruneConfigError(f"hf_overrides.{HF_CONFIG_KEY}.trace={trace!r}: must be a folder's path")
+    override = check_override_policy(value.get("override", "tighten"))
+    return ServerSettings(config=config, override=override, trace=trace)
 
 
 def settings_to_hf_override(settings: ServerSettings) -> dict[str, Any]:
     """What `read_settings` reads back, JSON-ready."""
-    return {HF_CONFIG_KEY: {"config": settings.config.to_dict(), "override": settings.override}}
+    fields: dict[str, Any] = {"config": settings.config.to_dict(), "override": settings.override}
+    if settings.trace is not None:
+        fields["trace"] = settings.trace
+    return {HF_CONFIG_KEY: fields}
+
+
+def write_max_step_tokens(hf_config: Any, value: int) -> None:
+    """Leaves the scheduler's `max_num_batched_tokens` where the processor, which knows no scheduler, finds it."""
+    setattr(hf_config, _MAX_STEP_TOKENS, value)
+
+
+def read_max_step_tokens(hf_config: Any) -> int | None:
+    """What `write_max_step_tokens` left there; None where no engine was configured."""
+    return getattr(hf_config, _MAX_STEP_TOKENS, None)

@@ -69,10 +69,20 @@ class ModelDims:
         """Linear FLOPs of the vision blocks per linear FLOP of the decoder, for an unpruned video."""
         return PATCHES_PER_TOKEN * self.vision_parameters / self.llm_parameters
 
+    def describe(self) -> str:
+        """One line for reports."""
+        return (
+            f"{self.summary}; decoder: {self.layers} layers, hidden {self.hidden}, MLP {self.mlp}, {self.heads} heads, "
+            f"{self.kv_heads} KV heads, vocabulary {self.vocabulary}, {self.llm_parameters / 1e6:.1f} M parameters "
+            f"without embeddings; vision: {self.vision_depth} blocks, hidden {self.vision_hidden}, MLP "
+            f"{self.vision_mlp}, {self.vision_heads} heads, {self.vision_parameters / 1e6:.1f} M parameters, that is "
+            f"{self.vision_share:.0%} of the decoder's linear FLOPs for an unpruned video"
+        )
+
 
 DIMS = {
     "cpu": ModelDims(
-        summary="decoder of Qwen2.5-0.5B (0.49 B parameters), vision tower scaled to the share it has in Qwen2.5-VL-32B",
+        summary="decoder of Qwen2.5-0.5B (0.49 B parameters), vision tower with the share it has in Qwen2.5-VL-32B",
         hidden=896,
         layers=24,
         heads=14,

@@ -1,0 +1,89 @@
+"""Prefill a video and its question in one step, and let no prefix-cache hit end between them."""
+
+import functools
+from typing import Any
+
+from vllm_prune.patches.base import Patch
+from vllm_prune.patches.checks import require_signature, require_source
+
+_MODULE = "vllm.v1.core.sched.scheduler"
+_TARGET = f"{_MODULE}:Scheduler"
+_MARK = "_vllm_prune_keeps_spans_whole"
+
+
+def _scheduler() -> type[Any]:
+    from vllm.v1.core.sched.scheduler import Scheduler
+
+    return Scheduler
+
+
+def _verify() -> None:
+    scheduler = _scheduler()
+    require_signature(
+        scheduler._try_schedule_encoder_inputs,
+        "(self, request, num_computed_tokens, num_new_tokens, encoder_compute_budget, shift_computed_tokens=0)",
+        f"{_TARGET}._try_schedule_encoder_inputs",
+    )
+    require_signature(
+        scheduler._get_local_prefix_cache_hit,
+        "(self, request)",
+        f"{_TARGET}._get_local_prefix_cache_hit",
+    )
+    calls = (") = self._try_schedule_encoder_inputs(", ") = self._get_local_prefix_cache_hit(request)")
+    require_source(scheduler.schedule, calls, f"{_TARGET}.schedule")
+
+
+def _install() -> None:
+    scheduler = _scheduler()
+    schedule_encoder, find_hit = scheduler._try_schedule_encoder_inputs, scheduler._get_local_prefix_cache_hit
+
+    @functools.wraps(schedule_encoder)
+    def _try_schedule_encoder_inputs(
+        self: Any,
+        request: Any,
+        num_computed_tokens: int,
+        num_new_tokens: int,
+        encoder_compute_budget: int,
+        shift_computed_tokens: int = 0,
+    ) -> tuple[list[int], int, int, list[int], list[int]]:
+        from vllm_prune.serving.span_scheduling import schedule_encoder_inputs
+
+        def original(num_new_tokens: int) -> tuple[list[int], int, int, list[int], list[int]]:
+            return schedule_encoder(
+                self, request, num_computed_tokens, num_new_tokens, encoder_compute_budget, shift_computed_tokens
+            )
+
+        return schedule_encoder_inputs(self, request, num_computed_tokens, num_new_tokens, original)
+
+    @functools.wraps(find_hit)
+    def _get_local_prefix_cache_hit(self: Any, request: Any) -> tuple[Any, int, int, bool]:
+        from vllm_prune.serving.span_scheduling import clip_prefix_hit
+
+        return clip_prefix_hit(self, request, *find_hit(self, request))
+
+    setattr(_try_schedule_encoder_inputs, _MARK, True)
+    scheduler._try_schedule_encoder_inputs = _try_schedule_encoder_inputs
+    scheduler._get_local_prefix_cache_hit = _get_local_prefix_cache_hit
+
+
+PATCH = Patch(
+    name="core_span_scheduling",
+    target=_TARGET,
+    library="vllm>=0.32,<0.33",
+    process="engine core",
+    trigger=_MODULE,
+    why=(
+        "The scheduler cuts a prompt where its budget ends, and takes up a cached prefix where its last full block ends. "
+        "A question that chooses a video's tokens has to be computed in the step that computes the video."
+    ),
+    how=(
+        "Wraps the two methods that decide where a step of a multimodal request begins and ends; both already move that point "
+        "for other reasons (media that may not be cut, encoder budget)."
+    ),
+    upstream=("https://github.com/vllm-project/vllm/issues/45098",),
+    remove_when="vllm>=0.33",
+    needed=lambda: True,
+    applied=lambda: hasattr(_scheduler()._try_schedule_encoder_inputs, _MARK),
+    verify=_verify,
+    install=_install,
+)

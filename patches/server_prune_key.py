@@ -1,0 +1,96 @@
+"""Let requests carry `prune` in mm_processor_kwargs without trusting them with every other processor option."""
+
+import functools
+from typing import Any
+
+from vllm_prune.patches.base import Patch
+from vllm_prune.patches.checks import require_signature, require_source
+
+_MODULE = "vllm.renderers.online_renderer"
+_TARGET = f"{_MODULE}:validate_request_mm_kwargs"
+_MARK = "_vllm_prune_lets_prune_pass"
+_KEY = "prune"
+
+
+class _OnlyPrune:
+    """Takes the place of `trust_request_mm_kwargs=False` on a server of a pruning variant, and is as false as that."""
+
+    def __bool__(self) -> bool:
+        return False
+
+
+def _module() -> Any:
+    from vllm.renderers import online_renderer
+
+    return online_renderer
+
+
+def _verify() -> None:
+    module = _module()
+    signature = "(*, mm_processor_kwargs, media_io_kwargs, trust_request_mm_kwargs)"
+    require_signature(module.validate_request_mm_kwargs, signature, _TARGET)
+    passed_on = ("validate_request_mm_kwargs(", "trust_request_mm_kwargs=self.trust_request_mm_kwargs")
+    for method in ("preprocess_chat", "preprocess_cmpl"):
+        target = f"{_MODULE}:OnlineRenderer.{method}"
+        require_source(getattr(module.OnlineRenderer, method), passed_on, target)
+    kept = ("self.model_config = model_config", "self.trust_request_mm_kwargs = trust_request_mm_kwargs")
+    require_source(module.OnlineRenderer.__init__, kept, f"{_MODULE}:OnlineRenderer.__init__")
+
+
+def _install() -> None:
+    module = _module()
+    module.validate_request_mm_kwargs = _wrap_check(module.validate_request_mm_kwargs)
+    module.OnlineRenderer.__init__ = _wrap_init(module.OnlineRenderer.__init__)
+
+
+def _wrap_check(original: Any) -> Any:
+    @functools.wraps(original)
+    def validate_request_mm_kwargs(
+        *, mm_processor_kwargs: Any, media_io_kwargs: Any, trust_request_mm_kwargs: Any
+    ) -> None:
+        if isinstance(trust_request_mm_kwargs, _OnlyPrune):
+            mm_processor_kwargs = {key: value for key, value in (mm_processor_kwargs or {}).items() if key != _KEY}
+        original(
+            mm_processor_kwargs=mm_processor_kwargs,
+            media_io_kwargs=media_io_kwargs,
+            trust_request_mm_kwargs=bool(trust_request_mm_kwargs),
+        )
+
+    setattr(validate_request_mm_kwargs, _MARK, True)
+    return validate_request_mm_kwargs
+
+
+def _wrap_init(original: Any) -> Any:
+    @functools.wraps(original)
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        from vllm_prune.serving.architectures import is_variant
+
+        original(self, *args, **kwargs)
+        if not self.trust_request_mm_kwargs and is_variant(self.model_config.architecture):
+            self.trust_request_mm_kwargs = _OnlyPrune()
+
+    return __init__
+
+
+PATCH = Patch(
+    name="server_prune_key",
+    target=_TARGET,
+    library="vllm>=0.32,<0.33",
+    process="API server",
+    trigger=_MODULE,
+    why=(
+        "vLLM refuses every per-request mm_processor_kwargs unless the server runs with --trust-request-mm-kwargs, which "
+        "also lets clients change frame sizes and decoders. What a request may ask of `prune` is bounded by our own "
+        "--prune-override."
+    ),
+    how=(
+        "On a server of a pruning variant the key `prune` is left out of the check; all other keys are refused as before. "
+        "Servers of other models are not changed."
+    ),
+    upstream=("https://github.com/vllm-project/vllm/blob/v0.32.0/vllm/entrypoints/generate/base/protocol.py",),
+    remove_when="vllm>=0.33",
+    needed=lambda: True,
+    applied=lambda: hasattr(_module().validate_request_mm_kwargs, _MARK),
+    verify=_verify,
+    install=_install,
+)

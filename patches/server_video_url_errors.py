@@ -1,0 +1,110 @@
+"""Answer a video that cannot be fetched or decoded with HTTP 422 and a message that names it and says what to do."""
+
+import functools
+from typing import Any
+
+from vllm_prune.patches.base import Patch
+from vllm_prune.patches.checks import require_signature, require_source
+
+_MODULE = "vllm.multimodal.media.connector"
+_TARGET = f"{_MODULE}:MediaConnector.fetch_video_async"
+_MARK = "_vllm_prune_explains_errors"
+_SHOWN = 60  # characters of a URL
+
+_REMEDIES = {
+    "data": "send the whole of a video file as data:video/mp4;base64,...",
+    "http": "use an address from which this server can load a video file, or send the file as a base64 data URL",
+    "file": "start the server with --allowed-local-media-path and name a video file below it, or send a base64 data URL",
+    "": "use an http(s), file or base64 data URL of a video file",
+}
+
+
+def explain(url: str, error: Exception) -> Exception:
+    """The error that the client is to see in place of `error`: field, value, what is wrong, remedy."""
+    from vllm.exceptions import VLLMUnprocessableEntityError
+
+    scheme = next(scheme for scheme in _REMEDIES if url[:5].lower().startswith(scheme))
+    shown = url if len(url) <= _SHOWN else f"{url[:_SHOWN]}... ({len(url)} characters)"
+    reason = error.args[0] if isinstance(error, VLLMUnprocessableEntityError) else str(error) or type(error).__name__
+    return VLLMUnprocessableEntityError(f"video_url={shown!r}: {reason}; {_REMEDIES[scheme]}", parameter="video_url")
+
+
+def _connector() -> Any:
+    from vllm.multimodal.media.connector import MediaConnector
+
+    return MediaConnector
+
+
+def _client_errors() -> tuple[type[Exception], ...]:
+    """What vLLM 0.32 raises where the request is at fault; whatever else comes is the server's and stays as it is."""
+    import aiohttp
+    from vllm.exceptions import VLLMUnprocessableEntityError
+
+    unsupported = NotImplementedError  # a data URL that is not base64
+    unreachable = (OSError, aiohttp.ClientError)  # timeouts, refused connections, unknown hosts, missing files
+    return (VLLMUnprocessableEntityError, ValueError, unsupported, *unreachable)
+
+
+def _verify() -> None:
+    connector = _connector()
+    parameters = "(self, video_url, *, image_mode='RGB', video_processor=None)"
+    require_signature(connector.fetch_video, parameters, f"{_MODULE}:MediaConnector.fetch_video")
+    require_signature(connector.fetch_video_async, parameters, _TARGET)
+    refused = ("if allowed_local_media_path is None: raise RuntimeError(",)
+    require_source(connector._load_file_url, refused, f"{_MODULE}:MediaConnector._load_file_url")
+
+
+def _install() -> None:
+    connector, client_errors = _connector(), _client_errors()
+    fetch, fetch_async = connector.fetch_video, connector.fetch_video_async
+
+    @functools.wraps(fetch)
+    def fetch_video(self: Any, video_url: str, **kwargs: Any) -> Any:
+        try:
+            _require_local_files_allowed(self, video_url)
+            return fetch(self, video_url, **kwargs)
+        except client_errors as error:
+            raise explain(video_url, error) from error
+
+    @functools.wraps(fetch_async)
+    async def fetch_video_async(self: Any, video_url: str, **kwargs: Any) -> Any:
+        try:
+            _require_local_files_allowed(self, video_url)
+            return await fetch_async(self, video_url, **kwargs)
+        except client_errors as error:
+            raise explain(video_url, error) from error
+
+    setattr(fetch_video_async, _MARK, True)
+    connector.fetch_video, connector.fetch_video_async = fetch_video, fetch_video_async
+
+
+def _require_local_files_allowed(connector: Any, url: str) -> None:
+    # vLLM raises RuntimeError for it, which cannot be told from a failure of the server.
+    if url[:5].lower() == "file:" and connector.allowed_local_media_path is None:
+        raise ValueError("this server loads no local files")
+
+
+PATCH = Patch(
+    name="server_video_url_errors",
+    target=_TARGET,
+    library="vllm>=0.32,<0.33",
+    process="API server",
+    trigger=_MODULE,
+    why=(
+        "An unreachable address, a local file where none are allowed and a data URL without base64 end in HTTP 500 or 501; "
+        "what is refused with 4xx says no more than `Could not open video stream`, or blames `image_url`."
+    ),
+    how=(
+        "Wraps fetch_video and fetch_video_async: errors that the request is to blame for become HTTP 422 with field, "
+        "value, reason and remedy. Videos only; images and audio are answered as before."
+    ),
+    upstream=(
+        "https://github.com/vllm-project/vllm/issues/21254",
+        "https://github.com/vllm-project/vllm/pull/48092",
+    ),
+    remove_when="vllm>=0.33",
+    needed=lambda: True,
+    applied=lambda: hasattr(_connector().fetch_video_async, _MARK),
+    verify=_verify,
+    install=_install,
+)

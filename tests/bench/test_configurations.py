@@ -1,0 +1,63 @@
+"""What may be compared, and how each is started."""
+
+import json
+
+import pytest
+
+from vllm_prune.bench.throughput.configurations import VLLM, VLLM_PRUNE, parse_configurations
+from vllm_prune.bench.throughput.errors import BenchmarkError
+
+
+def parse(text):
+    return parse_configurations([text])[0]
+
+
+def test_stock_has_no_plugin():
+    stock = parse("stock")
+    assert stock.program == VLLM
+    assert stock.environment == {"VLLM_PLUGINS": ""}
+    assert stock.serve_command("m", ["--port", "1"]) == [*VLLM, "serve", "m", "--port", "1"]
+
+
+def test_evs_gets_its_rate():
+    assert parse("evs:0.75").serve_command("m", []) == [*VLLM, "serve", "m", "--video-pruning-rate", "0.75"]
+
+
+def test_json_becomes_the_prune_option():
+    command = parse('{"method": "uniform", "keep_ratio": 0.25}').serve_command("m", [])
+    assert command[: len(VLLM_PRUNE) + 2] == [*VLLM_PRUNE, "serve", "m"]
+    assert json.loads(command[command.index("--prune") + 1]) == {"method": "uniform", "keep_ratio": 0.25}
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ("stage1_only", "stage1_only"),
+        ('{"stage1": {"cluster_ratio": 0.25}}', "stage1:cluster_ratio:0.25"),
+        ('ours@25%={"stage1": {"cluster_ratio": 0.25}}', "ours@25%"),
+        ("half=evs:0.5", "half"),
+    ],
+)
+def test_names(given, name):
+    assert parse(given).name == name
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("evs:1.5", "evs:1.5: the rate must be"),
+        ("evs:nan", "evs:nan: the rate must be"),
+        ("evs:x", "evs:x: the rate must be"),
+        ("stok", "preset='stok': unknown"),
+        ('{"keep": 1}', "unknown key 'keep'"),
+        ("{", "not valid JSON"),
+    ],
+)
+def test_mistakes_are_named(given, message):
+    with pytest.raises(BenchmarkError, match=message):
+        parse(given)
+
+
+def test_equal_names_are_refused():
+    with pytest.raises(BenchmarkError, match="'stock' comes 2 times"):
+        parse_configurations(["stock", "stock"])

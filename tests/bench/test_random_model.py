@@ -1,0 +1,50 @@
+"""Model folders without weights."""
+
+import pytest
+
+from vllm_prune.bench.throughput.errors import BenchmarkError
+from vllm_prune.bench.throughput.models import resolve_model
+from vllm_prune.bench.throughput.random_model import DIMS, SPECIAL_TOKENS, write_random_model
+
+
+@pytest.mark.parametrize("name", DIMS)
+def test_dimensions_fit_together(name):
+    dims = DIMS[name]
+    head_dim = dims.hidden // dims.heads
+    assert head_dim * dims.heads == dims.hidden
+    assert 2 * sum(dims.mrope_section) == head_dim
+    assert dims.vision_hidden % dims.vision_heads == 0
+    assert max(dims.vision_full_attention) < dims.vision_depth
+
+
+def test_parameters_are_those_of_the_published_models():
+    # Qwen2.5-0.5B: 0.36 B without embeddings; Qwen2.5-VL-7B: 6.5 B, and 0.63 B in the vision blocks.
+    assert DIMS["cpu"].llm_parameters == pytest.approx(0.36e9, rel=0.01)
+    assert DIMS["7b"].llm_parameters == pytest.approx(6.5e9, rel=0.01)
+    assert DIMS["7b"].vision_parameters == pytest.approx(0.63e9, rel=0.01)
+
+
+def test_transformers_reads_what_is_written(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    write_random_model(tmp_path, DIMS["smoke"])
+    config = transformers.AutoConfig.from_pretrained(tmp_path)
+    assert config.text_config.hidden_size == DIMS["smoke"].hidden
+    assert config.vision_config.out_hidden_size == DIMS["smoke"].hidden
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    text = "What? {A} \n b~"
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    assert len(ids) == len(text)
+    assert tokenizer.decode(ids) == text
+    assert tokenizer.convert_tokens_to_ids(list(SPECIAL_TOKENS)) == list(range(len(SPECIAL_TOKENS)))
+    assert config.video_token_id == tokenizer.convert_tokens_to_ids("<|video_pad|>")
+
+
+def test_random_model_has_dummy_weights(tmp_path):
+    model = resolve_model("random", "smoke", tmp_path)
+    assert model.dummy_weights
+    assert (model.path / "config.json").is_file()
+
+
+def test_a_folder_without_a_model_is_named(tmp_path):
+    with pytest.raises(BenchmarkError, match=r"no config\.json there"):
+        resolve_model(str(tmp_path), "smoke", tmp_path)

@@ -1,0 +1,192 @@
+"""Conditional DPP against the textbook, and what it may not do."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from method_cases import noise, random_video
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from vllm_prune.methods import VideoTokens
+from vllm_prune.methods._greedy_map import greedy_map
+from vllm_prune.methods._ragged import sizes
+from vllm_prune.methods._share import share_budget
+from vllm_prune.methods.dpp import DPP, normalize_relevance
+
+
+def kernel_of(features: torch.Tensor, relevance: torch.Tensor | None) -> torch.Tensor:
+    """relevance x cosine x relevance in float64."""
+    units = torch.nn.functional.normalize(features.double(), dim=1)
+    weight = normalize_relevance(relevance, len(features), features.double()).sqrt()
+    return weight[:, None] * (units @ units.T) * weight
+
+
+def textbook(kernel: torch.Tensor, allowed: torch.Tensor, budgets: torch.Tensor) -> list[int]:
+    """Greedy MAP by determinants: no update formulas, one group at a time."""
+    picked: list[int] = []
+    for group, budget in enumerate(budgets.tolist()):
+        mine: list[int] = []
+        members = (allowed == group).nonzero().squeeze(1).tolist()
+        for _ in range(budget):
+            rest = [i for i in members if i not in mine]
+            mine.append(max(rest, key=lambda i: (round(log_det(kernel, [*mine, i]), 9), -i)))
+        picked += mine
+    return sorted(picked)
+
+
+def log_det(kernel: torch.Tensor, picked: list[int]) -> float:
+    return float(torch.linalg.slogdet(kernel[picked][:, picked]).logabsdet)
+
+
+@pytest.mark.parametrize("case", range(200))
+def test_equals_the_textbook_in_every_segment(case: int) -> None:
+    draw = torch.Generator().manual_seed(case)
+    frames, height, width, channels = (int(torch.randint(1, high, (), generator=draw)) for high in (5, 4, 5, 40))
+    tokens = random_video(case, (frames, height, width), channels + height * width)
+    kept = torch.rand(tokens.num_tokens, generator=draw).argsort()[: max(1, tokens.num_tokens - case % 4)].sort().values
+    tokens = VideoTokens(tokens.features[kept].double(), tokens.grid[kept], tokens.grid_thw)
+    relevance = None if case % 3 == 0 else noise(case + 1, tokens.num_tokens).double()
+    budget = int(torch.randint(1, tokens.num_tokens + 1, (), generator=draw))
+    segment = tokens.grid[:, 0]
+    expected = textbook(kernel_of(tokens.features, relevance), segment, share_budget(budget, sizes(segment, frames)))
+    assert DPP(mode="exact").assign(tokens, budget, relevance).anchor.tolist() == expected
+
+
+@pytest.mark.parametrize("case", range(20))
+def test_sharing_by_gain_is_greedy_map_of_the_block_diagonal_kernel(case: int) -> None:
+    tokens = random_video(case, (4, 2, 3), 30)
+    tokens = VideoTokens.from_features(tokens.features.double(), tokens.grid_thw)
+    relevance = noise(case + 1, 24).double()
+    frame = tokens.grid[:, 0]
+    kernel = kernel_of(tokens.features, relevance) * (frame[:, None] == frame)
+    budget = 1 + case
+    expected = textbook(kernel, torch.zeros_like(frame), torch.tensor([budget]))
+    assert DPP(share="gain").assign(tokens, budget, relevance).anchor.tolist() == expected
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("case", range(5))
+def test_the_determinant_beats_other_choices(case: int, dtype: torch.dtype) -> None:
+    tokens = random_video(case, (1, 8, 8), 96)
+    tokens = VideoTokens.from_features((tokens.features + 0.5).to(dtype), tokens.grid_thw)
+    relevance = noise(case + 9, 64)
+    kernel = kernel_of(tokens.features, relevance)
+    mine = log_det(kernel, DPP().assign(tokens, 20, relevance).anchor.tolist())
+    exact = log_det(kernel, textbook(kernel, tokens.grid[:, 0], torch.tensor([20])))
+    assert mine == pytest.approx(exact, abs=1e-3)
+    for others in (noise(case, 64).argsort()[:20], relevance.topk(20).indices, torch.arange(20) * 64 // 20):
+        assert mine >= log_det(kernel, others.tolist()) - 1e-9
+
+
+@pytest.mark.parametrize("mode", ["greedy", "lowrank"])
+def test_approximations_come_close(mode: Any) -> None:
+    tokens = random_video(0, (2, 10, 10), 512)
+    tokens = VideoTokens.from_features(
+        tokens.features + 3 * noise(1, 2, 1, 512).expand(2, 100, 512).flatten(0, 1), (2, 10, 10)
+    )
+    frame = tokens.grid[:, 0]
+    kernel = kernel_of(tokens.features, None) * (frame[:, None] == frame)
+    exact = log_det(kernel, DPP(mode="exact").assign(tokens, 60).anchor.tolist())
+    mine = log_det(kernel, DPP(mode=mode).assign(tokens, 60).anchor.tolist())
+    chance = log_det(kernel, noise(2, 200).argsort()[:60].tolist())
+    assert chance < mine <= exact + 1e-6
+
+
+def test_lowrank_with_every_channel_is_exact() -> None:
+    tokens = random_video(3, (3, 5, 5), 40)
+    exact = DPP(mode="exact").assign(tokens, 30)
+    assert torch.equal(DPP(mode="lowrank", rank=40).assign(tokens, 30).anchor, exact.anchor)
+
+
+def test_auto_takes_each_segment_by_its_length() -> None:
+    features = noise(4, 60, 64)
+    segment = torch.repeat_interleave(torch.arange(3), torch.tensor([10, 20, 30]))
+    quota = torch.tensor([5, 8, 12])
+    auto = DPP(exact_limit=10, greedy_limit=20, rank=16).rank_tokens(features, segment, quota, None)
+    for mode, s in (("exact", 0), ("greedy", 1), ("lowrank", 2)):
+        alone = DPP(mode=mode, rank=16).rank_tokens(features, segment, quota, None)  # type: ignore[arg-type]
+        torch.testing.assert_close(auto[segment == s], alone[segment == s])
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1e-3, 1e6])
+def test_scales_do_not_matter(scale: float) -> None:
+    tokens = random_video(5, (3, 4, 4), 32)
+    scaled = VideoTokens.from_features(tokens.features * scale, tokens.grid_thw)
+    relevance = noise(6, 48)
+    expected = DPP().assign(tokens, 20, relevance)
+    assert torch.equal(DPP().assign(scaled, 20, relevance * scale).anchor, expected.anchor)
+
+
+@pytest.mark.parametrize("mode", ["exact", "greedy", "lowrank"])
+def test_tokens_that_add_nothing_come_last(mode: Any) -> None:
+    tokens = random_video(7, (1, 4, 5), 32)
+    useless = torch.tensor([3, 8, 12, 19])
+    tokens.features[3] = 0
+    tokens.features[8] = float("nan")
+    tokens.features[12] = float("inf")
+    tokens.features[19] = 2 * tokens.features[5]
+    kept = DPP(mode=mode).assign(tokens, 16).anchor
+    assert not set(kept.tolist()) & set(useless.tolist())
+    assert DPP(mode=mode).assign(tokens, 17).anchor.tolist() == sorted([*kept.tolist(), 3]), "ties keep the earlier"
+
+
+def test_a_relevance_may_be_broken() -> None:
+    relevance = torch.tensor([math.nan, 1.0, math.inf, -math.inf, 3.0])
+    assert normalize_relevance(relevance, 5, relevance).tolist() == pytest.approx([1e-6, 1e-6, 1, 1e-6, 1])
+    for same in (torch.full((4,), math.nan), torch.full((4,), 7.0)):
+        assert normalize_relevance(same, 4, same).tolist() == [1.0] * 4
+
+
+def test_a_relevance_must_fit() -> None:
+    with pytest.raises(ValueError, match=r"relevance: shape \(3,\); use \[8\]"):
+        DPP().assign(random_video(0, (2, 2, 2)), 3, torch.ones(3))
+
+
+class Watch(TorchDispatchMode):
+    """Counts operations, remembers the largest tensor, and may forbid waiting for the device."""
+
+    def __init__(self, may_wait: bool = True) -> None:
+        super().__init__()
+        self.operations, self.largest, self.may_wait = 0, 0, may_wait
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not self.may_wait and func.overloadpacket in (torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero):
+            raise AssertionError(f"{func} waits for the device")
+        result = func(*args, **(kwargs or {}))
+        self.operations += 1
+        if isinstance(result, torch.Tensor):
+            self.largest = max(self.largest, result.numel())
+        return result
+
+
+def watched(method: DPP, tokens: VideoTokens, budget: int) -> Watch:
+    with Watch() as watch:
+        method.assign(tokens, budget)
+    return watch
+
+
+def test_segments_are_one_batch() -> None:
+    few, many = random_video(0, (4, 4, 4)), random_video(0, (64, 4, 4))
+    assert watched(DPP(), few, 4 * 8).operations == watched(DPP(), many, 64 * 8).operations
+
+
+def test_the_loop_never_waits_for_the_device() -> None:
+    units = torch.nn.functional.normalize(noise(0, 5, 20, 32), dim=2)
+    kernel = units @ units.mT
+    each = torch.arange(5)
+    ones = torch.ones(5, 20)
+    with Watch(may_wait=False):
+        greedy_map(lambda pick: kernel[each, pick], ones, ones, ones.bool(), 10, 10)
+    with pytest.raises(AssertionError, match="waits"), Watch(may_wait=False):
+        ones.sum().item()
+
+
+def test_no_matrix_of_the_whole_video() -> None:
+    tokens = random_video(1, (3, 30, 30), 16)
+    one_segment = DPP(temporal_segment_ratio=0.01, rank=8)
+    assert watched(one_segment, tokens, 40).largest < 2700 * 128
+    exact = DPP(temporal_segment_ratio=0.01, mode="exact")
+    assert watched(exact, tokens, 40).largest == 2700**2, "unless asked for"

@@ -1,0 +1,72 @@
+"""A request as `vllm.LLM.generate` takes it, turned into the oracle's prompt by the same Hugging Face processor."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL.Image import Image
+from transformers import BatchFeature, Qwen2_5_VLProcessor
+from transformers.video_utils import VideoMetadata
+
+from .prompt import Medium, Prompt
+
+Video = tuple[np.ndarray, dict[str, Any]]
+"""Frames [T, H, W, 3] uint8, and vLLM's metadata: fps, duration, total_num_frames, frames_indices, ..."""
+
+
+def to_prompt(
+    processor: Qwen2_5_VLProcessor,
+    text: str,
+    videos: Sequence[Video] = (),
+    images: Sequence[Image] = (),
+    dtype: torch.dtype = torch.float32,
+) -> Prompt:
+    """The prompt of a request.
+
+    Args:
+        text: With one placeholder for each medium.
+        videos: In the order of their placeholders.
+        images: In the order of their placeholders.
+        dtype: The served model's, which vLLM casts `second_per_grid_ts` to.
+    """
+    ids = processor.tokenizer(text).input_ids
+    for name, token_id, given in (
+        ("videos", processor.video_token_id, videos),
+        ("images", processor.image_token_id, images),
+    ):
+        if ids.count(token_id) != len(given):
+            raise ValueError(f"{len(given)} {name} for {ids.count(token_id)} placeholders")
+    remaining = {
+        processor.video_token_id: iter(_videos(processor, videos, dtype)),
+        processor.image_token_id: iter(_images(processor, images)),
+    }
+    return Prompt(ids, [next(remaining[token_id]) for token_id in ids if token_id in remaining])
+
+
+def _videos(processor: Qwen2_5_VLProcessor, videos: Sequence[Video], dtype: torch.dtype) -> list[Medium]:
+    if not videos:
+        return []
+    metadata = [
+        VideoMetadata(**{key: value for key, value in fields.items() if key != "do_sample_frames"})
+        for _, fields in videos
+    ]
+    output = processor(videos=[frames for frames, _ in videos], video_metadata=metadata, return_tensors="pt")
+    pixels = _split(output, "pixel_values_videos", "video_grid_thw")
+    seconds = output["second_per_grid_ts"].to(dtype).tolist()
+    return [Medium("video", values, grid, second) for (values, grid), second in zip(pixels, seconds, strict=True)]
+
+
+def _images(processor: Qwen2_5_VLProcessor, images: Sequence[Image]) -> list[Medium]:
+    if not images:
+        return []
+    output = processor(images=[image.convert("RGB") for image in images], return_tensors="pt")
+    return [Medium("image", values, grid) for values, grid in _split(output, "pixel_values", "image_grid_thw")]
+
+
+def _split(output: BatchFeature, values: str, grids: str) -> list[tuple[torch.Tensor, tuple[int, int, int]]]:
+    """(pixel values [patches, dimension], grid) of each medium."""
+    parts = output[values].split(output[grids].prod(1).tolist())
+    return [(part, tuple(grid)) for part, grid in zip(parts, output[grids].tolist(), strict=True)]

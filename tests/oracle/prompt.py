@@ -1,0 +1,29 @@
+"""What goes into the oracle."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Medium:
+    """One image or video as the Hugging Face processor prepares it."""
+
+    kind: Literal["video", "image"]
+    pixel_values: Tensor
+    """[patches, patch dimension] float32."""
+    grid_thw: tuple[int, int, int]
+    """(t, h, w) in patches."""
+    second_per_grid_t: float = 1.0
+    """Seconds per step of t; of no meaning for images."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Token ids with one placeholder for each medium, and the media in the order of their placeholders."""
+
+    ids: list[int]
+    media: list[Medium] = field(default_factory=list)

@@ -1,0 +1,101 @@
+"""A prompt as rows of the language model: one for each text token and for each of a medium's N1 tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import Qwen2_5_VLForConditionalGeneration
+
+from vllm_prune.methods import VideoTokens
+
+from .positions import medium_extent, temporal_factor, token_offsets
+from .prompt import Medium, Prompt
+
+TEXT = -1
+"""In `Rows.medium`: not of any medium."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """R rows in the order of the prompt.
+
+    embeds: [R, C].
+    positions: [3, R] int64.
+    medium: [R] int64, index of the row's medium in the prompt, or TEXT.
+    token: [R] int64, index of the row among its medium's N1 tokens; 0 for text.
+    """
+
+    embeds: Tensor
+    positions: Tensor
+    medium: Tensor
+    token: Tensor
+
+    def __len__(self) -> int:
+        return len(self.embeds)
+
+    def select(self, index: Tensor | slice) -> Rows:
+        """The rows at `index`."""
+        return Rows(self.embeds[index], self.positions[:, index], self.medium[index], self.token[index])
+
+
+def join(parts: list[Rows]) -> Rows:
+    """Rows one after the other."""
+    return Rows(
+        torch.cat([part.embeds for part in parts]),
+        torch.cat([part.positions for part in parts], dim=1),
+        torch.cat([part.medium for part in parts]),
+        torch.cat([part.token for part in parts]),
+    )
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A whole prompt as rows."""
+
+    rows: Rows
+    first_row: list[int]
+    """The first row of each of the prompt's ids, and the number of rows at the end."""
+    next_position: int
+    """Of the first decoded token."""
+
+
+def lay_out(model: Qwen2_5_VLForConditionalGeneration, prompt: Prompt, tokens: list[VideoTokens]) -> Layout:
+    """The rows of a prompt whose media enter with `tokens`."""
+    placeholders = (model.config.image_token_id, model.config.video_token_id)
+    tokens_per_second = model.config.vision_config.tokens_per_second
+    parts: list[Rows] = []
+    first_row = [0]
+    position = medium = 0
+    for token_id in prompt.ids:
+        if token_id in placeholders:
+            t_factor = temporal_factor(_medium_of(model, prompt, medium, token_id), tokens_per_second)
+            parts.append(_medium_rows(tokens[medium], medium, position, t_factor))
+            position += medium_extent(tokens[medium].grid_thw, t_factor)
+            medium += 1
+        else:
+            parts.append(text_row(model, token_id, position))
+            position += 1
+        first_row.append(first_row[-1] + len(parts[-1]))
+    if medium != len(prompt.media):
+        raise ValueError(f"{medium} placeholders for {len(prompt.media)} media")
+    return Layout(join(parts), first_row, position)
+
+
+def _medium_of(model: Qwen2_5_VLForConditionalGeneration, prompt: Prompt, index: int, token_id: int) -> Medium:
+    kind = "video" if token_id == model.config.video_token_id else "image"
+    if index >= len(prompt.media) or prompt.media[index].kind != kind:
+        raise ValueError(f"placeholder {index} is of kind {kind!r}, and media[{index}] is not")
+    return prompt.media[index]
+
+
+def _medium_rows(tokens: VideoTokens, index: int, start: int, t_factor: float) -> Rows:
+    number = torch.arange(tokens.num_tokens)
+    return Rows(tokens.features, token_offsets(tokens.grid, t_factor) + start, torch.full_like(number, index), number)
+
+
+def text_row(model: Qwen2_5_VLForConditionalGeneration, token_id: int, position: int) -> Rows:
+    """The row of one text token."""
+    embeds = model.get_input_embeddings()(torch.tensor([token_id]))
+    return Rows(embeds, torch.full((3, 1), position), torch.tensor([TEXT]), torch.tensor([0]))

@@ -1,0 +1,84 @@
+"""The servers that are compared: stock vLLM, vLLM's own EVS, and vllm-prune with a pruning configuration."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from vllm_prune.bench.throughput.errors import BenchmarkError
+from vllm_prune.config import PruneConfig, PruneConfigError
+
+STOCK = "stock"
+_EVS = re.compile(r"evs:(?P<rate>.+)")
+_NAMED = re.compile(r"(?P<name>[\w.@%-]+)=(?P<value>.+)", re.DOTALL)
+
+VLLM = (sys.executable, "-m", "vllm.entrypoints.cli.main")
+VLLM_PRUNE = (sys.executable, "-m", "vllm_prune.cli.main")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Configuration:
+    """One server: how it is called in the tables and how it is started."""
+
+    name: str
+    given: str  # as on the command line
+    program: tuple[str, ...]
+    arguments: tuple[str, ...] = ()  # besides those that all servers share
+    environment: dict[str, str] = field(default_factory=dict)
+
+    def serve_command(self, model: str, shared: Sequence[str]) -> list[str]:
+        """The command that starts this server on `model`, with the options `shared` by all servers."""
+        return [*self.program, "serve", model, *self.arguments, *shared]
+
+
+def parse_configurations(given: Sequence[str]) -> list[Configuration]:
+    """Read `stock`, `evs:RATE`, a preset's name or a JSON object, each optionally as `NAME=...`.
+
+    Raises:
+        BenchmarkError: a value that cannot be used, or a name that comes twice.
+    """
+    configurations = [_parse(item) for item in given]
+    names = [configuration.name for configuration in configurations]
+    for name in names:
+        if names.count(name) > 1:
+            raise BenchmarkError(f"--configs: {name!r} comes {names.count(name)} times; name one of them: NAME={name}")
+    return configurations
+
+
+def _parse(given: str) -> Configuration:
+    named = _NAMED.fullmatch(given)
+    name, value = (named["name"], named["value"]) if named else (given, given)
+    if value == STOCK:
+        # No plugin at all: this server is what a user has without vllm-prune.
+        return Configuration(name=name, given=given, program=VLLM, environment={"VLLM_PLUGINS": ""})
+    if evs := _EVS.fullmatch(value):
+        rate = _pruning_rate(evs["rate"])
+        return Configuration(name=name, given=given, program=VLLM, arguments=("--video-pruning-rate", str(rate)))
+    try:
+        config = PruneConfig.parse(value)
+    except PruneConfigError as error:
+        raise BenchmarkError(f"--configs {value!r}: {error}; besides these: {STOCK}, evs:RATE") from error
+    return Configuration(
+        name=name if named else _short_name(value),
+        given=given,
+        program=VLLM_PRUNE,
+        arguments=("--prune", config.to_json()),
+    )
+
+
+def _pruning_rate(text: str) -> float:
+    """The share of tokens that EVS drops."""
+    try:
+        rate = float(text)
+    except ValueError:
+        rate = -1.0
+    if not 0 < rate < 1:
+        raise BenchmarkError(f"--configs evs:{text}: the rate must be a number above 0 and below 1, as in evs:0.75")
+    return rate
+
+
+def _short_name(value: str) -> str:
+    """A preset's own name; for JSON, its content without quotes and braces."""
+    return re.sub(r'["{}\s]', "", value) if value.lstrip().startswith("{") else value

@@ -1,0 +1,110 @@
+"""Cosine similarities within groups of tokens, as padded batches."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vllm_prune.methods._numerics import invert, to_finite
+from vllm_prune.methods._ragged import Batch
+
+_COPY_BYTES = 16 << 20  # features are gathered, or widened to float32, this much at a time
+_LARGEST_SQUARE = 1e36
+
+
+def cosine_kernel(features: Tensor, batch: Batch) -> Tensor:
+    """[B, n, n] cosine similarities within each group of a batch; 0 at padding.
+
+    features: [N, C], any floating-point dtype. Computed in float32 (float64: in float64). The diagonal is 1, or 0 for a
+    zero vector and for a token with NaN or Inf, which are like nothing.
+    """
+    wide = torch.promote_types(features.dtype, torch.float32)
+    kernel = _multiply(features, batch, wide)
+    square = kernel.diagonal(dim1=1, dim2=2)
+    usable = batch.valid & (square > 0) & (square <= _LARGEST_SQUARE)
+    inverse = invert(square.masked_fill(~usable, 0).sqrt())
+    kernel.nan_to_num_(0, 0, 0).mul_(inverse[:, :, None]).mul_(inverse[:, None, :])
+    kernel.diagonal(dim1=1, dim2=2).copy_(usable)
+    return kernel
+
+
+def _multiply(features: Tensor, batch: Batch, wide: torch.dtype) -> Tensor:
+    """[B, n, n] products of the rows of each group; features of the right dtype, in one piece, are not copied."""
+    points = batch.view(features) if features.dtype == wide else None
+    if points is not None:
+        return points @ points.mT
+    groups, length = batch.index.shape
+    kernel = torch.empty(groups, length, length, dtype=wide, device=features.device)
+    at_once = max(1, _COPY_BYTES // (4 * length * features.shape[1]))
+    for index, part in zip(batch.index.split(at_once), kernel.split(at_once), strict=True):
+        points = features[index].to(wide)
+        torch.bmm(points, points.mT, out=part)
+    return kernel
+
+
+def sketch(features: Tensor, batch: Batch, rank: int) -> Tensor:
+    """[B, n, r] unit vectors, r = min(rank, C), whose products approximate the cosines within each group.
+
+    A fixed random projection (signs, seeded) keeps cosines within about 1 / sqrt(r); with r = C they are exact. Zero at
+    padding, for zero vectors and for tokens with NaN or Inf.
+    """
+    wide = torch.promote_types(features.dtype, torch.float32)
+    groups, length = batch.index.shape
+    channels = features.shape[1]
+    points = torch.empty(groups * length, min(rank, channels), dtype=wide, device=features.device)
+    projection = _signs(channels, rank).to(points) if rank < channels else None
+    at_once = max(1, _COPY_BYTES // (4 * channels))
+    for index, part in zip(batch.index.flatten().split(at_once), points.split(at_once), strict=True):
+        rows = features[index].to(wide)
+        part.copy_(rows if projection is None else rows @ projection)
+    norm = torch.linalg.vector_norm(points, dim=1)
+    usable = batch.valid.flatten() & (norm > 0) & (norm.square() <= _LARGEST_SQUARE)
+    inverse = invert(norm.masked_fill(~usable, 0))
+    return points.nan_to_num_(0, 0, 0).mul_(inverse[:, None]).view(groups, length, -1)
+
+
+def _signs(rows: int, columns: int) -> Tensor:
+    """[rows, columns] of +1 and -1, the same everywhere."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 2, (rows, columns), generator=generator).mul_(2).sub_(1)
+
+
+def nearest_in_batch(features: Tensor, norm: Tensor, batch: Batch, is_target: Tensor) -> Tensor:
+    """[B, n] int64: for each member of a group the place of the target most similar to it (cosine), earlier on ties.
+
+    features: [N, C] finite. norm: [N]. is_target: [B, n] bool, with at least one target in every group.
+    """
+    targets = is_target.sum(1)
+    place = is_target.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, : int(targets.max())]
+    index = batch.index.gather(1, place)
+    units = features[index] * invert(norm[index])[:, :, None]
+    similarity = features[batch.index] @ units.mT
+    real = torch.arange(place.shape[1], device=place.device) < targets[:, None]
+    return place.gather(1, similarity.masked_fill_(~real[:, None, :], -torch.inf).argmax(2))
+
+
+def best_links(features: Tensor, eligible: Tensor) -> tuple[Tensor, Tensor]:
+    """The most similar eligible token of the frame before, for every token.
+
+    features: [T*H*W, C]. eligible: [T, H*W] bool. Returns cosine similarity [T*H*W], and the token [T*H*W] int64; -2
+    and -1 where the frame before has none, or there is no frame before. Ties keep the earlier token.
+    """
+    frames, cells = eligible.shape
+    similarity = torch.full((frames, cells), -2.0, dtype=torch.float32, device=features.device)
+    parent = torch.full((frames, cells), -1, device=features.device)
+    at_once = max(1, _COPY_BYTES // (4 * cells * features.shape[1]))
+    for start in range(1, frames, at_once):
+        stop = min(frames, start + at_once)
+        units = _to_units(features[(start - 1) * cells : stop * cells]).view(stop - start + 1, cells, -1)
+        likeness = (units[1:] @ units[:-1].mT).masked_fill_(~eligible[start - 1 : stop - 1, None, :], -2)
+        found = likeness.argmax(2, keepdim=True)
+        value = likeness.gather(2, found).squeeze(2)
+        before = torch.arange(start - 1, stop - 1, device=features.device)[:, None] * cells
+        similarity[start:stop] = value
+        parent[start:stop] = torch.where(value > -2, before + found.squeeze(2), -1)
+    return similarity.flatten(), parent.flatten()
+
+
+def _to_units(features: Tensor) -> Tensor:
+    finite, norm = to_finite(features)
+    return finite * invert(norm)[:, None]

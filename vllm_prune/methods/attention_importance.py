@@ -1,0 +1,89 @@
+"""Importance of visual tokens: the attention that the text after the video pays them.
+
+PruneVid (ACL 2025, section 3.3): maximum over the text's positions, then over heads. The softmax runs over every key a
+position sees, in chunks with a running maximum (Milakov and Gimelshein 2018), so the attention matrix never exists.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+TextReduction = Literal["max", "mean", "last"]
+"""How the positions of the text are reduced: largest weight, mean weight, or the last position's."""
+
+_CHUNK_SCORES = 1 << 22  # scores held at a time: 16 MiB of float32
+
+
+def check_text_reduction(value: object) -> TextReduction:
+    """Returns `value` if it is a known reduction."""
+    if value not in get_args(TextReduction):
+        raise ValueError(f"text={value!r}: must be one of {', '.join(get_args(TextReduction))}")
+    return value  # type: ignore[return-value]
+
+
+def attention_importance(
+    query: Tensor, visible: Tensor, key: Tensor, tokens: Tensor, *, scale: float, text: TextReduction = "max"
+) -> Tensor:
+    """Importance of some keys for some queries.
+
+    Args:
+        query: Of the text's positions, in order, [Q, H, D].
+        visible: How many keys each position sees, from the first, [Q] int64.
+        key: All keys, [S, G, D]; head h reads group h * G // H.
+        tokens: Which keys are asked about, all of them visible to every position, [n] int64.
+        scale: Factor of the dot products.
+        text: Reduction over positions; over heads it is the maximum.
+
+    Returns:
+        [n] float32 in 0..1.
+    """
+    if text == "last":
+        query, visible = query[-1:], visible[-1:]
+    grouped = _group_heads(query, key.shape[1], scale)
+    step = max(1, _CHUNK_SCORES // (grouped.shape[0] * grouped.shape[1]))
+    normaliser = _log_sum_exp(grouped, visible, key, step)
+    parts = []
+    for part in tokens.split(step):
+        weights = (_scores(grouped, key[part]) - normaliser).exp()
+        by_position = weights.view(-1, len(visible), len(part))
+        parts.append((by_position.mean(1) if text == "mean" else by_position.amax(1)).amax(0))
+    return torch.cat(parts)
+
+
+def select_top(importance: Tensor, count: int) -> Tensor:
+    """Indices [count] of the largest values, increasing; of equal ones the earlier.
+
+    >>> select_top(torch.tensor([0.1, 0.5, 0.5, 0.9]), 2).tolist()
+    [1, 3]
+    """
+    return torch.sort(importance, descending=True, stable=True).indices[:count].sort().values
+
+
+def _group_heads(query: Tensor, groups: int, scale: float) -> Tensor:
+    """[Q, H, D] -> float32 [G, Q * H/G, D], scaled; the rows of a group are ordered by head, then by position."""
+    positions, heads, dim = query.shape
+    by_head = query.float().mul(scale).transpose(0, 1)
+    return by_head.reshape(groups, heads // groups * positions, dim)
+
+
+def _scores(grouped: Tensor, key: Tensor) -> Tensor:
+    """Scaled dot products [G, Q * H/G, s]."""
+    return grouped @ key.float().permute(1, 2, 0)
+
+
+def _log_sum_exp(grouped: Tensor, visible: Tensor, key: Tensor, step: int) -> Tensor:
+    """Logarithm of the softmax's denominator, [G, Q * H/G, 1]."""
+    rows = visible.repeat(grouped.shape[1] // len(visible)).view(1, -1, 1)
+    largest = grouped.new_full((*grouped.shape[:2], 1), -torch.inf)
+    total = torch.zeros_like(largest)
+    for start in range(0, len(key), step):
+        scores = _scores(grouped, key[start : start + step])
+        columns = torch.arange(start, start + scores.shape[2], device=key.device)
+        scores = scores.masked_fill(columns >= rows, -torch.inf)
+        higher = torch.maximum(largest, scores.amax(2, keepdim=True))
+        total = total * torch.exp(largest - higher) + torch.exp(scores - higher).sum(2, keepdim=True)
+        largest = higher
+    return largest + total.log()

@@ -1,0 +1,55 @@
+"""DART, duplication-aware reduction of tokens (Wen et al., EMNLP 2025, arXiv:2502.11494): keep what repeats nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from vllm_prune.methods._numerics import invert, to_finite
+from vllm_prune.methods.base import Assignment, VideoTokens, check_budget, check_integer, check_relevance
+from vllm_prune.methods.topk import best
+
+
+@dataclass(frozen=True, kw_only=True)
+class DART:
+    """Keep a few pivots, and for each in turn an equal share of the remaining tokens least similar (cosine) to it.
+
+    pivots: how many, >= 1; with a smaller budget the budget itself.
+
+    Pivots are the tokens of highest relevance, without one those with the longest features. The paper takes them by the
+    norm of their keys inside the LLM, and finds the rule to matter little. Time grows as N * pivots. Tokens with NaN or
+    Inf count as zero vectors, of similarity 0 to all.
+    """
+
+    pivots: int = 8
+    name: ClassVar[str] = "dart"
+    relevance: ClassVar[str] = "optional"
+
+    def __post_init__(self) -> None:
+        check_integer("pivots", self.pivots, 1)
+
+    def assign(self, tokens: VideoTokens, budget: int, relevance: Tensor | None = None) -> Assignment:
+        """Exactly `budget` tokens, each kept as it is; `relevance` [N] chooses the pivots."""
+        check_budget(budget, tokens.num_tokens)
+        check_relevance(relevance, tokens.num_tokens)
+        features, norm = to_finite(tokens.features)
+        score = norm if relevance is None else relevance.masked_fill(relevance.isnan(), -torch.inf)
+        pivot = best(score, min(self.pivots, budget))
+        inverse = invert(norm)
+        similarity = (features[pivot] * inverse[pivot, None]) @ features.mT * inverse
+        return Assignment.from_kept(_least_similar(similarity, pivot, budget), tokens.num_tokens)
+
+
+def _least_similar(similarity: Tensor, pivot: Tensor, budget: int) -> Tensor:
+    """[budget] int64: the pivots [P], and what each picks in turn by `similarity` [P, N]."""
+    share, left = divmod(budget - len(pivot), len(pivot))
+    kept = [pivot]
+    similarity[:, pivot] = torch.inf
+    for turn, row in enumerate(similarity):
+        picked = best(-row, share + (turn < left))
+        similarity[:, picked] = torch.inf
+        kept.append(picked)
+    return torch.cat(kept)

@@ -1,0 +1,145 @@
+"""Conditional DPP (CDPruner: Zhang et al., NeurIPS 2025, arXiv:2506.10967), one per temporal segment.
+
+A determinantal point process prefers sets that are relevant and diverse: the kernel is relevance x cosine similarity x
+relevance, and the set of largest determinant is sought greedily. Where it differs from the paper: the video is cut
+into segments that share the budget, all of them are solved as one batch, and there are cheaper modes for long ones.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from vllm_prune.methods._greedy_map import greedy_map
+from vllm_prune.methods._kernels import cosine_kernel, sketch
+from vllm_prune.methods._ragged import Batch, batches, sizes
+from vllm_prune.methods._segments import token_segments
+from vllm_prune.methods._share import share_budget
+from vllm_prune.methods.base import (
+    Assignment,
+    VideoTokens,
+    check_budget,
+    check_integer,
+    check_range,
+    check_relevance,
+)
+from vllm_prune.methods.topk import best
+
+_KERNEL_BYTES = 256 << 20  # of the kernels solved together
+_LEAST_RELEVANCE = 1e-3
+
+Mode = Literal["exact", "greedy", "lowrank"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DPP:
+    """Keep the tokens whose kernel has, greedily, the largest determinant in each temporal segment.
+
+    mode: how a segment of n tokens is solved for q of them.
+        "exact": greedy MAP on its n x n kernel. Time n^2 C + n q^2.
+        "greedy": the same kernel, but a token is judged by its most similar pick alone. Time n^2 C + n q.
+        "lowrank": features projected to `rank` numbers, no kernel, factorisation started afresh every `rank` picks.
+            Time n C rank + n q rank, memory n rank.
+        "auto": exact up to `exact_limit` tokens, greedy up to `greedy_limit`, lowrank above.
+    share: how segments share the budget. "size": in proportion to their tokens. "gain": each next token goes to the
+        segment where it adds most; with mode "exact" this is the greedy MAP of the whole video with similarities
+        between segments taken as 0.
+    temporal_segment_ratio: segments per frame, 0 < temporal_segment_ratio <= 1; 1 makes each frame a segment.
+    exact_limit, greedy_limit: tokens in a segment, 1 <= exact_limit <= greedy_limit.
+    rank: numbers a token is projected to by "lowrank", >= 1.
+
+    Deterministic: ties keep the earlier token. Tokens with NaN or Inf, zero vectors and duplicates come last.
+    """
+
+    mode: Literal["auto", "exact", "greedy", "lowrank"] = "auto"
+    share: Literal["size", "gain"] = "size"
+    temporal_segment_ratio: float = 1.0
+    exact_limit: int = 512
+    greedy_limit: int = 2048
+    rank: int = 128
+    name: ClassVar[str] = "dpp"
+    relevance: ClassVar[str] = "optional"
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("auto", "exact", "greedy", "lowrank"):
+            raise ValueError(f"mode={self.mode!r}; use 'auto', 'exact', 'greedy' or 'lowrank'")
+        if self.share not in ("size", "gain"):
+            raise ValueError(f"share={self.share!r}; use 'size' or 'gain'")
+        check_range("temporal_segment_ratio", self.temporal_segment_ratio, 0, 1, open_low=True)
+        check_integer("exact_limit", self.exact_limit, 1)
+        check_integer("greedy_limit", self.greedy_limit, self.exact_limit)
+        check_integer("rank", self.rank, 1)
+
+    def assign(self, tokens: VideoTokens, budget: int, relevance: Tensor | None = None) -> Assignment:
+        """Exactly `budget` tokens; `relevance` [N], any scale, higher is better, conditions them on a question."""
+        check_budget(budget, tokens.num_tokens)
+        check_relevance(relevance, tokens.num_tokens)
+        if budget == tokens.num_tokens:
+            return Assignment.identity(budget, tokens.features.device)
+        segment = token_segments(tokens, self.temporal_segment_ratio)
+        size = sizes(segment, tokens.grid_thw[0])
+        quota = share_budget(budget, size) if self.share == "size" else size
+        gain = self.rank_tokens(tokens.features, segment, quota, relevance)
+        return Assignment.from_kept(best(gain, budget), tokens.num_tokens)
+
+    def rank_tokens(self, features: Tensor, segment: Tensor, quota: Tensor, relevance: Tensor | None) -> Tensor:
+        """[N]: what each token adds to its segment's choice of `quota` [S] tokens, -Inf for those not chosen.
+
+        features: [N, C]. segment: [N] int64, from 0 to S - 1. Gains never rise along the picks of a segment.
+        """
+        weight = normalize_relevance(relevance, len(features), features)
+        gain = torch.full_like(weight, -torch.inf)
+        limits = (0, self.exact_limit, self.greedy_limit, len(features)) if self.mode == "auto" else (0, len(features))
+        modes: tuple[Mode, ...] = ("exact", "greedy", "lowrank") if self.mode == "auto" else (self.mode,)
+        size = sizes(segment, len(quota))
+        for mode, low, high in zip(modes, limits, limits[1:], strict=False):
+            mine = ((size > low) & (size <= high) & (quota > 0))[segment]
+            width = self.rank if mode == "lowrank" else 1
+            for batch in batches(torch.where(mine, segment, -1), len(quota), width, _KERNEL_BYTES):
+                self._rank_batch(mode, features, weight, batch, quota[batch.group], gain)
+        return gain
+
+    def _rank_batch(
+        self, mode: Mode, features: Tensor, weight: Tensor, batch: Batch, quota: Tensor, gain: Tensor
+    ) -> None:
+        """Write into `gain` what `mode` gives for the segments of a batch."""
+        steps = int(quota.max())
+        each = torch.arange(len(quota), device=quota.device)
+        if mode == "lowrank":
+            points = sketch(features, batch, self.rank)
+            diagonal = points.any(2).to(points.dtype)  # exactly 1, so that equal tokens tie
+            memory = self.rank
+        else:
+            kernel = cosine_kernel(features, batch)
+            diagonal = kernel.diagonal(dim1=1, dim2=2)
+            memory = steps if mode == "exact" else 0
+
+        def rows(pick: Tensor) -> Tensor:
+            if mode == "lowrank":
+                return (points @ points[each, pick][:, :, None]).squeeze(2)
+            return kernel[each, pick]
+
+        picks, gains = greedy_map(rows, diagonal, weight[batch.index], batch.valid, steps, memory)
+        chosen = torch.arange(steps, device=quota.device) < quota[:, None]
+        gain[batch.index.gather(1, picks)[chosen]] = gains.cummin(1).values[chosen]
+
+
+def normalize_relevance(relevance: Tensor | None, num_tokens: int, like: Tensor) -> Tensor:
+    """[N] squared relevance in (0, 1], on the device of `like` and in its dtype, at least float32.
+
+    Relevance is stretched to [1e-3, 1] over the video. NaN counts as the least, infinities as the nearest finite one.
+    """
+    wide = torch.promote_types(like.dtype, torch.float32)
+    if relevance is None:
+        return torch.ones(num_tokens, dtype=wide, device=like.device)
+    relevance = relevance.to(like.device, wide)
+    finite = relevance.isfinite()
+    low = relevance.masked_fill(~finite, torch.inf).amin()
+    high = relevance.masked_fill(~finite, -torch.inf).amax()
+    span = torch.where(high > low, high - low, 1)
+    place = torch.where(relevance.isnan(), low, relevance).clamp(low, high)
+    place = torch.where(high > low, (place - low) / span, 1)
+    return (_LEAST_RELEVANCE + (1 - _LEAST_RELEVANCE) * place).square()

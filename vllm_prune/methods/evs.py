@@ -1,0 +1,43 @@
+"""EVS, efficient video sampling (Bagrov et al., NVIDIA, arXiv:2510.14624): keep what changed since the last frame."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from vllm_prune.methods.base import Assignment, VideoTokens, check_budget, check_unpruned
+from vllm_prune.methods.topk import best
+
+_FIRST_FRAME = 255.0  # above any dissimilarity: the first frame has nothing before it, so it comes first
+
+
+@dataclass(frozen=True, kw_only=True)
+class EVS:
+    """Keep the tokens least similar (cosine) to the token at the same place in the frame before.
+
+    precise: compute in float32 whatever the dtype of the features. False computes in their own dtype as vLLM's EVS
+        does, and keeps exactly the tokens it keeps; bfloat16 then ties many of them, which keeps the earlier.
+
+    The budget decides how many stay: vLLM never goes below one frame, this does. NaN or Inf resembles nothing.
+    """
+
+    precise: bool = False
+    name: ClassVar[str] = "evs"
+
+    def assign(self, tokens: VideoTokens, budget: int) -> Assignment:
+        """Exactly `budget` tokens, each kept as it is."""
+        check_budget(budget, tokens.num_tokens)
+        check_unpruned(tokens, self.name)
+        features = tokens.features.float() if self.precise else tokens.features
+        change = measure_change(features.reshape(tokens.grid_thw[0], -1, features.shape[1]))
+        return Assignment.from_kept(best(change.flatten(), budget), tokens.num_tokens)
+
+
+def measure_change(video: Tensor) -> Tensor:
+    """[T, H*W]: 1 - cosine similarity of each cell of `video` [T, H*W, C] to the frame before."""
+    change = 1 - torch.nn.functional.cosine_similarity(video[1:], video[:-1], dim=-1)
+    first = torch.full_like(video[:1, :, 0], _FIRST_FRAME)
+    return torch.cat((first, change)).nan_to_num(1)

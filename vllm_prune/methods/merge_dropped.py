@@ -1,0 +1,55 @@
+"""Select, then merge: a combinator that loses nothing a selector drops."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vllm_prune.methods._numerics import invert, to_finite
+from vllm_prune.methods.base import Assignment, Method, VideoTokens
+
+_SIMILARITIES_AT_ONCE = 8 << 20
+
+
+@dataclass(frozen=True)
+class MergeDropped:
+    """`method`, with each token it drops merged into the kept token it is most like (cosine; ties keep the earlier).
+
+    Zero vectors, and tokens with NaN or Inf, are like nothing: they stay dropped. Time grows as dropped * kept; the
+    similarities are made in pieces.
+    """
+
+    method: Method
+
+    @property
+    def name(self) -> str:
+        """The name of the method inside, marked."""
+        return f"{self.method.name}+merge"
+
+    @property
+    def relevance(self) -> str:
+        """Whether the method inside uses a relevance."""
+        return getattr(self.method, "relevance", "unused")
+
+    def assign(self, tokens: VideoTokens, budget: int, **given: Any) -> Assignment:
+        """Exactly `budget` slots; `given` (such as `relevance`) goes to the method inside."""
+        chosen = self.method.assign(tokens, budget, **given)
+        dropped = (chosen.slot < 0).nonzero().squeeze(1)
+        slot = chosen.slot.clone()
+        slot[dropped] = nearest_slot(tokens.features, dropped, chosen.anchor)
+        return Assignment(slot, chosen.anchor)
+
+
+def nearest_slot(features: Tensor, dropped: Tensor, anchor: Tensor) -> Tensor:
+    """[M] int64: for each of `dropped` [M] the place in `anchor` [K] of the most similar token, -1 if like nothing."""
+    kept, norm = to_finite(features[anchor])
+    units = kept.mul_(invert(norm)[:, None]).mT  # `kept` is a copy already
+    found = [torch.empty_like(dropped[:0])]
+    for rows in dropped.split(max(1, _SIMILARITIES_AT_ONCE // len(anchor))):
+        mine, length = to_finite(features[rows])
+        nearest = (mine @ units).masked_fill_(norm == 0, -torch.inf).argmax(1)
+        found.append(nearest.masked_fill((length == 0) | (norm[nearest] == 0), -1))
+    return torch.cat(found)

@@ -1,0 +1,100 @@
+"""Attention of dense rows: a second, short-lived paged cache beside vLLM's, read and written by vLLM's own backend.
+
+The dense rows of a request are more than the blocks the scheduler gave it. So each layer of the dense prefix writes them into
+a scratch cache of one layer, behind a copy of the blocks that hold the request's context, and the backend attends to that:
+the same kernels, whatever its layout and packing, and several requests at once.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from vllm.config import VllmConfig, set_current_vllm_config
+from vllm.v1.attention.backend import CommonAttentionMetadata
+
+
+class ScratchCache:
+    """The scratch cache of one step for requests with given contexts and numbers of dense rows."""
+
+    def __init__(self, builder: Any, kv_cache: torch.Tensor, block_size: int, contexts: list[int], tables: list[Any]):
+        """Lays out nothing yet; `lay_out` does.
+
+        Args:
+            builder: vLLM's metadata builder of the layers' backend.
+            kv_cache: Any layer's cache, [blocks, ...].
+            block_size: Tokens of a block.
+            contexts: Tokens before the dense rows, for every request.
+            tables: vLLM's block table [n] of every request.
+        """
+        self._builder, self._block_size, self._contexts = builder, block_size, contexts
+        context_blocks = [-(-context // block_size) for context in contexts]
+        self._source = torch.cat([table[:n] for table, n in zip(tables, context_blocks, strict=True)]).long()
+        self._context_blocks = context_blocks
+        self._like = kv_cache
+        self._cache: torch.Tensor | None = None
+
+    def lay_out(self, lengths: list[int]) -> None:
+        """Gives every request room for its context and `lengths` dense rows."""
+        device, size = self._like.device, self._block_size
+        seq_lens = [c + n for c, n in zip(self._contexts, lengths, strict=True)]
+        blocks = [-(-n // size) for n in seq_lens]
+        first = [sum(blocks[:i]) for i in range(len(blocks))]
+        table = torch.zeros(len(blocks), max(blocks), dtype=torch.int32)
+        for i, n in enumerate(blocks):
+            table[i, :n] = torch.arange(first[i], first[i] + n, dtype=torch.int32)
+        slots = [
+            torch.arange(first[i] * size + context, first[i] * size + seq_len)
+            for i, (context, seq_len) in enumerate(zip(self._contexts, seq_lens, strict=True))
+        ]
+        targets = [torch.arange(f, f + n) for f, n in zip(first, self._context_blocks, strict=True)]
+        self._targets = torch.cat(targets).to(device)
+        self.slots = torch.cat(slots).to(device)
+        self._metadata = self._build(lengths, seq_lens, table.to(device))
+        if self._cache is None or len(self._cache) < sum(blocks):
+            self._cache = torch.empty_like(self._like[:1]).repeat(sum(blocks), *([1] * (self._like.dim() - 1)))
+
+    def _build(self, lengths: list[int], seq_lens: list[int], table: torch.Tensor) -> Any:
+        device = table.device
+        starts = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
+        lens = torch.tensor(seq_lens, dtype=torch.int32)
+        common = CommonAttentionMetadata(
+            query_start_loc=starts.to(device),
+            query_start_loc_cpu=starts,
+            seq_lens=lens.to(device),
+            num_reqs=len(lengths),
+            num_actual_tokens=sum(lengths),
+            max_query_len=max(lengths),
+            max_seq_len=max(seq_lens),
+            block_table_tensor=table,
+            slot_mapping=self.slots,
+            causal=True,
+            seq_lens_cpu_upper_bound=lens,
+        )
+        return self._builder.build(common_prefix_len=0, common_attn_metadata=common)
+
+    def attend(self, layer: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        """Causal attention of all dense rows to their contexts and each other.
+
+        Args:
+            layer: vLLM's `Attention` of this layer.
+            query: [n, H, D]; key, value: [n, G, D].
+
+        Returns:
+            [n, H * D].
+        """
+        assert self._cache is not None
+        if len(self._source):
+            self._cache[self._targets] = layer.kv_cache[self._source]
+        layer.impl.do_kv_cache_update(layer, key, value, self._cache, self.slots)
+        output = torch.empty_like(query)
+        layer.impl.forward(layer, query, key, value, self._cache, self._metadata, output)
+        return output.flatten(1)
+
+
+def make_metadata_builder(vllm_config: VllmConfig, layers: list[Any], device: torch.device) -> Any:
+    """A metadata builder of the layers' backend, for the scratch cache."""
+    backend = layers[0].get_attn_backend()
+    spec = layers[0].get_kv_cache_spec(vllm_config)
+    with set_current_vllm_config(vllm_config):
+        return backend.get_builder_cls()(spec, [layer.layer_name for layer in layers], vllm_config, device)

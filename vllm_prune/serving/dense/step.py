@@ -1,0 +1,141 @@
+"""Which rows a step with dense prefixes computes, and where they come from and go to. Index work only; no model.
+
+Three numberings of rows meet here:
+- batch rows: what vLLM scheduled, K placeholders for a video (and padding at the end);
+- dense rows: the requests with a dense prefix, N1 rows for a video, one request after the other;
+- other rows: the batch rows of all other requests, and the padding.
+Layers 0..L compute other rows and dense rows, in this order, in one tensor.
+"""
+
+from __future__ import annotations
+
+import bisect
+import dataclasses
+from dataclasses import dataclass
+
+import torch
+
+from vllm_prune.serving.medium_info import MediumInfo
+
+
+@dataclass(frozen=True, eq=False)
+class DenseVideo:
+    """A video of this step whose tokens the question is to choose."""
+
+    features: torch.Tensor
+    """[N1, C]"""
+    positions: torch.Tensor
+    """[3, N1]"""
+    info: MediumInfo
+    prompt: list[int] | torch.Tensor
+    """Token ids of the whole prompt."""
+    batch_row: int = -1
+    """Its first placeholder's batch row."""
+
+    def at_row(self, row: int) -> DenseVideo:
+        """The same video, placed."""
+        return dataclasses.replace(self, batch_row=row)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What vLLM scheduled, as lists on the CPU."""
+
+    query_start: list[int]
+    """First batch row of every request, and the end of the last one's."""
+    seq_lens: list[int]
+    """Tokens of every request after this step."""
+
+
+@dataclass(frozen=True, eq=False)
+class VideoRows:
+    """Where a video's tokens are among the dense rows of its request."""
+
+    video: DenseVideo
+    start: int
+    question: torch.Tensor
+    """Rows of the text that asks about it, relative to the request's first dense row, [Q]."""
+
+    @property
+    def end(self) -> int:
+        """Behind its last token."""
+        return self.start + self.video.info.counts.entering
+
+
+@dataclass(frozen=True)
+class DenseRequest:
+    """A request with a dense prefix in this step."""
+
+    index: int
+    """Its place in the batch."""
+    context: int
+    """Tokens computed before this step."""
+    batch_start: int
+    batch_end: int
+    length: int
+    """Its dense rows."""
+    videos: list[VideoRows]
+
+
+@dataclass(frozen=True)
+class DenseStep:
+    """All of it."""
+
+    requests: list[DenseRequest]
+    other_rows: torch.Tensor
+    """Batch rows [n] of everything else."""
+    num_batch_rows: int
+
+    @property
+    def dense_batch_rows(self) -> torch.Tensor:
+        """Batch rows of the requests with a dense prefix, in order."""
+        return torch.cat([torch.arange(request.batch_start, request.batch_end) for request in self.requests])
+
+
+def plan_step(videos: list[DenseVideo], is_media: torch.Tensor, batch: Batch, num_batch_rows: int) -> DenseStep:
+    """Groups the videos by request and numbers the rows.
+
+    Args:
+        videos: In the order of their batch rows.
+        is_media: Whether a batch row is a placeholder of an image or a video, [n] bool on the CPU.
+        batch: What was scheduled.
+        num_batch_rows: Rows of the batch with padding.
+    """
+    by_request: dict[int, list[DenseVideo]] = {}
+    for video in videos:
+        index = bisect.bisect_right(batch.query_start, video.batch_row) - 1
+        by_request.setdefault(index, []).append(video)
+    requests = [_plan_request(index, own, is_media, batch) for index, own in by_request.items()]
+    other = torch.ones(num_batch_rows, dtype=torch.bool)
+    for request in requests:
+        other[request.batch_start : request.batch_end] = False
+    return DenseStep(requests, other.nonzero().squeeze(1), num_batch_rows)
+
+
+def _plan_request(index: int, videos: list[DenseVideo], is_media: torch.Tensor, batch: Batch) -> DenseRequest:
+    start, end = batch.query_start[index], batch.query_start[index + 1]
+    text = (~is_media[start:end]).nonzero().squeeze(1)
+    grown = 0
+    rows: list[VideoRows] = []
+    ends: list[int] = []
+    for video in videos:
+        counts = video.info.counts
+        first = video.batch_row - start + grown
+        ends.append(video.batch_row - start + counts.kept)
+        grown += counts.entering - counts.kept
+        rows.append(VideoRows(video, first, text))
+    placed = [
+        dataclasses.replace(row, question=_dense_question(text[text >= own_end], videos, start))
+        for row, own_end in zip(rows, ends, strict=True)
+    ]
+    context = batch.seq_lens[index] - (end - start)
+    return DenseRequest(index, context, start, end, end - start + grown, placed)
+
+
+def _dense_question(text: torch.Tensor, videos: list[DenseVideo], request_start: int) -> torch.Tensor:
+    """Dense rows of the request's text rows `text`: every video before a row pushes it back by what it has more."""
+    shift = torch.zeros_like(text)
+    for video in videos:
+        counts = video.info.counts
+        shift += (text >= video.batch_row - request_start).long() * (counts.entering - counts.kept)
+    return text + shift

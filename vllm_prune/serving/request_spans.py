@@ -1,0 +1,72 @@
+"""The dense spans of a request in the engine core, and what they mean for its cache keys and its scheduling.
+
+The patches in `patches/core_*.py` call these functions; here is what they do, there is where.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+from vllm_prune.serving.request_spec import FIELD, VideoSpec
+from vllm_prune.spans import Span, dense_spans
+
+_ATTRIBUTE = "_vllm_prune_spans"
+
+
+@dataclass(frozen=True)
+class RequestSpan:
+    """A dense span with what it costs and what its content depends on."""
+
+    span: Span
+    extra_rows: int
+    """Rows of its dense prefix beyond its prompt tokens."""
+    key: str
+    """Digest of everything in the span that decides which tokens stay."""
+
+
+def request_spans(request: Any) -> list[RequestSpan]:
+    """The spans of a vLLM `Request`, found once."""
+    spans = getattr(request, _ATTRIBUTE, None)
+    if spans is None:
+        spans = _find_spans(request)
+        setattr(request, _ATTRIBUTE, spans)
+    return spans
+
+
+def _find_spans(request: Any) -> list[RequestSpan]:
+    videos = [(feature, spec) for feature in request.mm_features if (spec := read_spec(feature)) is not None]
+    videos = [(feature, spec) for feature, spec in videos if spec.config.query_aware]
+    if not videos or request.prompt_token_ids is None:
+        return []
+    ranges = [(feature.mm_position.offset, feature.mm_position.length) for feature, _ in videos]
+    spans = dense_spans(request.prompt_token_ids, ranges, videos[0][1].turn)
+    return [_describe(span, request, videos) for span in spans]
+
+
+def read_spec(feature: Any) -> VideoSpec | None:
+    """The specification of a medium of a request, if it is a video that may be pruned."""
+    data = feature.data
+    return None if data is None or FIELD not in data else VideoSpec.decode(data[FIELD].data)
+
+
+def _describe(span: Span, request: Any, videos: list[tuple[Any, VideoSpec]]) -> RequestSpan:
+    inside = [spec for feature, spec in videos if span.start <= feature.mm_position.offset < span.end]
+    extra_rows = sum(spec.counts.entering - spec.counts.kept for spec in inside)
+    media = [
+        (feature.mm_position.offset - span.start, feature.identifier)
+        for feature in request.mm_features
+        if span.start <= feature.mm_position.offset < span.end
+    ]
+    content = repr((request.prompt_token_ids[span.start : span.end], media))
+    return RequestSpan(span, extra_rows, hashlib.sha256(content.encode()).hexdigest())
+
+
+def block_keys(request: Any, start: int, end: int) -> list[tuple[str, str]]:
+    """Extra keys of the block that holds tokens start <= i < end.
+
+    Kept tokens, and all text of the span after them, depend on the whole question, which may come after the block: so every
+    block that shares a token with a span is keyed by the content of the whole span.
+    """
+    return [("prune", item.key) for item in request_spans(request) if start < item.span.end and item.span.start < end]

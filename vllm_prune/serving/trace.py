@@ -1,0 +1,104 @@
+"""Writes what was decided about every video to files: the basis of pictures, oracles and debugging.
+
+One `.npz` for each request and step in which the question chose tokens, and one for each encoded video whose tokens no
+question chooses (then `prompt` is empty). Every array of video i is called `videoI/...`:
+
+    grid [3]              t, h, w in merged tokens
+    slot [N], anchor [N1] where stage 1 or a query-free method put every token (-1: dropped), and its slots' anchors
+    layers [P], counts [2 + P]  pruning layers; tokens before, entering the language model, after each of them
+    importance_layerL [n] of the tokens that were left before layer L's choice
+    kept [K]              which of the N1 tokens stay, increasing
+    positions [3, K]      of the kept tokens, from the prompt's start (without a prompt: from the video's)
+    seconds [2]           merging or selecting before the language model; the dense prefix of the step, 0 without
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from vllm_prune.budget import TokenCounts
+from vllm_prune.methods.base import Assignment
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class VideoTrace:
+    """What is known of a video when it has been encoded."""
+
+    grid: tuple[int, int, int]
+    counts: TokenCounts
+    assignment: Assignment
+    seconds: float
+    """Time that merging and selecting took before the language model."""
+
+
+@dataclass(frozen=True)
+class VideoOutcome:
+    """What became of a video in one request."""
+
+    serial: int
+    kept: torch.Tensor
+    """[K]"""
+    positions: torch.Tensor
+    """[3, K]"""
+    importance: Mapping[int, torch.Tensor] = field(default_factory=dict)
+    """By pruning layer."""
+
+
+class TraceWriter:
+    """Writes to one folder; keeps the first half of a trace until the second is known."""
+
+    def __init__(self, folder: str) -> None:
+        self._folder = Path(folder)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._videos: dict[int, VideoTrace] = {}
+        self._serial = itertools.count(1)
+        self._files = itertools.count(1)
+
+    def begin(self, trace: VideoTrace) -> int:
+        """Notes a video when it is encoded; its rows may serve many requests. Returns its serial number."""
+        serial = next(self._serial)
+        self._videos[serial] = trace
+        return serial
+
+    def write(self, prompt: Sequence[int], videos: Sequence[VideoOutcome], seconds: float) -> Path:
+        """Writes the file of one request.
+
+        Args:
+            prompt: Its token ids.
+            videos: What became of its videos.
+            seconds: Time of the dense prefix, 0 if there was none.
+        """
+        arrays: dict[str, np.ndarray] = {"format": np.array(FORMAT), "prompt": np.asarray(prompt)}
+        for index, outcome in enumerate(videos):
+            for name, value in self._arrays(outcome, seconds).items():
+                arrays[f"video{index}/{name}"] = value
+        digest = hashlib.sha256(np.asarray(prompt, dtype=np.int64).tobytes()).hexdigest()[:16]
+        path = self._folder / f"{next(self._files):06d}-{digest}.npz"
+        np.savez_compressed(path, **arrays)  # type: ignore[arg-type]
+        return path
+
+    def _arrays(self, outcome: VideoOutcome, seconds: float) -> dict[str, np.ndarray]:
+        video = self._videos[outcome.serial]
+        arrays = {
+            "grid": np.array(video.grid),
+            "slot": video.assignment.slot.cpu().numpy(),
+            "anchor": video.assignment.anchor.cpu().numpy(),
+            "layers": np.array(sorted(outcome.importance), dtype=np.int64),
+            "counts": np.array([video.counts.total, video.counts.entering, *video.counts.layers]),
+            "kept": outcome.kept.cpu().numpy(),
+            "positions": outcome.positions.cpu().numpy(),
+            "seconds": np.array([video.seconds, seconds]),
+        }
+        for layer, importance in outcome.importance.items():
+            arrays[f"importance_layer{layer}"] = importance.cpu().numpy()
+        return arrays
+

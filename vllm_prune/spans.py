@@ -1,0 +1,92 @@
+"""Dense spans: the parts of a prompt that are prefilled together because the question decides which tokens stay.
+
+A span begins with the first video of a turn and ends where the reply to that turn begins. Inside it the first layers see all
+tokens of its videos; whatever comes later sees only those that were kept. So the span is what a prefill step may not cut,
+and what the cache key of every block in it depends on. It follows from the prompt alone, not from how the prompt is
+chunked, so that recomputing a prompt gives what was computed before.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class TurnFormat:
+    """How a chat template ends a turn."""
+
+    end_token_id: int
+    """The token that ends a turn."""
+    reply_header_len: int
+    """Tokens between that token and the first one of the reply."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """Prompt indices start <= i < end."""
+
+    start: int
+    end: int
+
+
+def dense_spans(prompt: Sequence[int], videos: Iterable[tuple[int, int]], turn: TurnFormat) -> list[Span]:
+    """The spans of a prompt, in order and apart.
+
+    Args:
+        prompt: Token ids, placeholders included.
+        videos: (offset, length) of the placeholders of every video whose tokens the question chooses, in order.
+        turn: How turns end.
+
+    >>> turn = TurnFormat(end_token_id=2, reply_header_len=1)
+    >>> dense_spans([7, 6, 6, 8, 2, 9, 5, 5], [(1, 2)], turn)
+    [Span(start=1, end=6)]
+    >>> dense_spans([6, 6, 8], [(0, 2)], turn)
+    [Span(start=0, end=3)]
+    """
+    spans: list[Span] = []
+    for offset, length in videos:
+        end = _turn_end(prompt, offset + length, turn)
+        if spans and offset < spans[-1].end:
+            spans[-1] = Span(spans[-1].start, max(spans[-1].end, end))
+        else:
+            spans.append(Span(offset, end))
+    return spans
+
+
+def _turn_end(prompt: Sequence[int], start: int, turn: TurnFormat) -> int:
+    for index in range(start, len(prompt)):
+        if prompt[index] == turn.end_token_id:
+            return min(index + 1 + turn.reply_header_len, len(prompt))
+    return len(prompt)
+
+
+def clip_to_spans(spans: Sequence[Span], start: int, end: int) -> int:
+    """Where a prefill step that would compute start <= i < end has to end.
+
+    A step either stops before a span or ends with it, since a span is computed whole and what follows it sees the
+    compacted cache.
+
+    >>> spans = [Span(4, 9)]
+    >>> [clip_to_spans(spans, 0, end) for end in (3, 4, 6, 9, 12)]
+    [3, 4, 4, 9, 9]
+    >>> clip_to_spans(spans, 4, 8), clip_to_spans(spans, 9, 12)
+    (4, 12)
+    """
+    for span in spans:
+        if start < span.end and span.start < end:
+            return span.end if end >= span.end else max(start, span.start)
+    return end
+
+
+def clip_hit(spans: Sequence[Span], num_tokens: int) -> int:
+    """How many of `num_tokens` tokens found in the prefix cache may be used: a hit never ends inside a span.
+
+    >>> [clip_hit([Span(4, 9)], hit) for hit in (3, 4, 8, 9)]
+    [3, 4, 4, 9]
+    """
+    index = bisect.bisect_left([span.end for span in spans], num_tokens + 1)
+    if index < len(spans) and spans[index].start < num_tokens:
+        return spans[index].start
+    return num_tokens
