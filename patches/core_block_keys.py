@@ -50,8 +50,8 @@ PATCH = Patch(
     process="engine core",
     trigger=_MODULE,
     why=(
-        "A block's hash covers the tokens up to its end and the media in it. Which of a video's tokens stay may depend on a "
-        "question that follows, so two questions on one video would share blocks that differ."
+        "A block's hash covers the tokens up to its end and the media in it. Which of a video's tokens stay may depend "
+        "on a question that follows, so two questions on one video would share blocks that differ."
     ),
     how="Wraps the function that makes the multimodal keys and adds a digest of the dense span to every block in it.",
     upstream=("https://github.com/vllm-project/vllm/issues/45098",),

@@ -73,12 +73,12 @@ PATCH = Patch(
     process="engine core",
     trigger=_MODULE,
     why=(
-        "The scheduler cuts a prompt where its budget ends, and takes up a cached prefix where its last full block ends. "
-        "A question that chooses a video's tokens has to be computed in the step that computes the video."
+        "The scheduler cuts a prompt where its budget ends, and takes up a cached prefix where its last full block "
+        "ends. A question that chooses a video's tokens has to be computed in the step that computes the video."
     ),
     how=(
-        "Wraps the two methods that decide where a step of a multimodal request begins and ends; both already move that point "
-        "for other reasons (media that may not be cut, encoder budget)."
+        "Wraps the two methods that decide where a step of a multimodal request begins and ends; both already move "
+        "that point for other reasons (media that may not be cut, encoder budget)."
     ),
     upstream=("https://github.com/vllm-project/vllm/issues/45098",),
     remove_when="vllm>=0.33",

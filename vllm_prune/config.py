@@ -7,6 +7,7 @@ A configuration comes from three places, each of which accepts a preset's name, 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 from collections.abc import Mapping
@@ -73,9 +74,9 @@ class Stage1Config:
 class PruneConfig:
     """How the tokens of a video are merged and dropped.
 
-    Stage 1, when set, merges first. `method` then chooses which tokens stay: "attention" lets the question choose inside
-    the language model at `layers`; any other name is a query-free method of `vllm_prune.methods`; "none" leaves the
-    choice to stage 1 alone, and `keep_ratio`, when given, then takes the place of `stage1.cluster_ratio`.
+    Stage 1, when set, merges first. `method` then chooses which tokens stay: "attention" lets the question choose
+    inside the language model at `layers`; any other name is a query-free method of `vllm_prune.methods`; "none" leaves
+    the choice to stage 1 alone, and `keep_ratio`, when given, then takes the place of `stage1.cluster_ratio`.
     """
 
     stage1: Stage1Config | None = None
@@ -108,7 +109,7 @@ class PruneConfig:
             return None
         given = self.layers if isinstance(self.layers, list | tuple) else (self.layers,)
         layers = tuple(_require_int("layers", layer, 0) for layer in given)
-        if not layers or any(later <= earlier for earlier, later in zip(layers, layers[1:], strict=False)):
+        if not layers or any(later <= earlier for earlier, later in itertools.pairwise(layers)):
             raise PruneConfigError(f"layers={list(layers)!r}: must be one or more layer indices in increasing order")
         return layers
 
@@ -117,9 +118,11 @@ class PruneConfig:
         if not isinstance(value, list | tuple):
             return value if value is None else check(field, value)
         if self.layers is None or len(value) != len(self.layers):
-            raise PruneConfigError(f"{field}={list(value)!r}: a list needs one value for each of layers={self.layers!r}")
+            raise PruneConfigError(
+                f"{field}={list(value)!r}: a list needs one value for each of layers={self.layers!r}"
+            )
         values = tuple(check(field, item) for item in value)
-        if field == "target_token_num" and any(b > a for a, b in zip(values, values[1:], strict=False)):
+        if field == "target_token_num" and any(b > a for a, b in itertools.pairwise(values)):
             raise PruneConfigError(f"{field}={list(value)!r}: must not grow from layer to layer")
         return values
 
@@ -167,7 +170,7 @@ class PruneConfig:
         """The pruning layers in a decoder of `depth` layers; raises where one is not below the last layer."""
         layers = self.layers
         if layers is None:
-            layers = (min(max(round(depth * _PUBLISHED_LAYER / _PUBLISHED_DEPTH) , 0), depth - 2),)
+            layers = (min(max(round(depth * _PUBLISHED_LAYER / _PUBLISHED_DEPTH), 0), depth - 2),)
         if layers[-1] > depth - 2:
             raise PruneConfigError(
                 f"layers={list(layers)!r}: must lie between 0 and {depth - 2} for a decoder of {depth} layers"

@@ -25,6 +25,11 @@ class ServerSettings:
         """Whether any request at all can have tokens merged or dropped."""
         return self.override == "any" or not self.config.keeps_everything
 
+    @property
+    def may_query(self) -> bool:
+        """Whether the question may choose tokens of any request."""
+        return self.override == "any" or self.config.query_aware
+
     def resolve(self, request: object | None) -> PruneConfig:
         """The configuration of a request that asks for `request` (None: nothing of its own).
 
@@ -48,11 +53,13 @@ class ServerSettings:
     def _require_tighter_kind(self, request: object, requested: PruneConfig) -> None:
         """Refuses a change of anything but the amounts; `check_counts` compares these."""
         keys = tuple(request) if isinstance(request, Mapping) else ("preset",)
-        changed = [key for key in ("method", "layers", "params") if getattr(requested, key) != getattr(self.config, key)]
+        fixed = ("method", "layers", "params")
+        changed = [key for key in fixed if getattr(requested, key) != getattr(self.config, key)]
         if changed or (requested.stage1 is None) != (self.config.stage1 is None):
             raise PruneConfigError(
-                f"prune={request!r}: changes {', '.join(changed) or 'stage1'} (by {', '.join(map(str, keys))}), but this "
-                f"server allows only fewer tokens ({', '.join(_TIGHTEN_KEYS)}); start it with --prune-override any"
+                f"prune={request!r}: changes {', '.join(changed) or 'stage1'} (by {', '.join(map(str, keys))}), "
+                f"but this server allows only fewer tokens ({', '.join(_TIGHTEN_KEYS)}); start it with "
+                f"--prune-override any"
             )
 
     def check_counts(self, requested: PruneConfig, num_tokens: int) -> None:
@@ -62,13 +69,14 @@ class ServerSettings:
         target = requested.target_token_num
         targets = target if isinstance(target, tuple) else (target,)
         if target != self.config.target_token_num and any(t is not None and t > num_tokens for t in targets):
-            raise PruneConfigError(f"target_token_num={target!r}: the video has only {num_tokens} tokens; ask for 1 to that")
+            raise PruneConfigError(f"target_token_num={target!r}: the video has {num_tokens} tokens; ask for fewer")
         if self.override != "tighten":
             return
         asked, allowed = plan_counts(requested, num_tokens), plan_counts(self.config, num_tokens)
         if asked.entering > allowed.entering or asked.kept > allowed.kept:
             raise PruneConfigError(
-                f"prune={requested.to_dict()!r}: keeps {asked.kept} of {num_tokens} tokens ({asked.entering} entering the model), "
-                f"above this server's {allowed.kept} ({allowed.entering}); lower keep_ratio or target_token_num, "
+                f"prune={requested.to_dict()!r}: keeps {asked.kept} of {num_tokens} tokens ({asked.entering} "
+                f"entering the model), above this server's {allowed.kept} ({allowed.entering}); lower keep_ratio or "
+                f"target_token_num, "
                 f"or start the server with --prune-override any"
             )

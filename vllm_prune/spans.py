@@ -1,9 +1,9 @@
 """Dense spans: the parts of a prompt that are prefilled together because the question decides which tokens stay.
 
-A span begins with the first video of a turn and ends where the reply to that turn begins. Inside it the first layers see all
-tokens of its videos; whatever comes later sees only those that were kept. So the span is what a prefill step may not cut,
-and what the cache key of every block in it depends on. It follows from the prompt alone, not from how the prompt is
-chunked, so that recomputing a prompt gives what was computed before.
+A span begins with the first video of a turn and ends where the reply to that turn begins. Inside it the first layers
+see all tokens of its videos; whatever comes later sees only those that were kept. So the span is what a prefill step
+may not cut, and what the cache key of every block in it depends on. It follows from the prompt alone, not from how the
+prompt is chunked, so that recomputing a prompt gives what was computed before.
 """
 
 from __future__ import annotations

@@ -19,14 +19,14 @@ def test_stock_evs_and_ours_on_the_embedded_model(tmp_path):
     before = processes()
     command = [sys.executable, "-m", "vllm_prune.cli.main", "bench", "throughput", "--model", "embedded"]
     command += ["--configs", "stock", "evs:0.75", 'uniform={"method": "uniform", "keep_ratio": 0.25}']
-    command += ["--frames", "16", "--size", "112x112", "--clients", "1", "4", "--num-prompts", "4", "--repeats", "1"]
+    command += ["--frames", "16", "--size", "112x112", "--clients", "4", "--num-prompts", "8", "--repeats", "1"]
     # Long answers, so that their KV blocks are seen.
     command += ["--output-len", "400", "--kv-interval", "0.05", "--server-args=--enforce-eager"]
     done = subprocess.run([*command, "-o", str(tmp_path)], capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "throughput.json").read_text())
     metrics = {(entry["configuration"], entry["clients"]): entry["metrics"] for entry in result["summary"]}
-    assert len(metrics) == 6
+    assert len(metrics) == 3
 
     # 16 frames of 112x112 are 128 tokens of video, of which EVS and we keep 32.
     stock, ours = (metrics[name, 4]["prompt_tokens"]["mean"] for name in ("stock", "uniform"))

@@ -52,7 +52,7 @@ def test_batches_of_groups_do_not_change_the_result(monkeypatch: pytest.MonkeyPa
 
 
 def test_duplicates_keep_the_earlier() -> None:
-    points = torch.tensor([[5.0, 1.0], [0.0, 0.0], [5.0, 1.0], [0.0, 0.0]]) + 1e4
+    points = torch.tensor([[5.0, 1.0], [0.0, 0.0], [5.0, 1.0], [0.0, 0.0]]) + 100
     root = cluster_groups(points, torch.zeros(4, dtype=torch.int64), torch.tensor([2]), 2)
     assert root.tolist() == [0, 1, 0, 1]
 

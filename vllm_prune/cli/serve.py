@@ -19,9 +19,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help=f'folder or hub name of a model; "{_EMBEDDED}": the small one that comes along')
     parser.add_argument(
         "--prune",
-        default="stage1_only",
+        default="default",
         metavar="PRESET|JSON",
-        help=f'what to prune: {", ".join(PRESETS)}, or an object such as \'{{"stage1": {{"cluster_ratio": 0.25}}}}\'',
+        help=f'what to prune (default: %(default)s): {", ".join(PRESETS)}, or an object such as \'{{"stage1": {{"cluster_ratio": 0.25}}}}\'',
     )
     parser.add_argument(
         "--prune-override",
@@ -29,13 +29,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=get_args(OverridePolicy),
         help='what a request may change by mm_processor_kwargs={"prune": ...} (default: %(default)s)',
     )
+    parser.add_argument("--prune-trace", metavar="DIR", help="write what was decided about every video to .npz files")
     parser.add_argument("--dry-run", action="store_true", help="print the `vllm serve` line and stop")
 
 
 def run(args: argparse.Namespace) -> int:
     """Replaces this process by vLLM's server; returns only for --dry-run and for mistakes."""
     try:
-        command = serve_command(args.model, args.prune, args.prune_override, args.passed_on)
+        command = serve_command(args.model, args.prune, args.prune_override, args.passed_on, trace=args.prune_trace)
     except ValueError as error:
         print(f"vllm-prune serve: {error}", file=sys.stderr)
         return 2
@@ -45,7 +46,9 @@ def run(args: argparse.Namespace) -> int:
     os.execv(sys.executable, [sys.executable, "-m", "vllm.entrypoints.cli.main", *command[1:]])
 
 
-def serve_command(model: str, prune: str, override: str, passed_on: list[str]) -> list[str]:
+def serve_command(
+    model: str, prune: str, override: str, passed_on: list[str], *, trace: str | None = None
+) -> list[str]:
     """The equivalent `vllm serve` command line.
 
     Raises:
@@ -58,7 +61,7 @@ def serve_command(model: str, prune: str, override: str, passed_on: list[str]) -
 
         model = str(model_path())
     given, rest = _take_hf_overrides(passed_on)
-    overrides = {**given, **hf_overrides(model, prune, override)}
+    overrides = {**given, **hf_overrides(model, prune, override, trace)}
     # Without prompt token details, a response cannot tell how many tokens its videos kept.
     return ["vllm", "serve", model, "--hf-overrides", json.dumps(overrides), "--enable-prompt-tokens-details", *rest]
 

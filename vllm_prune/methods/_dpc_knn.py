@@ -21,7 +21,7 @@ def cluster_groups(features: Tensor, group: Tensor, quota: Tensor, k: int) -> Te
     """
     root = torch.full_like(group, -1)
     for batch in batches(group, len(quota), features.shape[1]):
-        distance = squared_distances(features[batch.index], batch.valid)
+        distance = squared_distances(batch.take(features), batch.valid)
         centre = assign_to_centres(distance, pick_centres(distance, batch.valid, quota[batch.group], k))
         root[batch.index[batch.valid]] = batch.index.gather(1, centre)[batch.valid]
     return root
@@ -30,11 +30,9 @@ def cluster_groups(features: Tensor, group: Tensor, quota: Tensor, k: int) -> Te
 def squared_distances(points: Tensor, valid: Tensor) -> Tensor:
     """[B, n, n] squared Euclidean distances per channel of `points` [B, n, C]; Inf where either is not `valid` [B, n].
 
-    Points are centred first, so a common offset costs no precision. Distances within rounding noise are 0, so
+    Distances within the rounding noise of the products they come from (about 1e-6 of the squared norms) are 0, so that
     duplicates tie, and ties then keep the earlier.
     """
-    weight = (valid / valid.sum(1, keepdim=True).clamp(min=1)).to(points.dtype)
-    points = points - weight[:, None] @ points
     product = points @ points.mT
     square = product.diagonal(dim1=1, dim2=2)
     scale = square[:, :, None] + square[:, None, :]

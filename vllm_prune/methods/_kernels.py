@@ -78,7 +78,7 @@ def nearest_in_batch(features: Tensor, norm: Tensor, batch: Batch, is_target: Te
     place = is_target.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, : int(targets.max())]
     index = batch.index.gather(1, place)
     units = features[index] * invert(norm[index])[:, :, None]
-    similarity = features[batch.index] @ units.mT
+    similarity = batch.take(features) @ units.mT
     real = torch.arange(place.shape[1], device=place.device) < targets[:, None]
     return place.gather(1, similarity.masked_fill_(~real[:, None, :], -torch.inf).argmax(2))
 

@@ -21,7 +21,6 @@ class Measure:
 
     features: [T*H*W, C] finite. segment: [T] int64. segment_length, first_frame: [S] int64, in frames.
     similarity: [S, H*W], mean pairwise cosine similarity of a cell over a segment's frames; -Inf for a single frame.
-    cell_mean: [S, H*W, C], mean features of a cell over a segment's frames.
     """
 
     features: Tensor
@@ -29,7 +28,6 @@ class Measure:
     segment_length: Tensor
     first_frame: Tensor
     similarity: Tensor
-    cell_mean: Tensor
 
 
 @dataclass(frozen=True)
@@ -59,8 +57,8 @@ def measure(tokens: VideoTokens, segments: int, k: int) -> Measure:
     video = features.view(frames, height * width, -1)
     segment = segment_by_clusters(video.mean(1), segments, k)
     length = sizes(segment, segments)
-    similarity, cell_mean = _compare_cells(video, norm.view(frames, -1), segment, length)
-    return Measure(features, segment, length, length.cumsum(0) - length, similarity, cell_mean)
+    similarity = _compare_cells(video, norm.view(frames, -1), segment, length)
+    return Measure(features, segment, length, length.cumsum(0) - length, similarity)
 
 
 def make_plan(measured: Measure, static: Tensor) -> PruneVidPlan:
@@ -73,14 +71,31 @@ def make_plan(measured: Measure, static: Tensor) -> PruneVidPlan:
     return PruneVidPlan(segment, static, group.flatten())
 
 
-def _compare_cells(video: Tensor, norm: Tensor, segment: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
-    """Similarity [S, H*W] and mean [S, H*W, C] of each cell over each segment.
+def average_cells(measured: Measure) -> Tensor:
+    """[H*W, S, C]: the mean of each cell over each segment."""
+    video = measured.features.view(len(measured.segment), -1, measured.features.shape[1])
+    weight = (1 / measured.segment_length.to(video.dtype))[measured.segment]
+    return _sum_cells(video, weight[:, None].expand(video.shape[:2]), measured.segment, measured.segment_length)
 
-    video: [T, H*W, C]. norm: [T, H*W]. For n unit vectors the pairwise products sum to |their sum|^2 - n, so no pair is
-    ever formed. Both sums are one batched product per run of segments.
+
+def _compare_cells(video: Tensor, norm: Tensor, segment: Tensor, length: Tensor) -> Tensor:
+    """Similarity [S, H*W] of each cell over each segment. video: [T, H*W, C]. norm: [T, H*W].
+
+    The products of all pairs of n unit vectors sum to |their sum|^2 - n, so no pair is ever formed.
+    """
+    total = torch.linalg.vector_norm(_sum_cells(video, invert(norm), segment, length), dim=2).mT
+    nonzero = torch.zeros_like(total).index_add_(0, segment, (norm > 0).to(norm.dtype))
+    pairs = (length * (length - 1))[:, None]
+    return ((total.square() - nonzero) / pairs).masked_fill(pairs == 0, -torch.inf)
+
+
+def _sum_cells(video: Tensor, weight: Tensor, segment: Tensor, length: Tensor) -> Tensor:
+    """[H*W, S, C]: weighted sum of each cell over the frames of each segment.
+
+    video: [T, H*W, C]. weight: [T, H*W]. segment: [T]. length: [S]. One batched product per run of segments.
     """
     last = length.cumsum(0).tolist()
-    similarity, means = [], []
+    sums = []
     first = start = 0
     while first < len(last):
         stop = first + 1
@@ -88,21 +103,6 @@ def _compare_cells(video: Tensor, norm: Tensor, segment: Tensor, length: Tensor)
             stop += 1
         frames = slice(start, last[stop - 1])
         member = segment[frames] == torch.arange(first, stop, device=segment.device)[:, None]
-        part = _compare_run(video[frames], norm[frames], member.to(video.dtype))
-        similarity.append(part[0])
-        means.append(part[1])
+        sums.append((member * weight[frames].mT[:, None, :]) @ video[frames].transpose(0, 1))
         first, start = stop, last[stop - 1]
-    return torch.cat(similarity), torch.cat(means)
-
-
-def _compare_run(video: Tensor, norm: Tensor, member: Tensor) -> tuple[Tensor, Tensor]:
-    """`_compare_cells` for the frames of a few segments; `member` [S, T] is 1 where a frame belongs to a segment."""
-    count = member.sum(1, keepdim=True)
-    to_units = member * invert(norm).mT[:, None, :]
-    to_means = (member / count).expand_as(to_units)
-    sums = torch.cat((to_units, to_means), 1) @ video.transpose(0, 1)  # [H*W, 2 S, C]
-    units, means = sums.transpose(0, 1).chunk(2)
-    nonzero = member @ (norm > 0).to(member.dtype)
-    pairs = count * (count - 1)
-    similarity = (torch.linalg.vector_norm(units, dim=2).square() - nonzero) / pairs
-    return similarity.masked_fill(pairs == 0, -torch.inf), means
+    return sums[0] if len(sums) == 1 else torch.cat(sums, 1)

@@ -32,6 +32,11 @@ class Batch:
             return None
         return rows[first : first + count].view(*self.index.shape, *rows.shape[1:])
 
+    def take(self, rows: Tensor) -> Tensor:
+        """[B, n, ...] the members' rows of `rows` [N, ...], not to be written to: a view if possible."""
+        found = self.view(rows)
+        return rows[self.index] if found is None else found
+
 
 def sizes(group: Tensor, num_groups: int) -> Tensor:
     """[num_groups] int64: members of each group; `group` holds -1 for members of none."""

@@ -8,6 +8,8 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from vllm_prune.methods._checks import check_extent
+
 _CHUNK_BYTES = 16 << 20  # float32 copies are made in pieces: freshly mapped memory costs more than the arithmetic
 
 
@@ -34,7 +36,7 @@ class VideoTokens:
             raise ValueError(
                 f"grid: {self.grid.dtype} {tuple(self.grid.shape)}; use int64 of shape [{len(self.features)}, 3]"
             )
-        _check_extent(self.grid_thw)
+        check_extent(self.grid_thw)
 
     @classmethod
     def from_features(cls, features: Tensor, grid_thw: tuple[int, int, int]) -> VideoTokens:
@@ -43,7 +45,7 @@ class VideoTokens:
         >>> VideoTokens.from_features(torch.zeros(4, 8), (2, 1, 2)).grid.tolist()
         [[0, 0, 0], [0, 0, 1], [1, 0, 0], [1, 0, 1]]
         """
-        _check_extent(grid_thw)
+        check_extent(grid_thw)
         frames, height, width = grid_thw
         if features.ndim == 2 and len(features) != frames * height * width:
             raise ValueError(
@@ -55,11 +57,6 @@ class VideoTokens:
     def num_tokens(self) -> int:
         """N, how many tokens there are."""
         return len(self.features)
-
-
-def _check_extent(grid_thw: tuple[int, int, int]) -> None:
-    if len(grid_thw) != 3 or min(grid_thw) < 1:
-        raise ValueError(f"grid_thw={grid_thw}; use three integers of 1 or more (frames, rows, columns)")
 
 
 def full_grid(grid_thw: tuple[int, int, int], device: torch.device | str = "cpu") -> Tensor:
@@ -143,44 +140,6 @@ class Method(Protocol):
     def assign(self, tokens: VideoTokens, budget: int) -> Assignment:
         """Exactly `budget` slots for the N tokens, 1 <= budget <= N."""
         ...
-
-
-def check_unpruned(tokens: VideoTokens, method: str) -> None:
-    """Raise ValueError unless every cell of the grid has its token."""
-    frames, height, width = tokens.grid_thw
-    if tokens.num_tokens != frames * height * width:
-        given = f"{tokens.num_tokens} tokens for grid_thw={tokens.grid_thw}"
-        raise ValueError(f"features: {given}; {method} needs the unpruned video")
-
-
-def check_relevance(relevance: Tensor | None, num_tokens: int) -> None:
-    """Raise ValueError unless `relevance` is None or holds one number per token."""
-    if relevance is not None and tuple(relevance.shape) != (num_tokens,):
-        raise ValueError(f"relevance: shape {tuple(relevance.shape)}; use [{num_tokens}], one number per token")
-
-
-def check_budget(budget: int, num_tokens: int) -> None:
-    """Raise ValueError unless 1 <= budget <= num_tokens."""
-    if not 1 <= budget <= num_tokens:
-        raise ValueError(f"budget={budget} for {num_tokens} tokens; use 1..{num_tokens}")
-
-
-def check_range(
-    field: str, value: float, low: float, high: float, *, open_low: bool = False, open_high: bool = False
-) -> None:
-    """Raise ValueError naming field, value and range unless `value` is a number in it (NaN is in no range)."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    above = number and (low < value if open_low else low <= value)
-    below = number and (value < high if open_high else value <= high)
-    if not (above and below):
-        signs = "<" if open_low else "<=", "<" if open_high else "<="
-        raise ValueError(f"{field}={value!r}; use {low} {signs[0]} {field} {signs[1]} {high}")
-
-
-def check_integer(field: str, value: int, low: int) -> None:
-    """Raise ValueError unless `value` is an integer of `low` or more."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < low:
-        raise ValueError(f"{field}={value!r}; use an integer of {low} or more")
 
 
 def compact(tokens: VideoTokens, assignment: Assignment) -> VideoTokens:

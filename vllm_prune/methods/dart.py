@@ -8,8 +8,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from vllm_prune.methods._checks import check_budget, check_integer, check_relevance
 from vllm_prune.methods._numerics import invert, to_finite
-from vllm_prune.methods.base import Assignment, VideoTokens, check_budget, check_integer, check_relevance
+from vllm_prune.methods.base import Assignment, VideoTokens
 from vllm_prune.methods.topk import best
 
 

@@ -13,19 +13,13 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from vllm_prune.methods._checks import check_budget, check_integer, check_range, check_relevance
 from vllm_prune.methods._greedy_map import greedy_map
 from vllm_prune.methods._kernels import cosine_kernel, sketch
 from vllm_prune.methods._ragged import Batch, batches, sizes
 from vllm_prune.methods._segments import token_segments
 from vllm_prune.methods._share import share_budget
-from vllm_prune.methods.base import (
-    Assignment,
-    VideoTokens,
-    check_budget,
-    check_integer,
-    check_range,
-    check_relevance,
-)
+from vllm_prune.methods.base import Assignment, VideoTokens
 from vllm_prune.methods.topk import best
 
 _KERNEL_BYTES = 256 << 20  # of the kernels solved together

@@ -8,7 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from vllm_prune.methods.base import Assignment, VideoTokens, check_budget, check_unpruned
+from vllm_prune.methods._checks import check_budget, check_unpruned
+from vllm_prune.methods.base import Assignment, VideoTokens
 from vllm_prune.methods.topk import best
 
 _FIRST_FRAME = 255.0  # above any dissimilarity: the first frame has nothing before it, so it comes first
@@ -30,7 +31,7 @@ class EVS:
     def assign(self, tokens: VideoTokens, budget: int) -> Assignment:
         """Exactly `budget` tokens, each kept as it is."""
         check_budget(budget, tokens.num_tokens)
-        check_unpruned(tokens, self.name)
+        check_unpruned(tokens.num_tokens, tokens.grid_thw, self.name)
         features = tokens.features.float() if self.precise else tokens.features
         change = measure_change(features.reshape(tokens.grid_thw[0], -1, features.shape[1]))
         return Assignment.from_kept(best(change.flatten(), budget), tokens.num_tokens)

@@ -8,19 +8,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from vllm_prune.methods._checks import check_budget, check_integer, check_range, check_unpruned
 from vllm_prune.methods._dpc_knn import pick_centres, squared_distances
 from vllm_prune.methods._kernels import nearest_in_batch
 from vllm_prune.methods._numerics import invert, to_finite
 from vllm_prune.methods._ragged import batches, sizes
 from vllm_prune.methods._share import share_budget
-from vllm_prune.methods.base import (
-    Assignment,
-    VideoTokens,
-    check_budget,
-    check_integer,
-    check_range,
-    check_unpruned,
-)
+from vllm_prune.methods.base import Assignment, VideoTokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +51,7 @@ class FastVID:
     def assign(self, tokens: VideoTokens, budget: int) -> Assignment:
         """Exactly `budget` slots."""
         check_budget(budget, tokens.num_tokens)
-        check_unpruned(tokens, self.name)
+        check_unpruned(tokens.num_tokens, tokens.grid_thw, self.name)
         features, norm = to_finite(tokens.features)
         cells = tokens.num_tokens // tokens.grid_thw[0]
         segment = cut_at_transitions(
@@ -76,7 +70,7 @@ class FastVID:
         group = torch.where(starts, block, -1).repeat_interleave(cells)
         is_anchor = torch.zeros_like(group, dtype=torch.bool)
         for batch in batches(group, len(quota), features.shape[1]):
-            distance = squared_distances(features[batch.index], batch.valid)
+            distance = squared_distances(batch.take(features), batch.valid)
             is_anchor[batch.index] = pick_centres(distance, batch.valid, quota[batch.group], self.k)
         return is_anchor
 

@@ -8,15 +8,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from vllm_prune.methods._checks import check_budget, check_range, check_relevance, check_unpruned
 from vllm_prune.methods._kernels import best_links
-from vllm_prune.methods.base import (
-    Assignment,
-    VideoTokens,
-    check_budget,
-    check_range,
-    check_relevance,
-    check_unpruned,
-)
+from vllm_prune.methods.base import Assignment, VideoTokens
 from vllm_prune.methods.dpp import DPP
 
 
@@ -47,7 +41,7 @@ class FlashVID:
     def assign(self, tokens: VideoTokens, budget: int, relevance: Tensor | None = None) -> Assignment:
         """Exactly `budget` slots; with a diverse_ratio of 1 the rest is dropped."""
         check_budget(budget, tokens.num_tokens)
-        check_unpruned(tokens, self.name)
+        check_unpruned(tokens.num_tokens, tokens.grid_thw, self.name)
         check_relevance(relevance, tokens.num_tokens)
         diverse = int(self.diverse_ratio * budget)
         index = torch.arange(tokens.num_tokens, device=tokens.features.device)

@@ -12,19 +12,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from vllm_prune.methods._checks import check_budget, check_integer, check_range, check_unpruned
 from vllm_prune.methods._dpc_knn import cluster_groups
 from vllm_prune.methods._numerics import to_finite
-from vllm_prune.methods._prunevid_plan import Measure, PruneVidPlan, make_plan, measure
+from vllm_prune.methods._prunevid_plan import Measure, PruneVidPlan, average_cells, make_plan, measure
 from vllm_prune.methods._share import share_budget
-from vllm_prune.methods.base import (
-    Assignment,
-    VideoTokens,
-    check_budget,
-    check_integer,
-    check_range,
-    check_unpruned,
-    compact,
-)
+from vllm_prune.methods.base import Assignment, VideoTokens, compact
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +79,7 @@ class PruneVid:
         return self._merge_groups(tokens, whole, budget)
 
     def _measure(self, tokens: VideoTokens) -> Measure:
-        check_unpruned(tokens, self.name)
+        check_unpruned(tokens.num_tokens, tokens.grid_thw, self.name)
         segments = max(1, round(self.temporal_segment_ratio * tokens.grid_thw[0]))
         return measure(tokens, segments, self.k)
 
@@ -114,16 +107,21 @@ class PruneVid:
 
     def _merge_in_space(self, measured: Measure, plan: PruneVidPlan, quota: Tensor) -> Assignment:
         segments, cells = plan.static.shape
-        static_group = torch.arange(segments, device=quota.device)[:, None].where(plan.static, -1)
-        static_root = cluster_groups(
-            measured.cell_mean.flatten(0, 1), static_group.flatten(), quota[:segments], self.k
-        ).view(segments, cells)
         frame_group = (plan.group - segments).clamp(min=-1)
-        frame_root = cluster_groups(measured.features, frame_group, quota[segments:], self.k)
-        first_token = measured.first_frame * cells
-        static_root = static_root % cells + first_token[:, None]
-        is_static = plan.static[plan.segment].flatten()
-        return Assignment.from_roots(torch.where(is_static, static_root[plan.segment].flatten(), frame_root))
+        root = cluster_groups(measured.features, frame_group, quota[segments:], self.k)
+        if bool(plan.static.any()):
+            is_static = plan.static[plan.segment]
+            static_root = self._merge_static(measured, plan, quota[:segments])[plan.segment]
+            root = torch.where(is_static, static_root, root.view(-1, cells)).flatten()
+        return Assignment.from_roots(root)
+
+    def _merge_static(self, measured: Measure, plan: PruneVidPlan, quota: Tensor) -> Tensor:
+        """[S, H*W] int64: the token that each static cell ends up at, in the first frame of its segment."""
+        segments, cells = plan.static.shape
+        group = torch.where(plan.static, torch.arange(segments, device=quota.device)[:, None], -1)
+        root = cluster_groups(average_cells(measured).flatten(0, 1), group.mT.flatten(), quota, self.k)
+        cell = root.view(cells, segments).mT // segments
+        return measured.first_frame[:, None] * cells + cell
 
     def _merge_groups(self, tokens: VideoTokens, whole: Assignment, budget: int) -> Assignment:
         """Merge the slots of `whole`, one per group, to `budget` of them."""

@@ -7,7 +7,8 @@ from typing import ClassVar
 
 import torch
 
-from vllm_prune.methods.base import Assignment, VideoTokens, check_budget
+from vllm_prune.methods._checks import check_budget
+from vllm_prune.methods.base import Assignment, VideoTokens
 
 
 @dataclass(frozen=True, kw_only=True)

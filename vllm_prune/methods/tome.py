@@ -8,10 +8,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from vllm_prune.methods._checks import check_budget
 from vllm_prune.methods._numerics import invert, rank_descending, to_finite
 from vllm_prune.methods._ragged import batches, sizes
 from vllm_prune.methods._share import share_budget
-from vllm_prune.methods.base import Assignment, VideoTokens, check_budget, compact
+from vllm_prune.methods.base import Assignment, VideoTokens, compact
 
 
 @dataclass(frozen=True, kw_only=True)

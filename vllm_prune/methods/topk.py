@@ -8,11 +8,12 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from vllm_prune.methods._checks import check_budget, check_range, check_relevance
 from vllm_prune.methods._numerics import rank_descending
 from vllm_prune.methods._ragged import batches, sizes
 from vllm_prune.methods._segments import token_segments
 from vllm_prune.methods._share import share_budget
-from vllm_prune.methods.base import Assignment, VideoTokens, check_budget, check_range, check_relevance
+from vllm_prune.methods.base import Assignment, VideoTokens
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,8 +8,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from vllm_prune.methods._checks import check_budget, check_range, check_unpruned
 from vllm_prune.methods._numerics import rank_descending, to_finite
-from vllm_prune.methods.base import Assignment, VideoTokens, check_budget, check_range, check_unpruned
+from vllm_prune.methods.base import Assignment, VideoTokens
 
 _BANDWIDTHS = (0.125, 0.25, 0.5, 1.0, 2.0)
 _CHANNELS_USED = 0.5  # the half that varies least
@@ -40,7 +41,7 @@ class VidCom2:
     def assign(self, tokens: VideoTokens, budget: int) -> Assignment:
         """Exactly `budget` tokens, each kept as it is."""
         check_budget(budget, tokens.num_tokens)
-        check_unpruned(tokens, self.name)
+        check_unpruned(tokens.num_tokens, tokens.grid_thw, self.name)
         features = tokens.features.float() if self.precise else tokens.features
         video = select_quiet_channels(features).view(tokens.grid_thw[0], -1, max(1, features.shape[1] // 2))
         to_video, to_frame = measure_likeness(video)

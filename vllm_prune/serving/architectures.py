@@ -16,7 +16,9 @@ def variant_of(architecture: str) -> str:
         ValueError: There is none.
     """
     if architecture not in VARIANTS:
-        raise ValueError(f"architecture {architecture!r} has no pruning variant; supported: {', '.join(sorted(VARIANTS))}")
+        raise ValueError(
+            f"architecture {architecture!r} has no pruning variant; supported: {', '.join(sorted(VARIANTS))}"
+        )
     return VARIANTS[architecture][0]
 
 

@@ -1,10 +1,10 @@
 """What travels with the rows of a video through vLLM's encoder cache, as extra columns.
 
-The cache holds floating point of the model's precision, and bf16 holds integers only up to 256. So every integer travels as
-digits of base 256, which all of vLLM's precisions hold exactly.
+The cache holds floating point of the model's precision, and bf16 holds integers only up to 256. So every integer
+travels as digits of base 256, which all of vLLM's precisions hold exactly.
 
-A video of N1 tokens of which K stay has K rows there. Each row holds ceil(N1 / K) tokens with their positions, so that all
-N1 reach the language model's first layers, and the number of the video's `MediumInfo`:
+A video of N1 tokens of which K stay has K rows there. Each row holds ceil(N1 / K) tokens with their positions, so that
+all N1 reach the language model's first layers, and the number of the video's `MediumInfo`:
 
     | features, t, h, w | features, t, h, w | ... | info |
 """

@@ -5,7 +5,7 @@ vLLM calls these hooks by architecture (`MODELS_CONFIG_MAP`), in the process tha
 
 from __future__ import annotations
 
-from vllm.config import ModelConfig, VllmConfig
+from vllm.config import CUDAGraphMode, ModelConfig, VllmConfig
 from vllm.model_executor.models.config import VerifyAndUpdateConfig
 
 from vllm_prune.config import PruneConfigError
@@ -24,11 +24,13 @@ class PruneConfigHook(VerifyAndUpdateConfig):
         settings = read_settings(model_config.hf_config)
         mm_config = model_config.get_multimodal_config()
         if REQUEST_KEY in (mm_config.mm_processor_kwargs or {}):
-            raise PruneConfigError(f"mm_processor_kwargs.{REQUEST_KEY}: is for requests; use --prune for the whole server")
+            raise PruneConfigError(
+                f"mm_processor_kwargs.{REQUEST_KEY}: is for requests; use --prune for the whole server"
+            )
         if mm_config.video_pruning_rate:
             raise PruneConfigError(
-                f"video_pruning_rate={mm_config.video_pruning_rate}: selects vLLM's own pruning, which cannot be combined "
-                f"with a pruning variant; leave it out"
+                f"video_pruning_rate={mm_config.video_pruning_rate}: selects vLLM's own pruning, which cannot be "
+                f"combined with a pruning variant; leave it out"
             )
         if settings.may_prune:
             mm_config.video_pruning_rate = _PRUNING_ENABLED
@@ -40,15 +42,15 @@ class PruneConfigHook(VerifyAndUpdateConfig):
             return
         if vllm_config.parallel_config.pipeline_parallel_size > 1:
             raise PruneConfigError(
-                f"pipeline_parallel_size={vllm_config.parallel_config.pipeline_parallel_size}: vLLM recomputes the positions "
-                f"of pruned prompts on the first stage only; use tensor parallelism"
+                f"pipeline_parallel_size={vllm_config.parallel_config.pipeline_parallel_size}: vLLM recomputes the "
+                f"positions of pruned prompts on the first stage only; use tensor parallelism"
             )
         if vllm_config.speculative_config is not None:
             raise PruneConfigError(
                 "speculative_config: the drafter's look-ahead would be given positions of the wrong rows; leave it out"
             )
         settings = read_settings(vllm_config.model_config.hf_config)
-        if settings.config.query_aware or settings.override == "any":
+        if settings.may_query:
             _check_dense_prefix(vllm_config)
             settings.config.resolved_layers(vllm_config.model_config.get_total_num_hidden_layers())
         max_step_tokens = vllm_config.scheduler_config.max_num_batched_tokens
@@ -78,6 +80,10 @@ def _check_dense_prefix(vllm_config: VllmConfig) -> None:
         "cache_dtype": (
             vllm_config.cache_config.cache_dtype not in ("auto", vllm_config.model_config.dtype),
             "importance reads keys back from the cache at the model's precision",
+        ),
+        "cudagraph_mode": (
+            vllm_config.compilation_config.cudagraph_mode == CUDAGraphMode.FULL,
+            "a captured graph of a mixed batch cannot hold a dense prefix; FULL_AND_PIECEWISE can be used",
         ),
         "enable_dbo": (vllm_config.parallel_config.enable_dbo, "a dense prefix is not split into micro-batches"),
     }

@@ -47,9 +47,12 @@ class PruningModelMixin:
         self._placeholder_ids = placeholder_ids
         self._media = MediumTable()
         settings = read_settings(vllm_config.model_config.hf_config)
-        traces = settings.trace is not None and get_tensor_model_parallel_rank() == 0
-        self._trace = TraceWriter(settings.trace) if traces else None
+        self._trace: TraceWriter | None = None
+        if settings.trace is not None and get_tensor_model_parallel_rank() == 0:
+            self._trace = TraceWriter(settings.trace)
         self._dense_prefix = DensePrefix(vllm_config, self.language_model, self._trace)
+        if settings.may_query:
+            self._dense_prefix.check_backend()
         # One entry for every medium with rows in the step being prepared; None where nothing is left to choose.
         self._gathered: list[DenseVideo | None] = []
         self._dense_videos: list[DenseVideo] = []

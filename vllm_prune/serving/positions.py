@@ -1,10 +1,10 @@
 """M-RoPE positions of prompts whose media are shorter than their grids.
 
-vLLM asks for a prompt's positions before the vision encoder has run, when which tokens of a video stay may not be known.
-What is known then is the grid, and with it the position at which the text after the video goes on: as in the unpruned
-sequence. So text and unpruned media get their final positions at once, and the rows of a pruned medium a negative
-placeholder that holds the position at which the medium starts; `fill_rows` replaces it, once and for all, when the rows'
-offsets arrive with the embeddings.
+vLLM asks for a prompt's positions before the vision encoder has run, when which tokens of a video stay may not be
+known. What is known then is the grid, and with it the position at which the text after the video goes on: as in the
+unpruned sequence. So text and unpruned media get their final positions at once, and the rows of a pruned medium a
+negative placeholder that holds the position at which the medium starts; `fill_rows` replaces it, once and for all, when
+the rows' offsets arrive with the embeddings.
 """
 
 from __future__ import annotations

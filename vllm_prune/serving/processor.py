@@ -1,7 +1,8 @@
 """Multimodal processor: the budget is decided here, before the scheduler sees the request.
 
-Runs in the API server process. A request's `mm_processor_kwargs["prune"]` is resolved against the server's settings once, in
-`apply`; from there on the key holds the resolved configuration as canonical JSON, so that it is part of the media hash.
+Runs in the API server process. A request's `mm_processor_kwargs["prune"]` is resolved against the server's settings
+once, in `apply`; from there on the key holds the resolved configuration as canonical JSON, so that it is part of the
+media hash.
 """
 
 from __future__ import annotations
@@ -79,7 +80,7 @@ class PruningProcessorMixin(BaseMultiModalProcessor[Any]):
             check_spans(processed, getattr(inputs, REPORT_KEY, ()), self._turn, limit)
         counts = getattr(inputs, REPORT_KEY, ())
         if counts:
-            processed[REPORT_KEY] = counts  # type: ignore[literal-required]
+            processed[REPORT_KEY] = counts
         return processed
 
     def _with_resolved_config(self, inputs: ProcessorInputs) -> ProcessorInputs:
@@ -110,7 +111,10 @@ class PruningProcessorMixin(BaseMultiModalProcessor[Any]):
         return super()._call_hf_processor(hf_data, without_prune(hf_kwargs))
 
     def _postprocess_hf_mm_data(
-        self, mm_inputs: Mapping[str, object], hf_processor_mm_kwargs: Mapping[str, object], processed_data: BatchFeature
+        self,
+        mm_inputs: Mapping[str, object],
+        hf_processor_mm_kwargs: Mapping[str, object],
+        processed_data: BatchFeature,
     ) -> BatchFeature:
         data = super()._postprocess_hf_mm_data(mm_inputs, without_prune(hf_processor_mm_kwargs), processed_data)
         if REQUEST_KEY in hf_processor_mm_kwargs and "video_grid_thw" in data:
@@ -144,7 +148,8 @@ class PruningProcessorMixin(BaseMultiModalProcessor[Any]):
 
     def _pruned_update(self, update: PromptUpdate, config: PruneConfig, items: MultiModalKwargsItems) -> PromptUpdate:
         """The same replacement of the video's placeholder token, by as many as the budget allows."""
-        assert isinstance(update, PromptReplacement) and isinstance(update.target, list)
+        assert isinstance(update, PromptReplacement)
+        assert isinstance(update.target, list)
         (token_id,) = update.target
 
         def placeholders(item_idx: int) -> VideoPlaceholders:

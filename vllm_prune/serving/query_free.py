@@ -10,9 +10,7 @@ from vllm_prune.methods import registry
 from vllm_prune.methods.base import Assignment, VideoTokens, compact
 
 
-def merge_and_select(
-    tokens: VideoTokens, config: PruneConfig, counts: TokenCounts
-) -> tuple[VideoTokens, Assignment]:
+def merge_and_select(tokens: VideoTokens, config: PruneConfig, counts: TokenCounts) -> tuple[VideoTokens, Assignment]:
     """The tokens that enter the language model's first layer, exactly `counts.entering` of them, and whence they come."""
     assignment = Assignment.identity(tokens.num_tokens, tokens.features.device)
     if config.stage1 is not None:

@@ -66,5 +66,7 @@ class PruneQwen2_5_VLForConditionalGeneration(PruningModelMixin, Qwen2_5_VLForCo
         rows = []
         for i, (t, h, w) in enumerate(grids):
             t_factor = tokens_per_second * (1.0 if seconds is None else float(seconds[i]))
-            rows.append(self.prune_video(features[i], (t, h // merge, w // merge), t_factor, VideoSpec.decode(specs[i]).config))
+            rows.append(
+                self.prune_video(features[i], (t, h // merge, w // merge), t_factor, VideoSpec.decode(specs[i]).config)
+            )
         return rows

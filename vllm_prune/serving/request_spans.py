@@ -66,7 +66,7 @@ def _describe(span: Span, request: Any, videos: list[tuple[Any, VideoSpec]]) -> 
 def block_keys(request: Any, start: int, end: int) -> list[tuple[str, str]]:
     """Extra keys of the block that holds tokens start <= i < end.
 
-    Kept tokens, and all text of the span after them, depend on the whole question, which may come after the block: so every
-    block that shares a token with a span is keyed by the content of the whole span.
+    Kept tokens, and all text of the span after them, depend on the whole question, which may come after the block: so
+    every block that shares a token with a span is keyed by the content of the whole span.
     """
     return [("prune", item.key) for item in request_spans(request) if start < item.span.end and item.span.start < end]

@@ -1,6 +1,7 @@
 """Where the server's settings live: an attribute of the Hugging Face configuration, set by `--hf-overrides`.
 
-That configuration reaches every process (API server, engine core, workers), the multimodal processor as well as the model.
+That configuration reaches every process (API server, engine core, workers), the multimodal processor as well as the
+model.
 """
 
 from __future__ import annotations

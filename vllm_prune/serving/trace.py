@@ -101,4 +101,3 @@ class TraceWriter:
         for layer, importance in outcome.importance.items():
             arrays[f"importance_layer{layer}"] = importance.cpu().numpy()
         return arrays
-

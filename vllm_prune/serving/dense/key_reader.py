@@ -1,8 +1,8 @@
 """Reads keys back out of vLLM's paged cache, however the backend packs them.
 
-Importance needs the keys of the context, which only the paged cache holds, and backends reorder a block's content for their
-kernels (AMX on the CPU interleaves pairs, for one). So the order is found by writing: a block is filled through the
-backend with keys that spell their own index, and read as plain memory.
+Importance needs the keys of the context, which only the paged cache holds, and backends reorder a block's content for
+their kernels (AMX on the CPU interleaves pairs, for one). So the order is found by writing: a block is filled through
+the backend with keys that spell their own index, and read as plain memory.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Runs the decoder in a step that prefills videos whose tokens the question chooses.
 
 Layers 0..L run once over the other requests' rows and the dense rows together; only attention is split. After a pruning
-layer the videos' rows that were not chosen are gone; after the last one the rows take their places in the batch, the keys and
-values of layers 0..L go into the paged cache for the kept rows alone, and the remaining layers are the normal pass.
+layer the videos' rows that were not chosen are gone; after the last one the rows take their places in the batch, the
+keys and values of layers 0..L go into the paged cache for the kept rows alone, and the remaining layers are the normal
+pass.
 """
 
 from __future__ import annotations
@@ -15,12 +16,16 @@ from vllm.config import VllmConfig
 from vllm.distributed import get_tensor_model_parallel_world_size, get_tp_group
 from vllm.forward_context import get_forward_context
 
+from vllm_prune.config import PruneConfigError
 from vllm_prune.methods.attention_importance import attention_importance, select_top
 from vllm_prune.serving.dense.key_reader import KeyReader
 from vllm_prune.serving.dense.rows import DenseRows
 from vllm_prune.serving.dense.scratch import ScratchCache, make_metadata_builder
 from vllm_prune.serving.dense.step import Batch, DenseRequest, DenseStep, VideoRows
 from vllm_prune.serving.trace import TraceWriter, VideoOutcome
+
+SUPPORTED_BACKENDS = ("FLASH_ATTN", "TRITON_ATTN", "CPU_ATTN")
+"""Backends that write keys and values apart from attention and name their metadata alike."""
 
 
 class DensePrefix:
@@ -34,13 +39,22 @@ class DensePrefix:
         self._builder: Any = None
         self._reader: KeyReader | None = None
 
+    def check_backend(self) -> None:
+        """Raises where the attention backend has no cache that can be written apart from attention."""
+        name = self._attention[0].get_attn_backend().get_name()
+        if name not in SUPPORTED_BACKENDS:
+            raise PruneConfigError(
+                f'attention backend {name}: method "attention" supports {", ".join(SUPPORTED_BACKENDS)}; choose one with '
+                f"--attention-backend, or a query-free method and --prune-override tighten"
+            )
+
     def batch(self) -> Batch:
         """What vLLM scheduled in the step under way."""
         metadata = self._metadata()
         return Batch(metadata.query_start_loc.tolist(), metadata.seq_lens.tolist())
 
     def _metadata(self) -> Any:
-        return get_forward_context().attn_metadata[self._attention[0].layer_name]  # type: ignore[index,call-overload]
+        return get_forward_context().attn_metadata[self._attention[0].layer_name]
 
     def run(self, step: DenseStep, inputs_embeds: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """Hidden states [batch rows, C] of the step.
@@ -229,7 +243,7 @@ class _StepRun:
 
     def outcome(self, rows: VideoRows) -> VideoOutcome:
         """What became of a video, after `run`."""
-        request, origin, _, _ = next(item for item in self._rows.requests() if rows in item[0].videos)
+        _request, origin, _, _ = next(item for item in self._rows.requests() if rows in item[0].videos)
         first, last = self._rows.video_range(rows, origin)
         kept = self._rows.alive[first:last] - origin - rows.start
         positions = rows.video.positions[:, kept.to(rows.video.positions.device)]
@@ -239,7 +253,7 @@ class _StepRun:
         slot_mapping = get_forward_context().slot_mapping
         for attention, (key, value, alive) in zip(self._prefix._attention, self._kept_kv, strict=False):
             kept = torch.searchsorted(alive, self._rows.alive).to(key.device)
-            slots = slot_mapping[attention.layer_name][batch_rows]  # type: ignore[index,call-overload]
+            slots = slot_mapping[attention.layer_name][batch_rows]
             attention.impl.do_kv_cache_update(attention, key[kept], value[kept], attention.kv_cache, slots)
 
 

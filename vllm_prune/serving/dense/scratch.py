@@ -1,8 +1,8 @@
 """Attention of dense rows: a second, short-lived paged cache beside vLLM's, read and written by vLLM's own backend.
 
-The dense rows of a request are more than the blocks the scheduler gave it. So each layer of the dense prefix writes them into
-a scratch cache of one layer, behind a copy of the blocks that hold the request's context, and the backend attends to that:
-the same kernels, whatever its layout and packing, and several requests at once.
+The dense rows of a request are more than the blocks the scheduler gave it. So each layer of the dense prefix writes
+them into a scratch cache of one layer, behind a copy of the blocks that hold the request's context, and the backend
+attends to that: the same kernels, whatever its layout and packing, and several requests at once.
 """
 
 from __future__ import annotations

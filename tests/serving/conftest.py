@@ -1,0 +1,109 @@
+"""One engine in this process, one answer of stock vLLM, two servers: shared by all tests in this folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from serving_cases import CASES
+from serving_engine import ENVIRONMENT, Answer, Engine
+from serving_server import Server
+
+from vllm_prune import PruneConfig, engine_args
+from vllm_prune.engine import hf_overrides
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from oracle.micro_model import write_micro_model
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A random model whose processor accepts frames as small as one token."""
+    folder = write_micro_model(tmp_path_factory.mktemp("serving") / "micro")
+    for name in ("preprocessor_config.json", "video_preprocessor_config.json"):
+        fields = json.loads((folder / name).read_text())
+        fields["size"]["shortest_edge"] = 28 * 28
+        (folder / name).write_text(json.dumps(fields))
+    return str(folder)
+
+
+class OtherEngine:
+    """An engine in a process of its own, started at once and read when it is needed."""
+
+    def __init__(self, model: str, folder: Path, name: str, **options: object) -> None:
+        self.name, self.file, self.log = name, folder / f"{name}.pickle", folder / f"{name}.log"
+        script = Path(__file__).with_name("serving_engine.py")
+        command = [sys.executable, str(script), model, str(self.file), json.dumps(options)]
+        self.process = subprocess.Popen(
+            command, stdout=self.log.open("w"), stderr=subprocess.STDOUT, env=os.environ | ENVIRONMENT
+        )
+
+    def answers(self) -> dict[str, Answer]:
+        code = self.process.wait(timeout=400)
+        assert code == 0, f"{self.name}: {self.log.read_text()[-3000:]}"
+        return pickle.loads(self.file.read_bytes())
+
+
+@pytest.fixture(scope="session")
+def others(model: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, OtherEngine]]:
+    folder = tmp_path_factory.mktemp("engines")
+    pruning = hf_overrides(model, PruneConfig(), "any")
+    few = ["many positions", "fractional frame rate", "turns"]
+    started = {
+        "stock": OtherEngine(model, folder, "stock"),
+        "bf16": OtherEngine(model, folder, "bf16", dtype="bfloat16", hf_overrides=pruning, cases=few),
+    }
+    yield started
+    for other in started.values():
+        other.process.kill()
+        other.process.wait()
+
+
+@pytest.fixture(scope="session")
+def stock(others: dict[str, OtherEngine]) -> dict[str, Answer]:
+    """What stock vLLM answers to all CASES, unpruned, in one batch."""
+    return others["stock"].answers()
+
+
+@pytest.fixture(scope="session")
+def bf16(others: dict[str, OtherEngine]) -> dict[str, Answer]:
+    """What the variant answers in bf16 to some CASES, pruned by SCRIPT_PRUNE."""
+    return others["bf16"].answers()
+
+
+@pytest.fixture(scope="session")
+def shared_engine(model: str, others: dict[str, OtherEngine]) -> Iterator[Engine]:
+    threads = torch.get_num_threads()
+    engine = Engine(**engine_args(model, PruneConfig(), override="any"))
+    yield engine
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def engine(shared_engine: Engine) -> Iterator[Engine]:
+    """The engine, with empty caches; all blocks must be free again afterwards."""
+    shared_engine.forget()
+    shared_engine.num_encoded = 0
+    free = shared_engine.num_free_blocks()
+    yield shared_engine
+    assert not shared_engine.scheduler.requests
+    assert shared_engine.num_free_blocks() == free
+
+
+@pytest.fixture(scope="session")
+def server(model: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """`vllm-prune serve`: stage 1 to a half, requests may ask for less (`tighten`)."""
+    with Server(model, tmp_path_factory.mktemp("server"), prune='{"stage1": {"cluster_ratio": 0.5}}') as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def cases() -> dict[str, dict]:
+    return CASES

@@ -1,0 +1,166 @@
+"""Invariants 1 and 2: placeholders, rows of the model and KV blocks are those of the tokens that stay."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from serving_cases import CASES, IMAGE, QUESTION, VIDEO, ask, chat, prompt
+from serving_engine import BLOCK_SIZE, Engine, prune
+from serving_media import image_item, video_item
+
+from vllm_prune.budget import plan_counts
+from vllm_prune.config import PruneConfig
+
+METHODS = [
+    {"stage1": {"cluster_ratio": 0.5}},
+    {"stage1": {"cluster_ratio": 0.3, "tau": 0.7, "temporal_segment_ratio": 0.5}},
+    {"stage1": True, "target_token_num": 7},
+    {"stage1": {"cluster_ratio": 0.5}, "method": "uniform", "keep_ratio": 0.5},
+    {"method": "uniform", "keep_ratio": 0.25},
+    {"method": "uniform", "target_token_num": 1},
+    {"method": "random", "keep_ratio": 0.1, "params": {"seed": 3}},
+    {"method": "random", "target_token_num": 100_000 // 1000},
+]
+VIDEOS = {name: case for name, case in CASES.items() if "video" in case.get("multi_modal_data", {})}
+
+
+def grids_of(case: dict) -> list[int]:
+    """Tokens of each video before pruning, by vLLM's own processor's rules: pairs of frames, cells of 28 pixels."""
+    return [
+        math.ceil(frames.shape[0] / 2) * (frames.shape[1] // 28) * (frames.shape[2] // 28)
+        for frames, _ in case["multi_modal_data"]["video"]
+    ]
+
+
+def kept_of(case: dict, config: dict) -> int:
+    parsed = PruneConfig.parse(config)
+    return sum(plan_counts(parsed, num_tokens).kept for num_tokens in grids_of(case))
+
+
+@pytest.fixture(scope="module")
+def num_rows(shared_engine: Engine):
+    """Counts the rows that the model yields, as it yields them."""
+    rows: list[int] = []
+    embed = shared_engine.model.embed_multimodal
+
+    def counting(**inputs):
+        outputs = embed(**inputs)
+        rows.extend(len(output) for output in outputs)
+        return outputs
+
+    shared_engine.model.embed_multimodal = counting
+    yield rows
+    shared_engine.model.embed_multimodal = embed
+
+
+@pytest.mark.parametrize("config", METHODS, ids=str)
+def test_placeholders_are_rows_for_every_method_and_grid(engine, stock, num_rows, config):
+    num_rows.clear()
+    answers = engine.run([prune(case, config) for case in VIDEOS.values()], max_tokens=1)
+    for (name, case), answer in zip(VIDEOS.items(), answers, strict=True):
+        removed = sum(grids_of(case)) - kept_of(case, config)
+        assert answer.prompt_len == stock[name].prompt_len - removed, name
+        assert (answer.positions >= 0).all(), name
+    encoded = {id(frames): frames for case in VIDEOS.values() for frames, _ in case["multi_modal_data"]["video"]}
+    assert len(encoded) <= len(num_rows)  # every video once; images beside them
+    images = [len(image) for image in ()]
+    assert not images
+
+
+@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    frames=st.integers(1, 9),
+    height=st.integers(1, 5),
+    width=st.integers(1, 5),
+    method=st.sampled_from(["stage1", "uniform", "random"]),
+    amount=st.one_of(st.floats(0.01, 1.0), st.integers(1, 60)),
+)
+def test_any_grid_and_any_amount(engine, num_rows, frames, height, width, method, amount):
+    field = "target_token_num" if isinstance(amount, int) else "keep_ratio"
+    config = {field: amount, **({"stage1": True} if method == "stage1" else {"method": method})}
+    num_tokens = math.ceil(frames / 2) * height * width
+    if field == "target_token_num" and amount > num_tokens:
+        config[field] = num_tokens
+    kept = plan_counts(PruneConfig.parse(config), num_tokens).kept
+    case = ask(frames, 28 * height, 28 * width, seed=frames)
+    num_rows.clear()
+    engine.core.reset_encoder_cache()
+    (answer,) = engine.run([prune(case, config)], max_tokens=1)
+    (text,) = engine.run([prompt(chat(VIDEO.replace("<|video_pad|>", "") + QUESTION))], max_tokens=1)
+    assert answer.prompt_len == text.prompt_len + kept
+    assert num_rows == [kept]
+
+
+def test_a_request_holds_the_blocks_of_text_and_kept_tokens(engine):
+    """Ten requests that differ in video, method, amount and text, running at once."""
+    requests = [
+        (ask(16, 112, 140, seed=1), {"method": "uniform", "keep_ratio": 0.25}),
+        (ask(16, 112, 140, seed=1), {"method": "uniform", "keep_ratio": 0.5}),
+        (ask(16, 112, 140, seed=2), {"stage1": {"cluster_ratio": 0.3}}),
+        (ask(16, 224, 224, seed=3), {"stage1": {"cluster_ratio": 0.5}, "method": "random", "keep_ratio": 0.1}),
+        (ask(16, 224, 224, seed=4, question=QUESTION * 12), {"method": "random", "keep_ratio": 0.9}),
+        (ask(32, 224, 224, seed=5), {"stage1": True, "target_token_num": 20}),
+        (ask(32, 224, 224, seed=6), {"stage1": True, "target_token_num": 21}),
+        (ask(1, 28, 28, seed=7), {"method": "uniform", "keep_ratio": 0.5}),
+        (CASES["two videos, text between"], {"method": "uniform", "target_token_num": 16}),
+        (CASES["turns"], {"stage1": {"cluster_ratio": 0.25}}),
+    ]
+    free = engine.num_free_blocks()
+    ids = engine.add([prune(case, config) for case, config in requests], max_tokens=2)
+    outputs = {output.request_id: output for output in engine.step()}
+    held = engine.blocks_held()
+    expected = {}
+    for request_id, (case, config) in zip(ids, requests, strict=True):
+        output = outputs[request_id.partition("-")[0]]
+        text = len(output.prompt_token_ids) - kept_of(case, config)
+        unpruned = text + sum(grids_of(case))
+        expected[output.request_id] = math.ceil((text + kept_of(case, config)) / BLOCK_SIZE)
+        assert text < 150
+        assert unpruned > len(output.prompt_token_ids) or sum(grids_of(case)) == 1
+    assert held == expected
+    shared = 0  # no two of them share a full block: their videos or configurations differ
+    assert free - engine.num_free_blocks() == sum(expected.values()) - shared
+    while engine.llm.llm_engine.has_unfinished_requests():
+        engine.step()
+
+
+def test_the_attention_sees_the_pruned_length(engine):
+    """`seq_lens` that the attention backend is given: nothing is masked and kept."""
+    from vllm.forward_context import get_forward_context
+
+    lengths: list[list[int]] = []
+
+    def look(_module, _inputs):
+        metadata = get_forward_context().attn_metadata
+        if metadata:
+            lengths.append(next(iter(metadata.values())).seq_lens.tolist())
+
+    hook = engine.model.language_model.model.layers[-1].register_forward_pre_hook(look)
+    try:
+        case, config = ask(16, 224, 224, seed=8), {"method": "uniform", "keep_ratio": 0.125}
+        (answer,) = engine.run([prune(case, config)], max_tokens=3)
+    finally:
+        hook.remove()
+    assert sum(grids_of(case)) == 512
+    assert answer.prompt_len < 64 + 64
+    assert lengths == [[answer.prompt_len + i] for i in range(3)]
+
+
+def test_images_are_never_pruned(engine, stock):
+    case = prompt(chat(IMAGE + QUESTION), images=[image_item(112, 112, seed=3)])
+    (answer,) = engine.run([prune(case, {"method": "uniform", "keep_ratio": 0.1})])
+    assert answer.prompt_len == stock["image"].prompt_len
+    assert answer.token_ids == stock["image"].token_ids
+
+
+def test_videos_of_one_prompt_keep_their_own_shares(engine):
+    """The budget is each video's, not the prompt's."""
+    videos = [video_item(2, 56, 56, seed=1), video_item(16, 112, 112, seed=2)]
+    case = prompt(chat(f"{VIDEO}{VIDEO}{QUESTION}"), videos=videos)
+    config = {"method": "uniform", "target_token_num": 10}
+    engine.run([prune(case, {"method": "uniform", "keep_ratio": 0.5})], max_tokens=1)
+    with pytest.raises(ValueError, match=r"target_token_num=10: the video has only 4 tokens"):
+        engine.run([prune(case, config)], max_tokens=1)
