@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from vllm.config import VllmConfig
 from vllm.distributed import get_tensor_model_parallel_rank
+from vllm.forward_context import get_forward_context
 from vllm.multimodal.inputs import MultiModalFeatureSpec
 
 from vllm_prune.budget import plan_counts
@@ -27,7 +28,7 @@ from vllm_prune.serving.dense.prefix import DensePrefix
 from vllm_prune.serving.dense.step import DenseVideo, plan_step
 from vllm_prune.serving.medium_info import MediumInfo, MediumTable
 from vllm_prune.serving.positions import Medium, fill_rows, medium_extent, medium_offsets, prompt_positions
-from vllm_prune.serving.query_free import merge_and_select
+from vllm_prune.serving.query_free import merge_and_select, temporal_segments
 from vllm_prune.serving.settings import read_settings
 from vllm_prune.serving.trace import TraceWriter, VideoOutcome, VideoTrace
 
@@ -51,8 +52,10 @@ class PruningModelMixin:
         if settings.trace is not None and get_tensor_model_parallel_rank() == 0:
             self._trace = TraceWriter(settings.trace)
         self._dense_prefix = DensePrefix(vllm_config, self.language_model, self._trace)
+        self._max_dense_rows = 0
         if settings.may_query:
             self._dense_prefix.check_backend()
+            self._max_dense_rows = vllm_config.scheduler_config.max_num_batched_tokens
         # One entry for every medium with rows in the step being prepared; None where nothing is left to choose.
         self._gathered: list[DenseVideo | None] = []
         self._dense_videos: list[DenseVideo] = []
@@ -75,11 +78,13 @@ class PruningModelMixin:
         if counts.kept == counts.total:
             return features
         begin = time.perf_counter()
-        entering, assignment = merge_and_select(VideoTokens.from_features(features, grid), config, counts)
+        tokens = VideoTokens.from_features(features, grid)
+        entering, assignment = merge_and_select(tokens, config, counts)
         offsets = torch.from_numpy(medium_offsets(grid, t_factor)).to(features.device)[assignment.anchor]
         info = MediumInfo(medium_extent(grid, t_factor), counts, config.to_json())
         if self._trace is not None:
-            trace = VideoTrace(grid, counts, assignment, time.perf_counter() - begin)
+            seconds = time.perf_counter() - begin
+            trace = VideoTrace(grid, counts, assignment, seconds, config.to_json(), temporal_segments(tokens, config))
             info = dataclasses.replace(info, trace=self._trace.begin(trace))
             if not info.query_aware:
                 outcome = VideoOutcome(info.trace, torch.arange(counts.kept), offsets.T)
@@ -198,9 +203,19 @@ class PruningModelMixin:
     ) -> Any:
         """vLLM's own forward, unless the step prefills a video whose tokens the question chooses."""
         videos, self._dense_videos = self._dense_videos, []
-        if not videos or inputs_embeds is None:
-            return super().forward(  # type: ignore[misc]
-                input_ids, positions, intermediate_tensors, inputs_embeds=inputs_embeds, **kwargs
-            )
-        step = plan_step(videos, self._is_media_row, self._dense_prefix.batch(), len(inputs_embeds))
-        return self._dense_prefix.run(step, inputs_embeds, positions)
+        if videos and inputs_embeds is not None:
+            step = plan_step(videos, self._is_media_row, self._dense_prefix.batch(), len(inputs_embeds))
+            return self._dense_prefix.run(step, inputs_embeds, positions)
+        reserved = self._reserve_while_profiling(inputs_embeds)
+        hidden = super().forward(  # type: ignore[misc]
+            input_ids, positions, intermediate_tensors, inputs_embeds=inputs_embeds, **kwargs
+        )
+        del reserved
+        return hidden
+
+    def _reserve_while_profiling(self, inputs_embeds: torch.Tensor | None) -> torch.Tensor | None:
+        """Memory of a dense prefix, in the dummy step by which vLLM finds out how much its paged cache may have."""
+        if not self._max_dense_rows or inputs_embeds is None or len(inputs_embeds) < self._max_dense_rows:
+            return None
+        profiling = get_forward_context().attn_metadata is None
+        return self._dense_prefix.reserve_memory(self._max_dense_rows) if profiling else None

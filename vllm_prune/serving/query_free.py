@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 
+import torch
+
 from vllm_prune.budget import TokenCounts
 from vllm_prune.config import ATTENTION, NO_METHOD, PruneConfig
 from vllm_prune.methods import registry
 from vllm_prune.methods.base import Assignment, VideoTokens, compact
+from vllm_prune.methods.prunevid import PruneVid
 
 
 def merge_and_select(tokens: VideoTokens, config: PruneConfig, counts: TokenCounts) -> tuple[VideoTokens, Assignment]:
-    """The tokens that enter the language model's first layer, exactly `counts.entering` of them, and whence they come."""
+    """The tokens that enter the language model's first layer, `counts.entering` of them, and where they come from."""
     assignment = Assignment.identity(tokens.num_tokens, tokens.features.device)
     if config.stage1 is not None:
         stage1 = registry.create("prunevid", **dataclasses.asdict(config.stage1))
@@ -26,6 +29,13 @@ def merge_and_select(tokens: VideoTokens, config: PruneConfig, counts: TokenCoun
             f"{counts.entering} were asked for"
         )
     return tokens, assignment
+
+
+def temporal_segments(tokens: VideoTokens, config: PruneConfig) -> torch.Tensor | None:
+    """[t], the segment that stage 1 puts each step of the grid of an unpruned video in; None without stage 1."""
+    if config.stage1 is None:
+        return None
+    return PruneVid(**dataclasses.asdict(config.stage1)).plan(tokens).segment
 
 
 def _chain(first: Assignment, second: Assignment) -> Assignment:

@@ -47,6 +47,6 @@ def _check_length(span: Span, counts: list[TokenCounts], max_step_tokens: int) -
         raise PruneConfigError(
             f"max_num_batched_tokens={max_step_tokens}: a video and its question need {rows} rows in one step "
             f"({sum(c.entering for c in counts)} video tokens before the question chooses); start the server with "
-            f"--max-num-batched-tokens {rows} or more, or send fewer frames, a smaller stage1.cluster_ratio or a shorter "
-            f"question"
+            f"--max-num-batched-tokens {rows} or more, or send fewer frames, a smaller stage1.cluster_ratio or a "
+            f"shorter question"
         )

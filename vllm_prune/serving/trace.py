@@ -4,6 +4,8 @@ One `.npz` for each request and step in which the question chose tokens, and one
 question chooses (then `prompt` is empty). Every array of video i is called `videoI/...`:
 
     grid [3]              t, h, w in merged tokens
+    config                the configuration, as JSON text
+    segment [t]           stage 1's temporal segment of each step of the grid; absent without stage 1
     slot [N], anchor [N1] where stage 1 or a query-free method put every token (-1: dropped), and its slots' anchors
     layers [P], counts [2 + P]  pruning layers; tokens before, entering the language model, after each of them
     importance_layerL [n] of the tokens that were left before layer L's choice
@@ -38,6 +40,9 @@ class VideoTrace:
     assignment: Assignment
     seconds: float
     """Time that merging and selecting took before the language model."""
+    config_json: str
+    segment: torch.Tensor | None = None
+    """[t], stage 1's temporal segments."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +95,7 @@ class TraceWriter:
         video = self._videos[outcome.serial]
         arrays = {
             "grid": np.array(video.grid),
+            "config": np.array(video.config_json),
             "slot": video.assignment.slot.cpu().numpy(),
             "anchor": video.assignment.anchor.cpu().numpy(),
             "layers": np.array(sorted(outcome.importance), dtype=np.int64),
@@ -98,6 +104,8 @@ class TraceWriter:
             "positions": outcome.positions.cpu().numpy(),
             "seconds": np.array([video.seconds, seconds]),
         }
+        if video.segment is not None:
+            arrays["segment"] = video.segment.cpu().numpy()
         for layer, importance in outcome.importance.items():
             arrays[f"importance_layer{layer}"] = importance.cpu().numpy()
         return arrays

@@ -44,9 +44,21 @@ class DensePrefix:
         name = self._attention[0].get_attn_backend().get_name()
         if name not in SUPPORTED_BACKENDS:
             raise PruneConfigError(
-                f'attention backend {name}: method "attention" supports {", ".join(SUPPORTED_BACKENDS)}; choose one with '
-                f"--attention-backend, or a query-free method and --prune-override tighten"
+                f'attention backend {name}: method "attention" supports {", ".join(SUPPORTED_BACKENDS)}; choose one '
+                f"with --attention-backend, or a query-free method and --prune-override tighten"
             )
+
+    def reserve_memory(self, num_rows: int) -> torch.Tensor:
+        """What a step with `num_rows` dense rows takes beside the rows that vLLM schedules, in one allocation.
+
+        Held during vLLM's memory profiling, it is what the paged cache leaves free for such a step.
+        """
+        layer, attention = self._decoder.layers[0], self._attention[0]
+        kv_width = 2 * attention.num_kv_heads * attention.head_size
+        activations = 2 * layer.mlp.gate_up_proj.output_size_per_partition + 6 * layer.hidden_size
+        kept_kv = kv_width * (len(self._attention) + 1)
+        weight = layer.input_layernorm.weight
+        return torch.empty(num_rows * (activations + kept_kv), dtype=weight.dtype, device=weight.device)
 
     def batch(self) -> Batch:
         """What vLLM scheduled in the step under way."""
