@@ -22,6 +22,21 @@ ATTENTION = "attention"
 DEFAULT_KEEP_RATIO = 0.4
 """PruneVid's published share of tokens that stage 2 keeps."""
 
+ATTENTION_PARAMS: Mapping[str, tuple[str, ...]] = {
+    "text": ("max", "mean", "last"),
+    "heads": ("max", "mean"),
+    "selector": ("topk", "dpp"),
+    "quota": ("global", "segment"),
+}
+"""Parameters of method "attention" with their values, the default first.
+
+text, heads: how weights are reduced over the text's positions, then over heads.
+selector: the most important tokens; or a conditional DPP per frame, with importance as relevance and hidden states as
+features.
+quota: tokens compete within the whole video; or, after stage 1, within the static and the dynamic part of each segment,
+which share the budget by size.
+"""
+
 # Published for the 28 layers of Qwen2.5-VL-7B: importance is read at layer 10.
 _PUBLISHED_LAYER, _PUBLISHED_DEPTH = 10, 28
 
@@ -139,10 +154,25 @@ class PruneConfig:
             if self.stage1 is None and self.target_token_num is not None:
                 raise PruneConfigError(f"target_token_num={self.target_token_num!r}: needs stage1 or a method")
         elif self.method == ATTENTION:
-            if self.params:
-                _require_known_keys('params of method "attention"', self.params, ("text", "quota"))
+            self._check_attention()
         else:
             self._check_query_free()
+
+    def _check_attention(self) -> None:
+        _require_known_keys('params of method "attention"', self.params, tuple(ATTENTION_PARAMS))
+        for name, value in self.params.items():
+            if value not in ATTENTION_PARAMS[name]:
+                raise PruneConfigError(f"params.{name}={value!r}: must be one of {', '.join(ATTENTION_PARAMS[name])}")
+        if self.attention_param("quota") == "segment" and self.stage1 is None:
+            raise PruneConfigError('params.quota="segment": needs stage1, which finds the segments')
+        if self.attention_param("quota") == "segment" and self.attention_param("selector") == "dpp":
+            raise PruneConfigError(
+                'params.quota="segment": the selector "dpp" shares the budget among frames by itself'
+            )
+
+    def attention_param(self, name: str) -> str:
+        """A parameter of method "attention", or its default."""
+        return str(self.params.get(name, ATTENTION_PARAMS[name][0]))
 
     def _check_query_free(self) -> None:
         # Imported here so that a configuration without a method does not import torch.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,7 +38,9 @@ class Batch:
     vllm_rule: bool
 
 
-def collate(frames: list[np.ndarray], tails: list[Tail], labels: list[np.ndarray], stride: float, vllm_rule: bool) -> Batch:
+def collate(
+    frames: list[np.ndarray], tails: list[Tail], labels: list[np.ndarray], stride: float, vllm_rule: bool
+) -> Batch:
     """Stack clips of one length."""
 
     def stack(arrays: list[np.ndarray]) -> Tensor:
@@ -71,9 +74,9 @@ def training_batch(seed: int, step: int, length_shares: dict[int, float]) -> Bat
 
 
 class TrainingBatches(Dataset):
-    """Batches of steps ``first .. first + steps - 1``."""
+    """Batches of steps ``first .. first + steps - 1``; ``curriculum`` gives the length shares of a step."""
 
-    def __init__(self, seed: int, first: int, steps: int, curriculum):
+    def __init__(self, seed: int, first: int, steps: int, curriculum: Callable[[int], dict[int, float]]):
         self.seed, self.first, self.steps, self.curriculum = seed, first, steps, curriculum
 
     def __len__(self) -> int:

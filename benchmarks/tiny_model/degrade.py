@@ -122,5 +122,3 @@ def degrade(rng: np.random.Generator, frames: np.ndarray, degradation: Degradati
     if degradation.jpeg_quality:
         frames = np.stack([_compress(frame, degradation.jpeg_quality) for frame in frames])
     return frames
-
-

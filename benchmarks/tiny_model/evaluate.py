@@ -31,7 +31,9 @@ Answerer = Callable[[np.ndarray, list[str]], list[str]]
 
 def packed_answerer(folder: Path) -> Answerer:
     """All questions of a clip in one packed forward pass."""
-    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=torch.bfloat16, attn_implementation="eager")
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+        folder, dtype=torch.bfloat16, attn_implementation="eager"
+    )
     return lambda frames, questions: packed_answers(model.eval(), frames, questions)
 
 

@@ -37,7 +37,10 @@ def _vision_settings() -> dict:
 
 def write_processor(folder: Path) -> None:
     """Image and video processor files in the layout that both transformers 4 and 5 read."""
-    image = _vision_settings() | {"image_processor_type": "Qwen2VLImageProcessor", "processor_class": "Qwen2_5_VLProcessor"}
+    image = _vision_settings() | {
+        "image_processor_type": "Qwen2VLImageProcessor",
+        "processor_class": "Qwen2_5_VLProcessor",
+    }
     video = _vision_settings() | {
         "video_processor_type": "Qwen2VLVideoProcessor",
         "processor_class": "Qwen2_5_VLProcessor",

@@ -31,7 +31,10 @@ RASTER_ORDER = torch.argsort(WINDOW_ORDER)
 
 
 def patchify(frames: Tensor) -> Tensor:
-    """Normalised patches ``[B * T/2, 16, 4, 1176]`` (merged tokens in window order) of uint8 ``[B, T, 112, 112, 3]``."""
+    """Normalised patches ``[B * T/2, 16, 4, 1176]`` of uint8 ``[B, T, 112, 112, 3]``.
+
+    The 16 merged tokens of a pair of frames come window by window, each with its 4 patches.
+    """
     mean, std = torch.tensor(OPENAI_CLIP_MEAN) * 255, torch.tensor(OPENAI_CLIP_STD) * 255
     pixels = ((frames - mean) / std).bfloat16()
     pairs = frames.shape[0] * frames.shape[1] // PAIR
@@ -51,13 +54,17 @@ def vision_rotary(model: Qwen2_5_VLForConditionalGeneration) -> tuple[Tensor, Te
     return visual.rotary_pos_emb(torch.zeros(1), positions)
 
 
-def _vision_attention(attention: torch.nn.Module, hidden: Tensor, rotary: tuple[Tensor, Tensor], windowed: bool) -> Tensor:
+def _vision_attention(
+    attention: torch.nn.Module, hidden: Tensor, rotary: tuple[Tensor, Tensor], windowed: bool
+) -> Tensor:
     """Self-attention of ``hidden [frames, 64, C]`` within frames or within windows of 16 patches."""
     frames, patches, width = hidden.shape
     query, key, value = attention.qkv(hidden).view(frames, patches, 3, attention.num_heads, -1).unbind(2)
     query, key = apply_rotary_pos_emb_vision(query, key, *rotary)
     span = patches // WINDOWS if windowed else patches
-    query, key, value = (x.reshape(-1, span, attention.num_heads, x.shape[-1]).transpose(1, 2) for x in (query, key, value))
+    query, key, value = (
+        x.reshape(-1, span, attention.num_heads, x.shape[-1]).transpose(1, 2) for x in (query, key, value)
+    )
     # Plain matrix products: the backward pass of the fused CPU kernel takes several times longer at these sizes.
     scores = (query @ key.transpose(-1, -2)) * attention.scaling
     mixed = scores.softmax(-1, dtype=torch.float32).to(value.dtype) @ value
@@ -76,7 +83,9 @@ def encode_video(model: Qwen2_5_VLForConditionalGeneration, patches: Tensor, rot
     return merged.view(patches.shape[0], GRID * GRID, -1)[:, RASTER_ORDER]
 
 
-def decode(model: Qwen2_5_VLForConditionalGeneration, embeds: Tensor, mask: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+def decode(
+    model: Qwen2_5_VLForConditionalGeneration, embeds: Tensor, mask: Tensor, rotary: tuple[Tensor, Tensor]
+) -> Tensor:
     """Final hidden states ``[B, S, C]`` of ``embeds`` under an additive mask ``[B, 1, S, S]``."""
     language = model.model.language_model
     hidden = embeds

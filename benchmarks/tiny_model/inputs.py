@@ -23,6 +23,6 @@ def sequence_inputs(
     time_stride: float,
     vllm_rule: bool,
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """Additive mask ``[B, 1, S, S]`` and rotary tables for tails ``[B, L]`` after a video of ``pairs`` temporal pairs."""
+    """Additive mask ``[B, 1, S, S]`` and rotary tables for tails ``[B, L]`` after ``pairs`` temporal pairs of video."""
     mask = packed_mask(pairs, chain).to(model.lm_head.weight.dtype)
     return mask, text_rotary(model, packed_positions(pairs, time_stride, vllm_rule, offset))

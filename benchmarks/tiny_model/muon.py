@@ -64,7 +64,11 @@ class MixedOptimizer:
 
     def state_dict(self) -> dict:
         """Everything needed to go on later."""
-        return {"masters": [m.detach() for m in self.masters], "velocity": self.velocity, "adam": self.adam.state_dict()}
+        return {
+            "masters": [m.detach() for m in self.masters],
+            "velocity": self.velocity,
+            "adam": self.adam.state_dict(),
+        }
 
     @torch.no_grad()
     def load_state_dict(self, state: dict) -> None:

@@ -25,7 +25,10 @@ GRID = 4
 
 @dataclass(frozen=True)
 class Tail:
-    """Arrays ``[L]`` (TAIL_LENGTH in training): token ids, next-token targets, chain (-1 is padding) and offset within the chain."""
+    """Arrays ``[L]``, L = TAIL_LENGTH in training.
+
+    Token ids, next-token targets, the chain each token belongs to (-1 is padding) and its offset within the chain.
+    """
 
     ids: np.ndarray
     targets: np.ndarray

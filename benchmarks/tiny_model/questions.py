@@ -69,9 +69,7 @@ def _facts(scene: Scene) -> list[tuple[str, dict[str, str], str]]:
 
 def all_questions(scene: Scene) -> list[Question]:
     """Every question a scene answers, in its canonical phrasing, in a fixed order."""
-    return [
-        Question(kind, PHRASINGS[kind][0].format(**slots), answer) for kind, slots, answer in _facts(scene)
-    ]
+    return [Question(kind, PHRASINGS[kind][0].format(**slots), answer) for kind, slots, answer in _facts(scene)]
 
 
 def sample_questions(rng: np.random.Generator, scene: Scene, limit: int) -> list[Question]:

@@ -13,49 +13,69 @@ from .clips import CLIP_LENGTHS
 from .evaluate import DEFAULT_MODEL, accuracy_table, markdown, packed_answerer
 
 NOISES = ("clean", "noise", "flicker", "drift", "shake", "pan", "compression", "all")
+FOLDER = Path(__file__).parent
 
 
-def training_record(log: Path) -> dict:
-    """Steps and wall time of a training log, whose lines are JSON."""
+def last_record(log: Path) -> dict[str, float]:
+    """The last line with a loss of a training log, whose lines are JSON."""
     lines = [json.loads(line) for line in log.read_text().splitlines() if line.startswith("{")]
-    last = [line for line in lines if "loss" in line][-1]
-    return {"steps": last["step"], "minutes": round(last["seconds"] / 60, 1)}
+    return next(line for line in reversed(lines) if "loss" in line)
+
+
+def training_summary(logs: list[Path]) -> str:
+    """Steps and wall time over the logs of a run, each of which went on from the one before."""
+    records = [last_record(log) for log in logs]
+    return f"{records[-1]['step']} steps in {sum(r['seconds'] for r in records) / 60:.0f} minutes"
+
+
+def write_markdown(record: dict) -> None:
+    """RESULTS.md from the content of RESULTS.json."""
+    evaluation = record["evaluation"]
+    lines = [
+        "# Accuracy of the embedded model",
+        "",
+        f"Per cent of right answers (exact match) ± standard error on {evaluation['clips']} held-out clips a row.",
+        "",
+        f"- made by {record['made_by']}",
+        f"- {record['training']}, training seed 0, on the same machine busy with other work",
+        f"- measured by `{evaluation['command']}`, evaluation seed {evaluation['seed']}",
+        f"- {record['machine']}",
+        "",
+        markdown(record["accuracy"]),
+    ]
+    (FOLDER / "RESULTS.md").write_text("\n".join(lines) + "\n")
 
 
 def main() -> None:
     """Measure the shipped model under every disturbance and write both files."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--log", type=Path, required=True, help="log of the training run")
-    parser.add_argument("--command", default="python -m benchmarks.tiny_model.train", help="what made the model")
+    parser.add_argument("--log", type=Path, nargs="+", required=True, help="logs of the training run, in order")
+    parser.add_argument("--made-by", default="`python -m benchmarks.tiny_model.train`", help="what made the model")
     parser.add_argument("--clips", type=int, default=200)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     answerer = packed_answerer(DEFAULT_MODEL)
-    results = {
-        f"{frames} frames, {noise}": accuracy_table(answerer, args.clips, frames, args.seed, noise)
-        for frames in CLIP_LENGTHS
-        for noise in NOISES
-    }
     record = {
-        "training_command": args.command,
-        "training_seed": 0,
-        "training": training_record(args.log),
-        "evaluation": {"clips": args.clips, "seed": args.seed, "backend": "packed forward pass, bf16"},
-        "machine": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
-        "accuracy": results,
+        "made_by": args.made_by,
+        "training": training_summary(args.log),
+        "evaluation": {
+            "command": "python -m benchmarks.tiny_model.report",
+            "clips": args.clips,
+            "seed": args.seed,
+            "forward": "packed questions, bf16, vLLM's position rule",
+        },
+        "machine": f"{platform.machine()}, {args.threads} threads, torch {torch.__version__}",
+        "accuracy": {
+            f"{frames} frames, {noise}": accuracy_table(answerer, args.clips, frames, args.seed, noise)
+            for frames in CLIP_LENGTHS
+            for noise in NOISES
+        },
     }
-    folder = Path(__file__).parent
-    (folder / "RESULTS.json").write_text(json.dumps(record, indent=1) + "\n")
-    header = (
-        "# Accuracy of the embedded model\n\n"
-        f"Per cent of right answers ± standard error on {args.clips} held-out clips per row (seed {args.seed}), one-token exact match.\n\n"
-        f"- made by `{args.command}`, seed 0: {record['training']['steps']} steps, {record['training']['minutes']} minutes\n"
-        f"- measured by `python -m benchmarks.tiny_model.report`; {record['machine']}\n\n"
-    )
-    (folder / "RESULTS.md").write_text(header + markdown(results) + "\n")
-    print(markdown(results))
+    (FOLDER / "RESULTS.json").write_text(json.dumps(record, indent=1) + "\n")
+    write_markdown(record)
+    print(markdown(record["accuracy"]))
 
 
 if __name__ == "__main__":

@@ -33,7 +33,11 @@ def _eventful(frames: int, noise: str, seed: int) -> tuple[SyntheticClip, int]:
 
 def _one_of_each(questions: list[Question]) -> list[Question]:
     """The first question of every type."""
-    return [next(q for q in questions if q.type == kind) for kind in QUESTION_TYPES if any(q.type == kind for q in questions)]
+    return [
+        next(q for q in questions if q.type == kind)
+        for kind in QUESTION_TYPES
+        if any(q.type == kind for q in questions)
+    ]
 
 
 def write_samples(folder: Path) -> None:

@@ -6,7 +6,9 @@ into question/answer pairs. Coordinates are pixels, times are frames.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -82,9 +84,10 @@ def _overlaps(candidate: SceneObject, placed: list[SceneObject]) -> bool:
         first, last = max(candidate.start, other.start), min(candidate.end, other.end)
         if first >= last:
             continue
-        gap = candidate.path[first - candidate.start : last - candidate.start] - other.path[
-            first - other.start : last - other.start
-        ]
+        gap = (
+            candidate.path[first - candidate.start : last - candidate.start]
+            - other.path[first - other.start : last - other.start]
+        )
         if (np.abs(gap).max(axis=1) < candidate.radius + other.radius).any():
             return True
     return False
@@ -155,7 +158,7 @@ def _jitter(rng: np.random.Generator, rgb: tuple[int, int, int]) -> tuple[int, i
     return int(shifted[0]), int(shifted[1]), int(shifted[2])
 
 
-def _place(sample, placed: list[SceneObject]) -> SceneObject | None:
+def _place(sample: Callable[[], SceneObject], placed: list[SceneObject]) -> SceneObject | None:
     """Call ``sample`` until its object touches none of ``placed``; None when there is no room."""
     for _ in range(PLACEMENT_TRIES):
         candidate = sample()
@@ -178,9 +181,9 @@ def sample_scene(rng: np.random.Generator, frames: int) -> Scene:
     shape_count = int(rng.choice([1, 2, 3], p=[0.2, 0.35, 0.45]))
     flash_count = int(rng.choice([0, 1, 2, 3], p=[0.05, 0.2, 0.4, 0.35]))
     placed: list[SceneObject] = []
-    shapes = [_place(lambda: _sample_shape(rng, colours[i], frames), placed) for i in range(shape_count)]
+    shapes = [_place(partial(_sample_shape, rng, colours[i], frames), placed) for i in range(shape_count)]
     flashes = [
-        _place(lambda: _sample_flash(rng, colours[MAX_SHAPES + i], ring_forms[i], frames), placed)
+        _place(partial(_sample_flash, rng, colours[MAX_SHAPES + i], ring_forms[i], frames), placed)
         for i in range(flash_count)
     ]
     distractors = [_sample_distractor(rng, frames) for _ in range(rng.poisson(frames / 5))]

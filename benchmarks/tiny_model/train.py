@@ -6,11 +6,12 @@ import argparse
 import json
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import Qwen2_5_VLForConditionalGeneration
 
@@ -76,8 +77,14 @@ class Curriculum:
         return {16: 0.4, 32: 0.35, 64: 0.25}
 
 
-def train_step(objective: Objective, compiled, optimizer: MixedOptimizer, batch: Batch, factor: float) -> list[float]:
-    """One update; returns the four losses."""
+def train_step(
+    objective: Objective,
+    compiled: Callable[..., tuple[Tensor, ...]],
+    optimizer: MixedOptimizer,
+    batch: Batch,
+    factor: float,
+) -> list[float]:
+    """One update through ``compiled``, a compiled form of ``objective``; returns the four losses."""
     pairs = batch.frames.shape[1] // 2
     mask, rotary = sequence_inputs(
         objective.model, pairs, batch.chain, batch.offset, batch.time_stride, batch.vllm_rule
@@ -136,7 +143,10 @@ def run(args: argparse.Namespace) -> None:
         if done % CHECKPOINT_EVERY == 0 or done == args.steps:
             save_checkpoint(args.out / "last.pt", objective, optimizer, done)
             for length in sorted(curriculum(step)):
-                print(json.dumps({"step": done, "frames": length} | held_out_accuracy(objective.model, length)), flush=True)
+                print(
+                    json.dumps({"step": done, "frames": length} | held_out_accuracy(objective.model, length)),
+                    flush=True,
+                )
 
 
 def _single_thread(_: int) -> None:

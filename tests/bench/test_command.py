@@ -55,7 +55,9 @@ def test_mistakes_are_named(tmp_path, arguments, message):
         plan(tmp_path, *arguments)
 
 
-@pytest.mark.parametrize("arguments", [["--size", "336"], ["--size", "axb"], ["--clients", "0"], ["--repeats", "-1"]])
+@pytest.mark.parametrize(
+    "arguments", [["--size", "336"], ["--size", "axb"], ["--clients", "0"], ["--repeats", "-1"], ["--kv-interval", "0"]]
+)
 def test_malformed_options_are_refused(tmp_path, arguments, capsys):
     with pytest.raises(SystemExit):
         plan(tmp_path, *arguments)

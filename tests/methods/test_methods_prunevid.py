@@ -117,6 +117,10 @@ def test_only_an_unpruned_video_has_frames_to_compare() -> None:
         PruneVid().assign(part, 3)
 
 
+def test_a_small_budget_is_spread_over_time() -> None:
+    assert share_budget(3, torch.full((9,), 5)).nonzero().squeeze(1).tolist() == [1, 4, 7]
+
+
 @given(sizes=st.lists(st.integers(0, 40), min_size=1, max_size=12), data=st.data())
 def test_shares_are_exact_and_fair(sizes: list[int], data: st.DataObject) -> None:
     budget = data.draw(st.integers(0, sum(sizes)))

@@ -37,6 +37,7 @@ OPTIONS: dict[str, Any] = {
     "block_size": BLOCK_SIZE,
     "max_num_seqs": 32,
     "max_logprobs": -1,
+    "async_scheduling": False,
     "disable_log_stats": False,
     "seed": 0,
 }
@@ -46,7 +47,7 @@ OPTIONS: dict[str, Any] = {
 class Answer:
     """What one request got, and what the model saw of it."""
 
-    prompt_len: int
+    prompt_token_ids: list[int]
     token_ids: list[int]
     logprobs: np.ndarray
     """[generated, vocabulary]"""
@@ -55,6 +56,10 @@ class Answer:
     num_cached_tokens: int
     steps: int
     """In how many steps the model saw something of it."""
+
+    @property
+    def prompt_len(self) -> int:
+        return len(self.prompt_token_ids)
 
 
 class Engine:
@@ -82,7 +87,7 @@ class Engine:
         for i, request_id in enumerate(batch.req_ids):
             first = int(batch.num_computed_tokens_cpu[i])
             rows = positions[:, bounds[i] : bounds[i + 1]]
-            self._seen.setdefault(_client_id(request_id), []).append((first, rows))
+            self._seen.setdefault(client_id(request_id), []).append((first, rows))
 
     def _count_encoded(self) -> None:
         embed = self.model.embed_multimodal
@@ -122,7 +127,7 @@ class Engine:
                 finished.update({output.request_id: output for output in self.step() if output.finished})
         finally:
             self.scheduler.max_num_scheduled_tokens = self.max_step_tokens
-        return [self._answer(finished[_client_id(request_id)]) for request_id in request_ids]
+        return [self._answer(finished[client_id(request_id)]) for request_id in request_ids]
 
     def _answer(self, output: Any) -> Answer:
         completion = output.outputs[0]
@@ -134,7 +139,7 @@ class Engine:
         for first, rows in seen:
             positions[:, first : first + rows.shape[1]] = rows
         return Answer(
-            prompt_len=prompt_len,
+            prompt_token_ids=list(output.prompt_token_ids),
             token_ids=list(completion.token_ids),
             logprobs=logprobs,
             positions=positions,
@@ -146,13 +151,13 @@ class Engine:
         """Number of KV blocks of every running request."""
         manager = self.scheduler.kv_cache_manager
         ids = [request.request_id for request in self.scheduler.running]
-        return {_client_id(request_id): len(manager.get_block_ids(request_id)[0]) for request_id in ids}
+        return {client_id(request_id): len(manager.get_block_ids(request_id)[0]) for request_id in ids}
 
     def num_free_blocks(self) -> int:
         return self.scheduler.kv_cache_manager.block_pool.get_num_free_blocks()
 
 
-def _client_id(request_id: str) -> str:
+def client_id(request_id: str) -> str:
     """vLLM appends a random suffix to the ids it gives out, in the core only."""
     return request_id.partition("-")[0]
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from serving_cases import CASES, IMAGE, QUESTION, VIDEO, ask, chat, prompt
-from serving_engine import BLOCK_SIZE, Engine, prune
+from serving_engine import BLOCK_SIZE, Engine, client_id, prune
 from serving_media import image_item, video_item
 
 from vllm_prune.budget import plan_counts
@@ -16,13 +16,10 @@ from vllm_prune.config import PruneConfig
 
 METHODS = [
     {"stage1": {"cluster_ratio": 0.5}},
-    {"stage1": {"cluster_ratio": 0.3, "tau": 0.7, "temporal_segment_ratio": 0.5}},
-    {"stage1": True, "target_token_num": 7},
+    {"stage1": {"cluster_ratio": 0.3, "tau": 0.7, "temporal_segment_ratio": 0.5}, "target_token_num": 7},
     {"stage1": {"cluster_ratio": 0.5}, "method": "uniform", "keep_ratio": 0.5},
-    {"method": "uniform", "keep_ratio": 0.25},
     {"method": "uniform", "target_token_num": 1},
     {"method": "random", "keep_ratio": 0.1, "params": {"seed": 3}},
-    {"method": "random", "target_token_num": 100_000 // 1000},
 ]
 VIDEOS = {name: case for name, case in CASES.items() if "video" in case.get("multi_modal_data", {})}
 
@@ -57,20 +54,17 @@ def num_rows(shared_engine: Engine):
 
 
 @pytest.mark.parametrize("config", METHODS, ids=str)
-def test_placeholders_are_rows_for_every_method_and_grid(engine, stock, num_rows, config):
-    num_rows.clear()
-    answers = engine.run([prune(case, config) for case in VIDEOS.values()], max_tokens=1)
-    for (name, case), answer in zip(VIDEOS.items(), answers, strict=True):
+def test_placeholders_are_rows_for_every_method_and_grid(engine, stock, config):
+    fewest = config.get("target_token_num", 1)
+    videos = {name: case for name, case in VIDEOS.items() if min(grids_of(case)) >= fewest}
+    assert len(videos) > 6
+    answers = engine.run([prune(case, config) for case in videos.values()], max_tokens=1)
+    for (name, case), answer in zip(videos.items(), answers, strict=True):
         removed = sum(grids_of(case)) - kept_of(case, config)
         assert answer.prompt_len == stock[name].prompt_len - removed, name
-        assert (answer.positions >= 0).all(), name
-    encoded = {id(frames): frames for case in VIDEOS.values() for frames, _ in case["multi_modal_data"]["video"]}
-    assert len(encoded) <= len(num_rows)  # every video once; images beside them
-    images = [len(image) for image in ()]
-    assert not images
 
 
-@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     frames=st.integers(1, 9),
     height=st.integers(1, 5),
@@ -114,15 +108,15 @@ def test_a_request_holds_the_blocks_of_text_and_kept_tokens(engine):
     held = engine.blocks_held()
     expected = {}
     for request_id, (case, config) in zip(ids, requests, strict=True):
-        output = outputs[request_id.partition("-")[0]]
+        output = outputs[client_id(request_id)]
         text = len(output.prompt_token_ids) - kept_of(case, config)
         unpruned = text + sum(grids_of(case))
         expected[output.request_id] = math.ceil((text + kept_of(case, config)) / BLOCK_SIZE)
         assert text < 150
         assert unpruned > len(output.prompt_token_ids) or sum(grids_of(case)) == 1
     assert held == expected
-    shared = 0  # no two of them share a full block: their videos or configurations differ
-    assert free - engine.num_free_blocks() == sum(expected.values()) - shared
+    # No two of them share a full block: their videos or configurations differ.
+    assert free - engine.num_free_blocks() == sum(expected.values())
     while engine.llm.llm_engine.has_unfinished_requests():
         engine.step()
 

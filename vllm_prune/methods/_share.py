@@ -12,13 +12,13 @@ def share_budget(budget: int, size: Tensor) -> Tensor:
     """How many of `budget` slots each group gets, in proportion to its size.
 
     size: [G] int64, tokens of each group, 0 for an empty one; 0 <= budget <= sum of sizes.
-    Returns [G] int64 that sums to `budget`, never above the size. Every group with tokens gets at least 1; a budget too
-    small for that gives 1 to the largest groups. Fractions go by largest remainder; ties favour the earlier group.
+    Returns [G] int64 that sums to `budget`, never above the size. Every group with tokens gets at least 1; fractions go
+    by largest remainder, ties to the earlier group. A budget too small for that is spread evenly over the groups.
 
     >>> share_budget(6, torch.tensor([10, 0, 5, 5])).tolist()
     [3, 0, 2, 1]
-    >>> share_budget(2, torch.tensor([1, 4, 4])).tolist()
-    [0, 1, 1]
+    >>> share_budget(2, torch.tensor([4, 4, 4, 4])).tolist()
+    [1, 0, 1, 0]
     """
     least = (size > 0).long()
     ascending, order = size.sort(stable=True)
@@ -28,8 +28,14 @@ def share_budget(budget: int, size: Tensor) -> Tensor:
     first = at_least_one.long().argmax()
     large = torch.zeros_like(least).scatter_(0, order, (torch.arange(len(size), device=size.device) >= first).long())
     quota = least * (1 - large) + _apportion(budget - smaller[first], size * large)
-    only_largest = (rank_descending(size) < budget).long() * least
-    return torch.where(least.sum() <= budget, quota, only_largest)
+    return torch.where(least.sum() <= budget, quota, _spread(budget, size))
+
+
+def _spread(budget: int, size: Tensor) -> Tensor:
+    """[G] int64 summing to `budget`: every (total / budget)-th token, from the middle, counts for its group."""
+    total = size.sum().clamp(min=1)
+    upto = (size.cumsum(0) * budget + total // 2) // total
+    return upto.diff(prepend=upto.new_zeros(1))
 
 
 def _apportion(total: Tensor, weight: Tensor) -> Tensor:

@@ -6,26 +6,23 @@ position sees, in chunks with a running maximum (Milakov and Gimelshein 2018), s
 
 from __future__ import annotations
 
-from typing import Literal, get_args
-
 import torch
 from torch import Tensor
 
-TextReduction = Literal["max", "mean", "last"]
-"""How the positions of the text are reduced: largest weight, mean weight, or the last position's."""
+from vllm_prune.methods._share import share_budget
 
 _CHUNK_SCORES = 1 << 22  # scores held at a time: 16 MiB of float32
 
 
-def check_text_reduction(value: object) -> TextReduction:
-    """Returns `value` if it is a known reduction."""
-    if value not in get_args(TextReduction):
-        raise ValueError(f"text={value!r}: must be one of {', '.join(get_args(TextReduction))}")
-    return value  # type: ignore[return-value]
-
-
 def attention_importance(
-    query: Tensor, visible: Tensor, key: Tensor, tokens: Tensor, *, scale: float, text: TextReduction = "max"
+    query: Tensor,
+    visible: Tensor,
+    key: Tensor,
+    tokens: Tensor,
+    *,
+    scale: float,
+    text: str = "max",
+    heads: str = "max",
 ) -> Tensor:
     """Importance of some keys for some queries.
 
@@ -35,7 +32,8 @@ def attention_importance(
         key: All keys, [S, G, D]; head h reads group h * G // H.
         tokens: Which keys are asked about, all of them visible to every position, [n] int64.
         scale: Factor of the dot products.
-        text: Reduction over positions; over heads it is the maximum.
+        text: Reduction over positions: "max", "mean", or "last" for the last position's.
+        heads: Reduction over heads after that: "max" or "mean".
 
     Returns:
         [n] float32 in 0..1.
@@ -49,7 +47,8 @@ def attention_importance(
     for part in tokens.split(step):
         weights = (_scores(grouped, key[part]) - normaliser).exp()
         by_position = weights.view(-1, len(visible), len(part))
-        parts.append((by_position.mean(1) if text == "mean" else by_position.amax(1)).amax(0))
+        by_head = by_position.mean(1) if text == "mean" else by_position.amax(1)
+        parts.append(by_head.mean(0) if heads == "mean" else by_head.amax(0))
     return torch.cat(parts)
 
 
@@ -60,6 +59,26 @@ def select_top(importance: Tensor, count: int) -> Tensor:
     [1, 3]
     """
     return torch.sort(importance, descending=True, stable=True).indices[:count].sort().values
+
+
+def select_top_by_group(importance: Tensor, group: Tensor, count: int) -> Tensor:
+    """Like `select_top`, with the budget shared among groups in proportion to their sizes.
+
+    Args:
+        importance: [n].
+        group: Of each token, [n] int64 of 0 or more.
+        count: How many tokens stay in all, 1..n.
+
+    >>> select_top_by_group(torch.tensor([0.9, 0.8, 0.1, 0.2]), torch.tensor([0, 0, 1, 1]), 2).tolist()
+    [0, 3]
+    """
+    sizes = torch.bincount(group)
+    quota = share_budget(count, sizes)
+    order = torch.sort(importance, descending=True, stable=True).indices
+    order = order[torch.sort(group[order], stable=True).indices]
+    first = sizes.cumsum(0) - sizes
+    rank = torch.arange(len(order), device=order.device) - first[group[order]]
+    return order[rank < quota[group[order]]].sort().values
 
 
 def _group_heads(query: Tensor, groups: int, scale: float) -> Tensor:

@@ -30,7 +30,7 @@ class FastVID:
 
     Where it differs from the paper: tokens merge into the anchors of their block, not of their whole segment, so time
     stays linear in frames; and there is no share of tokens chosen by the attention of a class token, which the encoders
-    of Qwen's models do not have. If the budget is smaller than the number of segments the shortest ones are dropped.
+    of Qwen's models do not have. With fewer slots than segments some, evenly spread, are dropped.
 
     transition_threshold: -1 <= transition_threshold <= 1. min_segments, anchor_stride, k: >= 1.
     Ties keep the earlier token or frame. Tokens with NaN or Inf count as zero vectors.

@@ -3,10 +3,11 @@
 The cache holds floating point of the model's precision, and bf16 holds integers only up to 256. So every integer
 travels as digits of base 256, which all of vLLM's precisions hold exactly.
 
-A video of N1 tokens of which K stay has K rows there. Each row holds ceil(N1 / K) tokens with their positions, so that
-all N1 reach the language model's first layers, and the number of the video's `MediumInfo`:
+A video of N1 tokens of which K stay has K rows there. Each row holds ceil(N1 / K) tokens, so that all N1 reach the
+language model's first layers, each with two integers: the cell of the video's grid whose position it takes, and the
+group in which it competes. At its end a row has the number of the video's `MediumInfo`:
 
-    | features, t, h, w | features, t, h, w | ... | info |
+    | features, cell, group | features, cell, group | ... | info |
 """
 
 from __future__ import annotations
@@ -16,22 +17,24 @@ import torch
 _BASE = 256
 _DIGITS = 3
 """Base-256 digits of an integer: 0 .. 16,777,215."""
-_POSITION_COLUMNS = 3 * _DIGITS
+_TAG_COLUMNS = 2 * _DIGITS
 
 
-def pack(features: torch.Tensor, offsets: torch.Tensor, num_rows: int, info: int) -> torch.Tensor:
+def pack(features: torch.Tensor, cells: torch.Tensor, groups: torch.Tensor, num_rows: int, info: int) -> torch.Tensor:
     """Rows for the encoder cache.
 
     Args:
         features: Tokens [N1, C].
-        offsets: Their positions [N1, 3] relative to the medium's start, integers of 0 or more.
+        cells: Index of each one's cell in the video's grid, [N1] int64.
+        groups: Of each token, [N1] int64.
         num_rows: K, 1 <= K <= N1.
         info: Number of the video's `MediumInfo`.
 
     Returns:
-        [K, ceil(N1 / K) * (C + 9) + 3] in the features' precision.
+        [K, ceil(N1 / K) * (C + 6) + 3] in the features' precision.
     """
-    tokens = torch.cat((features, _to_digits(offsets).to(features.dtype)), dim=1)
+    tags = _to_digits(torch.stack((cells, groups), dim=1))
+    tokens = torch.cat((features, tags.to(features.dtype)), dim=1)
     per_row = -(-len(tokens) // num_rows)
     padding = tokens.new_zeros(per_row * num_rows - len(tokens), tokens.shape[1])
     rows = torch.cat((tokens, padding)).view(num_rows, -1)
@@ -44,7 +47,7 @@ def read_info(rows: torch.Tensor) -> int:
     return int(_from_digits(rows[:1, -_DIGITS:]))
 
 
-def unpack(rows: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+def unpack(rows: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Splits rows into tokens.
 
     Args:
@@ -52,10 +55,11 @@ def unpack(rows: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor]:
         width: C.
 
     Returns:
-        Features [n * ceil(N1 / K), C] and offsets [n * ceil(N1 / K), 3] (int64), padding at their end included.
+        Features [m, C], cells [m] and groups [m] (int64) of m = n * ceil(N1 / K) tokens, padding at their end included.
     """
-    tokens = rows[:, :-_DIGITS].reshape(-1, width + _POSITION_COLUMNS)
-    return tokens[:, :width], _from_digits(tokens[:, width:])
+    tokens = rows[:, :-_DIGITS].reshape(-1, width + _TAG_COLUMNS)
+    cells, groups = _from_digits(tokens[:, width:]).unbind(1)
+    return tokens[:, :width], cells, groups
 
 
 def _to_digits(values: torch.Tensor) -> torch.Tensor:

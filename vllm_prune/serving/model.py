@@ -27,8 +27,8 @@ from vllm_prune.serving import carrier
 from vllm_prune.serving.dense.prefix import DensePrefix
 from vllm_prune.serving.dense.step import DenseVideo, plan_step
 from vllm_prune.serving.medium_info import MediumInfo, MediumTable
-from vllm_prune.serving.positions import Medium, fill_rows, medium_extent, medium_offsets, prompt_positions
-from vllm_prune.serving.query_free import merge_and_select, temporal_segments
+from vllm_prune.serving.positions import Medium, fill_rows, prompt_positions
+from vllm_prune.serving.query_free import competing_groups, merge_and_select, temporal_segments
 from vllm_prune.serving.settings import read_settings
 from vllm_prune.serving.trace import TraceWriter, VideoOutcome, VideoTrace
 
@@ -80,16 +80,16 @@ class PruningModelMixin:
         begin = time.perf_counter()
         tokens = VideoTokens.from_features(features, grid)
         entering, assignment = merge_and_select(tokens, config, counts)
-        offsets = torch.from_numpy(medium_offsets(grid, t_factor)).to(features.device)[assignment.anchor]
-        info = MediumInfo(medium_extent(grid, t_factor), counts, config.to_json())
+        groups = competing_groups(VideoTokens.from_features(features, grid), config, assignment)
+        info = MediumInfo(grid, t_factor, counts, config.to_json())
         if self._trace is not None:
             seconds = time.perf_counter() - begin
             trace = VideoTrace(grid, counts, assignment, seconds, config.to_json(), temporal_segments(tokens, config))
             info = dataclasses.replace(info, trace=self._trace.begin(trace))
             if not info.query_aware:
-                outcome = VideoOutcome(info.trace, torch.arange(counts.kept), offsets.T)
+                outcome = VideoOutcome(info.trace, torch.arange(counts.kept), info.offsets(assignment.anchor).T)
                 self._trace.write([], [outcome], 0.0)
-        return carrier.pack(entering.features, offsets, counts.kept, self._media.number(info))
+        return carrier.pack(entering.features, assignment.anchor, groups, counts.kept, self._media.number(info))
 
     def get_mrope_input_positions(
         self, input_tokens: list[int], mm_features: list[MultiModalFeatureSpec]
@@ -142,15 +142,14 @@ class PruningModelMixin:
     ) -> tuple[torch.Tensor, DenseVideo | None, int]:
         """Embeddings [n, C], what is left to choose from, and the position after the video."""
         info = self._media[carrier.read_info(rows)]
-        features, offsets = carrier.unpack(rows, self._embed_width)
-        offsets = offsets.to(positions.device)
+        features, cells, groups = carrier.unpack(rows, self._embed_width)
         if not info.query_aware:
-            start = fill_rows(positions, index, offsets)
+            start = fill_rows(positions, index, info.offsets(cells).to(positions.device))
             return features, None, int(start) + info.extent
         # Which tokens these rows will hold is known after the pruning layers only, and only then are their positions.
         start = -positions[0, index[0]] - 1
-        entering = info.counts.entering
-        video = DenseVideo(features[:entering], (offsets[:entering] + start).T, info, prompt)
+        n = info.counts.entering
+        video = DenseVideo(features[:n], cells[:n], groups[:n], start.to(rows.device), info, prompt)
         return features[: len(rows)], video, int(start) + info.extent
 
     def _placeholders_from(self, input_ids: list[int] | torch.Tensor, start: int, device: torch.device) -> torch.Tensor:

@@ -38,10 +38,24 @@ def temporal_segments(tokens: VideoTokens, config: PruneConfig) -> torch.Tensor 
     return PruneVid(**dataclasses.asdict(config.stage1)).plan(tokens).segment
 
 
+def competing_groups(tokens: VideoTokens, config: PruneConfig, assignment: Assignment) -> torch.Tensor:
+    """The group of each token that enters the language model, [N1]: all 0, unless segments have quotas of their own.
+
+    With quotas, twice the segment of its anchor, plus 1 where stage 1 found the anchor's cell static in that segment.
+    """
+    anchor = assignment.anchor
+    if config.method != ATTENTION or config.attention_param("quota") != "segment":
+        return torch.zeros_like(anchor)
+    assert config.stage1 is not None  # PruneConfig sees to it
+    plan = PruneVid(**dataclasses.asdict(config.stage1)).plan(tokens)
+    frame, cell = anchor // plan.static.shape[1], anchor % plan.static.shape[1]
+    segment = plan.segment[frame]
+    return 2 * segment + plan.static[segment, cell].long()
+
+
 def _chain(first: Assignment, second: Assignment) -> Assignment:
     """`first`, then `second` on what it left.
 
-    >>> import torch
     >>> kept = [Assignment.from_kept(torch.tensor(kept), n) for kept, n in (([0, 2, 3], 4), ([1, 2], 3))]
     >>> _chain(*kept).slot.tolist(), _chain(*kept).anchor.tolist()
     ([-1, -1, 0, 1], [2, 3])

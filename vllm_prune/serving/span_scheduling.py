@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 from vllm_prune.serving.request_spans import RequestSpan, read_spec, request_spans
@@ -37,7 +38,7 @@ def schedule_encoder_inputs(
 
 def _allowed_tokens(scheduler: Any, spans: list[RequestSpan], computed: int, num_new_tokens: int) -> int:
     end = clip_to_spans([item.span for item in spans], computed, computed + num_new_tokens)
-    used, limit = _dense_rows(scheduler), scheduler.scheduler_config.max_num_batched_tokens
+    used, limit = _dense_step(scheduler).rows, scheduler.scheduler_config.max_num_batched_tokens
     for item in spans:
         if computed < item.span.end <= end and used and used + item.extra_rows > limit:
             # The rows that earlier requests have in this step's dense prefix leave no memory for these.
@@ -45,14 +46,31 @@ def _allowed_tokens(scheduler: Any, spans: list[RequestSpan], computed: int, num
     return end - computed
 
 
-def _dense_rows(scheduler: Any) -> int:
-    step, rows = getattr(scheduler, _STEP, (None, 0))
-    return rows if step == scheduler.current_step else 0
+@dataclass
+class _DenseStep:
+    """What the step being scheduled computes densely."""
+
+    number: int
+    rows: int = 0
+    """Beyond the tokens that vLLM schedules."""
+    keys: set[str] = field(default_factory=set)
+    """Of its spans."""
+
+
+def _dense_step(scheduler: Any) -> _DenseStep:
+    step = getattr(scheduler, _STEP, None)
+    if step is None or step.number != scheduler.current_step:
+        step = _DenseStep(scheduler.current_step)
+        setattr(scheduler, _STEP, step)
+    return step
 
 
 def _book_dense_rows(scheduler: Any, spans: list[RequestSpan], computed: int, tokens: int) -> None:
-    rows = sum(item.extra_rows for item in spans if computed < item.span.end <= computed + tokens)
-    setattr(scheduler, _STEP, (scheduler.current_step, _dense_rows(scheduler) + rows))
+    step = _dense_step(scheduler)
+    for item in spans:
+        if computed < item.span.end <= computed + tokens:
+            step.rows += item.extra_rows
+            step.keys.add(item.key)
 
 
 def _true_budget(request: Any, inputs: list[int], budget: int) -> int:
@@ -68,10 +86,22 @@ def clip_prefix_hit(
     scheduler: Any, request: Any, blocks: Any, num_tokens: int, shared_prefix_boundary: int, diverged: bool
 ) -> tuple[Any, int, int, bool]:
     """vLLM's prefix-cache hit, cut back to before a dense span that it does not cover whole."""
-    spans = [item.span for item in request_spans(request)]
-    allowed = clip_hit(spans, num_tokens)
+    allowed = _usable_hit(request_spans(request), num_tokens, scheduler.block_size, _dense_step(scheduler).keys)
     if allowed == num_tokens:
         return blocks, num_tokens, shared_prefix_boundary, diverged
-    allowed -= allowed % scheduler.block_size
     blocks = scheduler.kv_cache_manager.truncate_computed_blocks(blocks, allowed)
     return blocks, allowed, min(shared_prefix_boundary, allowed), diverged
+
+
+def _usable_hit(spans: list[RequestSpan], num_tokens: int, block_size: int, under_way: set[str]) -> int:
+    """How many of `num_tokens` tokens that were found may be used.
+
+    vLLM counts blocks as found that an earlier request of the same step is about to fill. It fills those of a dense span
+    after the pruning layers only, too late for a request that reads them in the layers before: `under_way` are their keys.
+    """
+    allowed = clip_hit([item.span for item in spans], num_tokens)
+    allowed = min([allowed, *(item.span.start for item in spans if item.key in under_way)])
+    if allowed == num_tokens:
+        return num_tokens
+    # The block that `allowed` falls into may begin inside an earlier span.
+    return _usable_hit(spans, allowed - allowed % block_size, block_size, under_way)

@@ -55,14 +55,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--output-len", type=_positive, default=16, metavar="TOKENS", help="of an answer (default 16)")
     parser.add_argument("--repeats", type=_positive, default=3, help="times that every server is started (default 3)")
-    parser.add_argument("--warmups", type=int, default=1, help="requests before each load, not counted (default 1)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--server-args", default="", metavar="'ARGS'", help="more `vllm serve` options for all servers")
-    parser.add_argument("--kv-interval", type=float, default=0.2, metavar="S", help="between looks at the KV cache")
     parser.add_argument(
-        "--start-timeout", type=float, default=900.0, metavar="S", help="that a server may take to start"
+        "--warmups", type=_not_negative, default=1, help="requests before each load, not counted (default 1)"
     )
-    parser.add_argument("--run-timeout", type=float, default=3600.0, metavar="S", help="that a load may take")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--server-args",
+        default="",
+        metavar="'ARGS'",
+        help="more `vllm serve` options for all servers; they win over ours",
+    )
+    parser.add_argument("--kv-interval", type=_seconds, default=0.2, metavar="S", help="between looks at the KV cache")
+    parser.add_argument(
+        "--start-timeout", type=_seconds, default=900.0, metavar="S", help="that a server may take to start"
+    )
+    parser.add_argument("--run-timeout", type=_seconds, default=3600.0, metavar="S", help="that a load may take")
     parser.add_argument(
         "-o", "--output", type=Path, default=Path("bench-results"), metavar="DIR", help="folder of the results"
     )
@@ -74,6 +81,20 @@ def _positive(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text}: must be 1 or more")
+    return value
+
+
+def _not_negative(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text}: must be 0 or more")
+    return value
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text}: must be a number of seconds above 0")
     return value
 
 

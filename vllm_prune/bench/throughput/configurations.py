@@ -27,6 +27,7 @@ class Configuration:
     program: tuple[str, ...]
     arguments: tuple[str, ...] = ()  # besides those that all servers share
     environment: dict[str, str] = field(default_factory=dict)
+    is_reference: bool = False  # without vllm-prune's pruning: the others are compared with it
 
     def serve_command(self, model: str, shared: Sequence[str]) -> list[str]:
         """The command that starts this server on `model`, with the options `shared` by all servers."""
@@ -52,10 +53,12 @@ def _parse(given: str) -> Configuration:
     name, value = (named["name"], named["value"]) if named else (given, given)
     if value == STOCK:
         # No plugin at all: this server is what a user has without vllm-prune.
-        return Configuration(name=name, given=given, program=VLLM, environment={"VLLM_PLUGINS": ""})
+        return Configuration(name=name, given=given, program=VLLM, environment={"VLLM_PLUGINS": ""}, is_reference=True)
     if evs := _EVS.fullmatch(value):
         rate = _pruning_rate(evs["rate"])
-        return Configuration(name=name, given=given, program=VLLM, arguments=("--video-pruning-rate", str(rate)))
+        return Configuration(
+            name=name, given=given, program=VLLM, arguments=("--video-pruning-rate", str(rate)), is_reference=True
+        )
     try:
         config = PruneConfig.parse(value)
     except PruneConfigError as error:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import http.client
 import re
 import threading
-import urllib.error
 import urllib.request
 from dataclasses import dataclass
 from types import TracebackType
@@ -58,7 +58,7 @@ class KvSampler(threading.Thread):
         try:
             with urllib.request.urlopen(self._url, timeout=10) as response:
                 reading = parse_metrics(response.read().decode())
-        except (urllib.error.URLError, OSError):
+        except (OSError, http.client.HTTPException):
             return  # a busy server may miss a sample; `samples` tells how many were taken
         if reading is not None:
             self.samples += 1

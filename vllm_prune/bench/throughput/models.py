@@ -16,6 +16,7 @@ class Model:
     """A model folder and what to tell about it."""
 
     path: Path
+    name: str
     dummy_weights: bool
     description: str
 
@@ -31,12 +32,19 @@ def resolve_model(given: str, dims_name: str, work: Path) -> Model:
     if given == RANDOM:
         dims = DIMS[dims_name]
         path = write_random_model(work / f"model-{dims_name}", dims)
-        return Model(path=path, dummy_weights=True, description=f"random weights, `{dims_name}`: {dims.describe()}")
+        return Model(
+            path=path,
+            name=f"random weights ({dims_name})",
+            dummy_weights=True,
+            description=f"random weights, `{dims_name}`: {dims.describe()}",
+        )
     if given == EMBEDDED:
         from vllm_prune.embedded import model_path
 
-        return Model(path=Path(model_path()), dummy_weights=False, description="the embedded model")
+        return Model(
+            path=Path(model_path()), name="embedded model", dummy_weights=False, description="the embedded model"
+        )
     path = Path(given)
     if not (path / "config.json").is_file():
         raise BenchmarkError(f"--model {given}: no config.json there; give a model's folder, {EMBEDDED} or {RANDOM}")
-    return Model(path=path.resolve(), dummy_weights=False, description=path.name)
+    return Model(path=path.resolve(), name=path.resolve().name, dummy_weights=False, description=str(path.resolve()))

@@ -33,8 +33,8 @@ class Results:
 
     def references(self) -> list[str]:
         """Configurations that the others are compared with: stock vLLM, and its own EVS."""
-        servers = [c for c in self.configurations if c.name in self.names()]
-        return [c.name for c in servers if "VLLM_PLUGINS" in c.environment or "--video-pruning-rate" in c.arguments]
+        measured = self.names()
+        return [c.name for c in self.configurations if c.is_reference and c.name in measured]
 
     def estimate(self, name: str, clients: int, key: str) -> Estimate | None:
         """Mean and standard error of one metric; None where nothing has been measured."""

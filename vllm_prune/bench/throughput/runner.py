@@ -78,7 +78,7 @@ def _settings(plan: Plan) -> dict[str, Any]:
     counts = ", ".join(f"{n} at {c} client(s)" for c, n in zip(plan.clients, plan.num_prompts, strict=True))
     shape = plan.shape
     return {
-        "title": f"{plan.model.path.name}, {shape.frames} frames of {shape.width}x{shape.height}",
+        "title": f"{plan.model.name}, {shape.frames} frames of {shape.width}x{shape.height}",
         "command": shlex.join(plan.command),
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         **provenance.describe(),

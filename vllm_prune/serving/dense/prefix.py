@@ -13,11 +13,10 @@ from typing import Any
 
 import torch
 from vllm.config import VllmConfig
-from vllm.distributed import get_tensor_model_parallel_world_size, get_tp_group
 from vllm.forward_context import get_forward_context
 
 from vllm_prune.config import PruneConfigError
-from vllm_prune.methods.attention_importance import attention_importance, select_top
+from vllm_prune.serving.dense.choose import choose_tokens, measure_importance
 from vllm_prune.serving.dense.key_reader import KeyReader
 from vllm_prune.serving.dense.rows import DenseRows
 from vllm_prune.serving.dense.scratch import ScratchCache, make_metadata_builder
@@ -125,6 +124,8 @@ class _StepRun:
         self._kept_kv: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
         self._scratch = prefix.scratch(step)
         self._scratch.lay_out(self._rows.lengths)
+        self._leading_rows = self._rows.leading()
+        self._leading_batch_rows = step.leading_batch_rows.to(embeds.device)
         self._importance_by_layer: dict[VideoRows, dict[int, torch.Tensor]] = {}
         self._schedule = _pruning_schedule(step, len(self._decoder.layers))
 
@@ -175,21 +176,33 @@ class _StepRun:
         n, dim = self._num_other, attention.head_dim
         output = torch.empty_like(q)
         if n:
-            output[:n] = attention.attn(*(self._to_batch(x[:n]) for x in (q, k, v)))[self._other]
+            output[:n] = attention.attn(*(self._to_batch(x) for x in (q, k, v)))[self._other]
         key, value = (x[n:].unflatten(1, (attention.num_kv_heads, dim)).contiguous() for x in (k, v))
+        if not n:
+            self._write_slots(attention.attn, key[self._leading()], value[self._leading()], self._leading_batch_rows)
         query = q[n:].unflatten(1, (attention.num_heads, dim)).contiguous()
         output[n:] = self._scratch.attend(attention.attn, query, key, value)
         self._kept_kv.append((key, value, self._rows.alive))
         return output
 
     def _to_batch(self, rows: torch.Tensor) -> torch.Tensor:
-        """Other rows at their places in the batch, zeros at the dense requests' (their slots are written later)."""
+        """Other rows and leading rows at their places in the batch, zeros elsewhere (these slots are written later)."""
         batch = rows.new_zeros(self._step.num_batch_rows, rows.shape[1])
-        batch[self._other] = rows
+        batch[self._other] = rows[: self._num_other]
+        batch[self._leading_batch_rows] = rows[self._num_other + self._leading()]
         return batch
+
+    def _leading(self) -> torch.Tensor:
+        """The dense rows before the first video of each request, as numbered now.
+
+        Their blocks may already serve other requests of this step as a cached prefix, so every layer writes their keys and
+        values before it attends.
+        """
+        return torch.searchsorted(self._rows.alive, self._leading_rows).to(self._hidden.device)
 
     def _drop(self, index: int, attention: Any, q: torch.Tensor, k: torch.Tensor) -> None:
         """Chooses tokens of the videos for which `index` is a pruning layer, and drops the others' rows."""
+        assert self._residual is not None
         keep = torch.ones(len(self._rows.alive), dtype=torch.bool)
         query = q.unflatten(1, (attention.num_heads, attention.head_dim))
         key = k.unflatten(1, (attention.num_kv_heads, attention.head_dim))
@@ -202,8 +215,11 @@ class _StepRun:
                 first, last = self._rows.video_range(rows, origin)
                 importance = self._importance(rows, request, origin, start, query, keys, first, last, attention)
                 self._importance_by_layer.setdefault(rows, {})[index] = importance
+                left = (self._rows.alive[first:last] - origin - rows.start).to(importance.device)
+                part = slice(self._num_other + first, self._num_other + last)
+                hidden = self._hidden[part] + self._residual[part]
                 keep[first:last] = False
-                keep[first + select_top(importance, count).cpu()] = True
+                keep[first + choose_tokens(rows.video, left, importance, hidden, count).cpu()] = True
         self._keep_rows(keep.nonzero().squeeze(1))
 
     def _importance(
@@ -218,19 +234,16 @@ class _StepRun:
         last: int,
         attention: Any,
     ) -> torch.Tensor:
-        """Importance [last - first] of a video's rows, the same on every tensor-parallel rank."""
+        """Importance [last - first] of a video's rows."""
         question = torch.searchsorted(self._rows.alive, origin + rows.question).to(query.device)
-        importance = attention_importance(
+        return measure_importance(
             query[question],
             question - start + request.context + 1,
             keys,
             torch.arange(first - start, last - start, device=query.device) + request.context,
-            scale=attention.scaling,
-            text=rows.video.info.config.params.get("text", "max"),
+            attention.scaling,
+            rows.video.info.config,
         )
-        if get_tensor_model_parallel_world_size() > 1:
-            torch.distributed.all_reduce(importance, torch.distributed.ReduceOp.MAX, get_tp_group().device_group)
-        return importance
 
     def _keep_rows(self, kept: torch.Tensor) -> None:
         """Goes on with other rows and the dense rows `kept`."""
@@ -262,11 +275,14 @@ class _StepRun:
         return VideoOutcome(rows.video.info.trace, kept, positions, self._importance_by_layer[rows])
 
     def _write_cache(self, batch_rows: torch.Tensor) -> None:
-        slot_mapping = get_forward_context().slot_mapping
         for attention, (key, value, alive) in zip(self._prefix._attention, self._kept_kv, strict=False):
             kept = torch.searchsorted(alive, self._rows.alive).to(key.device)
-            slots = slot_mapping[attention.layer_name][batch_rows]
-            attention.impl.do_kv_cache_update(attention, key[kept], value[kept], attention.kv_cache, slots)
+            self._write_slots(attention, key[kept], value[kept], batch_rows)
+
+    def _write_slots(self, attention: Any, key: torch.Tensor, value: torch.Tensor, batch_rows: torch.Tensor) -> None:
+        """Writes keys and values [n, G, D] into the paged cache, at the slots of `batch_rows` [n]."""
+        slots = get_forward_context().slot_mapping[attention.layer_name][batch_rows]
+        attention.impl.do_kv_cache_update(attention, key, value, attention.kv_cache, slots)
 
 
 def _pruning_schedule(step: DenseStep, depth: int) -> dict[int, dict[VideoRows, int]]:

@@ -35,6 +35,10 @@ class DenseRows:
             origin += request.length
             start += length
 
+    def leading(self) -> torch.Tensor:
+        """Original rows [n] before the first video of each request."""
+        return torch.cat([torch.arange(origin, origin + r.num_leading) for r, origin, _, _ in self.requests()])
+
     def select(self, kept: torch.Tensor) -> DenseRows:
         """Only the rows `kept` [m] (increasing, of the current numbering)."""
         bounds = [end for _, _, _, end in self.requests()]

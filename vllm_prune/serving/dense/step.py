@@ -24,13 +24,22 @@ class DenseVideo:
 
     features: torch.Tensor
     """[N1, C]"""
-    positions: torch.Tensor
-    """[3, N1]"""
+    cells: torch.Tensor
+    """Index of each token's cell in the grid, [N1]."""
+    groups: torch.Tensor
+    """The group in which each token competes, [N1]."""
+    start: torch.Tensor
+    """The video's first position, a scalar."""
     info: MediumInfo
     prompt: list[int] | torch.Tensor
     """Token ids of the whole prompt."""
     batch_row: int = -1
     """Its first placeholder's batch row."""
+
+    @property
+    def positions(self) -> torch.Tensor:
+        """M-RoPE positions [3, N1]."""
+        return (self.info.offsets(self.cells) + self.start).T
 
     def at_row(self, row: int) -> DenseVideo:
         """The same video, placed."""
@@ -76,6 +85,11 @@ class DenseRequest:
     """Its dense rows."""
     videos: list[VideoRows]
 
+    @property
+    def num_leading(self) -> int:
+        """Its rows before the first video."""
+        return self.videos[0].start
+
 
 @dataclass(frozen=True)
 class DenseStep:
@@ -90,6 +104,11 @@ class DenseStep:
     def dense_batch_rows(self) -> torch.Tensor:
         """Batch rows of the requests with a dense prefix, in order."""
         return torch.cat([torch.arange(request.batch_start, request.batch_end) for request in self.requests])
+
+    @property
+    def leading_batch_rows(self) -> torch.Tensor:
+        """Batch rows of these requests before their first videos, in order."""
+        return torch.cat([torch.arange(r.batch_start, r.batch_start + r.num_leading) for r in self.requests])
 
 
 def plan_step(videos: list[DenseVideo], is_media: torch.Tensor, batch: Batch, num_batch_rows: int) -> DenseStep:

@@ -1,0 +1,54 @@
+"""Engines in processes of their own and the oracle, shared by all tests in this folder."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from dense_cases import Oracle
+from dense_engine import RemoteEngine
+from oracle import load_model
+from oracle.micro_model import write_micro_model
+
+SERVER_CONFIG = "default"
+
+
+@pytest.fixture(scope="session")
+def micro(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(write_micro_model(tmp_path_factory.mktemp("dense") / "micro"))
+
+
+@pytest.fixture(scope="session")
+def oracle(micro: str) -> Oracle:
+    from transformers import AutoProcessor
+
+    return Oracle(load_model(micro), AutoProcessor.from_pretrained(micro), SERVER_CONFIG)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def shared_eager(micro: str) -> Iterator[RemoteEngine]:
+    with RemoteEngine(micro, SERVER_CONFIG) as engine:
+        yield engine
+
+
+@pytest.fixture
+def eager(shared_eager: RemoteEngine) -> Iterator[RemoteEngine]:
+    """The eager engine with empty caches; all blocks must be free again afterwards."""
+    shared_eager.call("forget")
+    free = shared_eager.call("free_blocks")
+    yield shared_eager
+    assert shared_eager.call("free_blocks") == free

@@ -1,0 +1,299 @@
+"""A vLLM engine in a process of its own, driven from the tests: what it answers, and what its scheduler did.
+
+    with RemoteEngine(model, "default", enforce_eager=True) as engine:
+        answers = engine.call("run", prompts)
+
+`call` runs a method of `DenseEngine` over there. One process holds one engine, so every configuration of vLLM needs its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import shutil
+import tempfile
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_LOGGING_LEVEL": "WARNING",
+    "VLLM_NO_USAGE_STATS": "1",
+}
+BLOCK_SIZE = 32
+OPTIONS: dict[str, Any] = {
+    "max_model_len": 1024,
+    "max_num_batched_tokens": 1024,
+    "gpu_memory_utilization": 0.1,
+    "enforce_eager": True,
+    "dtype": "float32",
+    "limit_mm_per_prompt": {"video": 3, "image": 2},
+    "block_size": BLOCK_SIZE,
+    "max_num_seqs": 16,
+    "max_logprobs": -1,
+    "enable_prefix_caching": True,
+    "seed": 0,
+}
+
+
+@dataclass
+class Step:
+    """What the scheduler gave one request in one step."""
+
+    number: int
+    start: int
+    """Its tokens computed before."""
+    count: int
+
+
+@dataclass
+class Answer:
+    """What one request got, or why it was refused."""
+
+    prompt: list[int] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: np.ndarray | None = None
+    """[generated, vocabulary]"""
+    num_cached: int = 0
+    steps: list[Step] = field(default_factory=list)
+    most_blocks: int = 0
+    """KV blocks it held after its prompt was computed, before anything was generated."""
+    preemptions: int = 0
+    chosen: list[dict[str, np.ndarray]] = field(default_factory=list)
+    """What the trace says of every video whose tokens the question chose, in the order of computation."""
+    error: str = ""
+
+
+class DenseEngine:
+    """An engine in this process."""
+
+    def __init__(self, model: str, config: Any, **options: Any) -> None:
+        from vllm import LLM
+
+        from vllm_prune import engine_args
+
+        self.trace = Path(tempfile.mkdtemp(prefix="dense-trace-"))
+        merged = {**OPTIONS, **options}
+        self.llm = LLM(**engine_args(model, config, override="any", trace=str(self.trace), **merged))
+        self.engine = self.llm.llm_engine
+        self.core = self.engine.engine_core.engine_core
+        self.scheduler = self.core.scheduler
+        self.pool = self.scheduler.kv_cache_manager.block_pool
+        self.max_step_tokens = self.scheduler.max_num_scheduled_tokens
+        self.steps: dict[str, list[Step]] = {}
+        self.blocks: dict[str, int] = {}
+        self.preempted: dict[str, int] = {}
+        self._watch_scheduler()
+        self.encoded = 0
+        self._count_encoded()
+
+    def _watch_scheduler(self) -> None:
+        schedule = self.scheduler.schedule
+
+        def watching(*args: Any, **kwargs: Any) -> Any:
+            output = schedule(*args, **kwargs)
+            for request_id, count in output.num_scheduled_tokens.items():
+                request = self.scheduler.requests[request_id]
+                # vLLM has already moved on by what it has just scheduled.
+                start = request.num_computed_tokens - count
+                own = self.steps.setdefault(_client_id(request_id), [])
+                own.append(Step(self.scheduler.current_step, start, count))
+                self.preempted[_client_id(request_id)] = request.num_preemptions
+                if start + count == request.num_prompt_tokens:
+                    groups = self.scheduler.kv_cache_manager.get_block_ids(request_id)
+                    self.blocks.setdefault(_client_id(request_id), len(groups[0]))
+            return output
+
+        self.scheduler.schedule = watching
+
+    def _count_encoded(self) -> None:
+        worker = getattr(self.core.model_executor, "driver_worker", None)
+        if worker is None:
+            return  # tensor parallelism: the model lives elsewhere
+        model = worker.worker.model_runner.model
+        embed = model.embed_multimodal
+
+        def counting(**inputs: Any) -> Any:
+            rows = embed(**inputs)
+            self.encoded += len(rows)
+            return rows
+
+        model.embed_multimodal = counting
+
+    def run(
+        self,
+        prompts: Sequence[Mapping[str, Any]],
+        *,
+        max_tokens: int | Sequence[int] = 4,
+        step_tokens: int | None = None,
+        free_blocks: int | None = None,
+        logprobs: int = -1,
+    ) -> list[Answer]:
+        """Answers of all prompts, queued together; in steps of `step_tokens` tokens, with `free_blocks` KV blocks."""
+        for record in (self.steps, self.blocks, self.preempted):
+            record.clear()
+        for file in self.trace.iterdir():
+            file.unlink()
+        self.scheduler.max_num_scheduled_tokens = step_tokens or self.max_step_tokens
+        with self._only(free_blocks):
+            answers = self._run(prompts, max_tokens, logprobs)
+        self.scheduler.max_num_scheduled_tokens = self.max_step_tokens
+        return answers
+
+    @contextlib.contextmanager
+    def _only(self, free_blocks: int | None):
+        free = self.pool.get_num_free_blocks()
+        held = self.pool.get_new_blocks(free - free_blocks) if free_blocks is not None else []
+        yield
+        self.pool.free_blocks(held)
+
+    def _run(self, prompts: Sequence[Mapping[str, Any]], max_tokens: Any, logprobs: int) -> list[Answer]:
+        from vllm import SamplingParams
+
+        limits = [max_tokens] * len(prompts) if isinstance(max_tokens, int) else max_tokens
+        names: list[str | None] = []
+        answers = [Answer() for _ in prompts]
+        for prompt, limit, answer in zip(prompts, limits, answers, strict=True):
+            params = SamplingParams(max_tokens=limit, temperature=0.0, logprobs=logprobs or None, ignore_eos=True)
+            try:
+                names += [_client_id(name) for name in self.llm.enqueue([dict(prompt)], params, use_tqdm=False)]
+            except Exception as error:
+                answer.error = f"{type(error).__name__}: {error}"
+                names.append(None)
+        finished: dict[str, Any] = {}
+        while self.engine.has_unfinished_requests():
+            finished.update({_client_id(out.request_id): out for out in self.engine.step() if out.finished})
+        for name, answer in zip(names, answers, strict=True):
+            if name is not None:
+                self._fill(answer, name, finished[name])
+        return answers
+
+    def _fill(self, answer: Answer, name: str, output: Any) -> None:
+        completion = output.outputs[0]
+        answer.prompt = list(output.prompt_token_ids)
+        answer.token_ids = list(completion.token_ids)
+        if completion.logprobs:
+            vocabulary = range(len(completion.logprobs[0]))
+            answer.logprobs = np.array([[step[token].logprob for token in vocabulary] for step in completion.logprobs])
+        answer.num_cached = output.num_cached_tokens or 0
+        answer.steps = self.steps.get(name, [])
+        answer.most_blocks = self.blocks.get(name, 0)
+        answer.preemptions = self.preempted.get(name, 0)
+        answer.chosen = [video for prompt, video in self._traced() if prompt == answer.prompt]
+
+    def _traced(self) -> list[tuple[list[int], dict[str, np.ndarray]]]:
+        found = []
+        for file in sorted(self.trace.glob("*.npz")):
+            arrays = np.load(file)
+            names = sorted({name.split("/")[0] for name in arrays.files if "/" in name})
+            for video in names:
+                own = {name.split("/")[1]: arrays[name] for name in arrays.files if name.startswith(f"{video}/")}
+                if len(arrays["prompt"]):
+                    found.append((arrays["prompt"].tolist(), own))
+        return found
+
+    def forget(self) -> None:
+        """Empties the prefix cache and the encoder cache."""
+        assert self.llm.reset_prefix_cache()
+        self.core.reset_encoder_cache()
+        self.encoded = 0
+
+    def free_blocks(self) -> int:
+        return self.pool.get_num_free_blocks()
+
+    def num_encoded(self) -> int:
+        """Media encoded since the engine forgot."""
+        return self.encoded
+
+    def close(self) -> None:
+        shutil.rmtree(self.trace, ignore_errors=True)
+        self.engine.engine_core.shutdown()
+
+
+def _client_id(request_id: str) -> str:
+    """vLLM appends a random suffix to the ids it gives out, in the core only."""
+    return request_id.partition("-")[0]
+
+
+def _serve(pipe: Any, model: str, config: Any, options: dict[str, Any]) -> None:
+    os.environ.update(ENVIRONMENT)
+    engine: Any = None
+    try:
+        engine = DenseEngine(model, config, **options)
+        pipe.send((True, None))
+    except BaseException:
+        pipe.send((False, traceback.format_exc()))
+        return
+    while True:
+        method, args, kwargs = pipe.recv()
+        try:
+            pipe.send((True, getattr(engine, method)(*args, **kwargs)))
+        except BaseException:
+            pipe.send((False, traceback.format_exc()))
+        if method == "close":
+            return
+
+
+class RemoteError(AssertionError):
+    """What was raised in the engine's process."""
+
+
+class RemoteEngine:
+    """A `DenseEngine` in another process, which starts at once; the first `call` waits until it is there."""
+
+    def __init__(self, model: str, config: Any, environment: Mapping[str, str] | None = None, **options: Any) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipe, other = context.Pipe()
+        before = dict(os.environ)
+        os.environ.update({**ENVIRONMENT, **(environment or {})})
+        self._process = context.Process(target=_serve, args=(other, model, config, options))
+        self._process.start()
+        os.environ.clear()
+        os.environ.update(before)
+        other.close()
+        self._ready = False
+
+    def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        """The result of a method of the engine over there."""
+        self._wait()
+        self._pipe.send((method, args, kwargs))
+        return self._receive()
+
+    def run(self, prompts: Sequence[Mapping[str, Any]], **options: Any) -> list[Answer]:
+        """See `DenseEngine.run`."""
+        return self.call("run", prompts, **options)
+
+    def _wait(self) -> None:
+        if not self._ready:
+            self._receive()
+            self._ready = True
+
+    def _receive(self) -> Any:
+        try:
+            fine, value = self._pipe.recv()
+        except EOFError:
+            self._process.join(10)
+            raise RemoteError(f"the engine's process is gone, exit code {self._process.exitcode}") from None
+        if not fine:
+            raise RemoteError(value)
+        return value
+
+    def close(self) -> None:
+        with contextlib.suppress(RemoteError, OSError):
+            self.call("close")
+        self._process.join(20)
+        self._process.kill()
+
+    def __enter__(self) -> RemoteEngine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -1,0 +1,111 @@
+"""`vllm-prune estimate` as it is called."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from vllm_prune.cli import estimate as command
+from vllm_prune.cli.main import main
+from vllm_prune.estimate.device import GIB, read_device
+from vllm_prune.estimate.scenario import SCENARIOS
+
+
+def answer(capsys, *arguments: str) -> str:
+    assert main(["estimate", "embedded", *arguments]) == 0
+    return capsys.readouterr().out
+
+
+def test_json_has_every_configuration_asked_for(capsys):
+    prune = ("--prune", "default", "--prune", '{"method": "uniform"}')
+    default, uniform = json.loads(answer(capsys, "--frames", "32", "--size", "224x112", *prune, "--json"))
+    assert default["grid"] == uniform["grid"] == [16, 4, 8]
+    assert default["tokens"] == {"video": 512, "stage1": 256, "entering": 256, "layers": {"2": 102}, "kept": 102}
+    assert uniform["after"]["flops"]["dense_prefix"]["total"] == 0
+    assert uniform["after"]["kv"]["tokens"] == 64 + 205
+    assert default["before"]["kv"] == {"tokens": 576, "blocks": 36, "bytes": 36 * 16 * 2 * 6 * 2 * 32 * 2}
+
+
+def test_the_table_has_a_column_for_each(capsys):
+    text = answer(capsys, "--prune", "baseline", "--prune", "aggressive")
+    header = text.splitlines()[2].split()
+    assert header == ["unpruned", "baseline", "aggressive"]
+    assert "ratios of FLOPs" in text
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_a_scenario_names_a_preset_and_reasons(capsys, scenario):
+    proposal = json.loads(answer(capsys, "--scenario", scenario, "--memory", "1", "--json"))
+    assert proposal["scenario"] == scenario
+    assert proposal["reached"]
+    assert proposal["reasons"]
+    assert proposal["tokens"]["kept"] < proposal["tokens"]["video"]
+
+
+def test_less_memory_or_a_harder_goal_prunes_more(capsys):
+    edge = [json.loads(answer(capsys, "--scenario", "edge", "--memory", m, "--json"))["preset"] for m in ("1", "0.012")]
+    assert edge == ["conservative", "aggressive"]
+    scenarios = ("research", "realtime")
+    research, realtime = (json.loads(answer(capsys, "--scenario", s, "--json"))["tokens"]["kept"] for s in scenarios)
+    assert realtime <= research
+
+
+def test_a_device_too_small_is_said_to_be(capsys):
+    proposal = json.loads(answer(capsys, "--scenario", "edge", "--memory", "0.001", "--json"))
+    assert not proposal["reached"]
+    assert "fewer frames" in " ".join(proposal["reasons"])
+
+
+def test_the_machines_own_memory_is_read():
+    assert GIB / 4 < read_device().memory < 10_000 * GIB
+
+
+def test_the_choices_are_the_scenarios():
+    assert tuple(SCENARIOS) == command.SCENARIOS
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--size", "0x4"], "size='0x4'"),
+        (["--size", "9000x1"], "size=9000x1"),
+        (["--frames", "0"], "frames=0"),
+        (["--text-tokens", "0"], "text_tokens=0"),
+        (["--block-size", "-1"], "block_size=-1"),
+        (["--kv-dtype", "int3"], "dtype='int3'"),
+        (["--prune", "nope"], "preset='nope'"),
+        (["--prune", '{"keep_ratio": 2}'], "keep_ratio=2"),
+        (["--scenario", "edge", "--memory", "0"], "memory=0.0"),
+        (["--scenario", "edge", "--prune", "default"], "give one of the two"),
+    ],
+)
+def test_a_wrong_argument_is_named(capsys, arguments, message):
+    assert main(["estimate", "embedded", *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(None, "cannot read"), ("{", "cannot read"), ('{"model_type": "llama"}', "model_type='llama'")],
+)
+def test_a_wrong_model_is_named(capsys, tmp_path, content, message):
+    if content is not None:
+        (tmp_path / "config.json").write_text(content)
+    assert main(["estimate", str(tmp_path)]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_missing_field_is_named(capsys, tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "qwen2_5_vl", "num_attention_heads": 4}')
+    assert main(["estimate", str(tmp_path)]) == 2
+    assert "hidden_size=None" in capsys.readouterr().err
+
+
+def test_neither_torch_nor_vllm_is_imported_for_a_local_model():
+    code = (
+        "import sys; from vllm_prune.cli.main import main; assert main(['estimate', 'embedded']) == 0\n"
+        "print('heavy:', sorted({'torch', 'vllm', 'transformers'} & set(sys.modules)))"
+    )
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60).stdout
+    assert output.endswith("heavy: []\n")

@@ -1,0 +1,73 @@
+"""KV bytes and blocks against what vLLM itself says and gives out."""
+
+import pytest
+from transformers import AutoVideoProcessor
+
+from vllm_prune.config import PRESETS, PruneConfig
+from vllm_prune.estimate import VideoShape, estimate, read_dims
+from vllm_prune.estimate.estimate import Request
+from vllm_prune.estimate.kv import kv_need, token_bytes
+from vllm_prune.estimate.video import PixelLimits, read_limits
+
+
+@pytest.mark.parametrize("block_size", [16, 32])
+@pytest.mark.parametrize("tokens", [1, 16, 17, 1000])
+def test_bytes_are_those_of_vllms_pages(block_size, tokens):
+    from torch import bfloat16
+    from vllm.v1.kv_cache_interface import FullAttentionSpec
+
+    text = read_dims("embedded").text
+    page = FullAttentionSpec(block_size=block_size, num_kv_heads=text.kv_heads, head_size=text.head_dim, dtype=bfloat16)
+    need = kv_need(text, 2, tokens, block_size)
+    assert need.bytes == page.page_size_bytes * text.layers * need.blocks
+    assert (need.blocks - 1) * block_size < tokens <= need.blocks * block_size
+
+
+def test_a_token_of_qwen_7b_takes_56_kib(tmp_path):
+    import json
+
+    from vllm_prune.bench.throughput.random_model import DIMS, write_random_model
+
+    dims = read_dims(str(write_random_model(tmp_path, DIMS["7b"])))
+    assert token_bytes(dims.text, dims.dtype_bytes) == 56 << 10
+    assert dims.parameters == pytest.approx(8.29e9, rel=0.01)  # what its model card's files hold
+    # Older files have the text's fields at the top.
+    fields = json.loads((tmp_path / "config.json").read_text())
+    fields |= {**fields.pop("text_config"), "model_type": "qwen2_5_vl"}
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    assert read_dims(str(tmp_path / "config.json")) == dims
+
+
+@pytest.mark.parametrize("frames", [1, 15, 16])
+@pytest.mark.parametrize(("width", "height"), [(112, 112), (640, 272), (1280, 720), (10, 13), (300, 500)])
+def test_the_grid_is_the_processors(frames, width, height):
+    from vllm_prune.embedded import model_path
+
+    processor = AutoVideoProcessor.from_pretrained(model_path())
+    t, h, w = VideoShape(frames, height, width).grid(read_dims("embedded").vision, read_limits("embedded"))
+    assert t * h * w * 4 == processor.get_num_of_video_patches(frames, height, width, {})
+
+
+def test_a_frame_is_not_resized_where_no_processor_file_says_so():
+    vision = read_dims("embedded").vision
+    assert VideoShape(4, 2800, 2800).grid(vision) == (2, 100, 100)
+    assert VideoShape(4, 2800, 2800).grid(vision, PixelLimits(28 * 28, 280 * 280)) == (2, 10, 10)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_pruning_never_costs_more(preset):
+    request = Request(video=VideoShape(64, 448, 448))
+    found = estimate(read_dims("embedded"), request, PRESETS[preset])
+    assert 0 < found.prefill_ratio <= 1
+    assert found.kv_ratio <= 1
+    if preset == "baseline":
+        assert found.before == found.after
+    else:
+        assert found.after.prompt_tokens == request.text_tokens + found.counts.kept
+        assert found.decoder_ratio < found.prefill_ratio < 1
+
+
+def test_a_layer_beyond_the_model_is_refused():
+    config = PruneConfig.parse({"method": "attention", "layers": [5]})
+    with pytest.raises(ValueError, match=r"layers=\[5\].*between 0 and 4"):
+        estimate(read_dims("embedded"), Request(video=VideoShape(8, 112, 112)), config)

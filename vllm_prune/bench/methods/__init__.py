@@ -1,0 +1,1 @@
+"""`vllm-prune bench methods`: time and memory of the methods themselves, on tensors, with no server."""

@@ -1,0 +1,121 @@
+"""`vllm-prune bench methods`: its options, and what it does with them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vllm_prune.bench.methods.report import draw, markdown
+from vllm_prune.bench.methods.runner import Size, make_cases, make_video, run_cases
+from vllm_prune.bench.throughput import provenance
+from vllm_prune.methods import names
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `vllm-prune bench methods`."""
+    parser.add_argument("--frames", type=_positive, default=64, help="frames of the video (default 64)")
+    parser.add_argument("--tokens-per-frame", type=_positive, default=196, metavar="N", help="default 196")
+    parser.add_argument("--keep", type=_positive, default=98, metavar="N", help="tokens kept of a frame (default 98)")
+    parser.add_argument("--dim", type=_positive, default=4096, metavar="N", help="channels (default 4096)")
+    parser.add_argument("--still", type=_share, default=0.0, metavar="X", help="share of the cells that stand still")
+    parser.add_argument("--methods", nargs="+", choices=names(), default=names(), metavar="NAME", help="default: all")
+    parser.add_argument("--sweep-frames", nargs="+", type=_positive, default=[], metavar="N", help="time these as well")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
+    parser.add_argument("--threads", type=_positive, help="on the CPU (default: PyTorch's)")
+    parser.add_argument("--repeats", type=_positive, default=5, help="timed runs of each case (default 5)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("-o", "--output", type=Path, default=Path("bench-results"), metavar="DIR", help="for results")
+    parser.add_argument("--name", default="methods", help="name of the result files, without suffix")
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text}: must be 1 or more")
+    return value
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text}: must be from 0 to 1")
+    return value
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure, write the results, and return the exit status."""
+    if args.keep > args.tokens_per_frame:
+        print(f"--keep {args.keep}: must be at most --tokens-per-frame {args.tokens_per_frame}", file=sys.stderr)
+        return 2
+    if args.device == "cuda" and not torch.cuda.is_available():
+        print("--device cuda: this PyTorch sees no GPU; use --device cpu", file=sys.stderr)
+        return 2
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    results = _measure_all(args)
+    args.output.mkdir(parents=True, exist_ok=True)
+    path = args.output / args.name
+    path.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    path.with_suffix(".md").write_text(markdown(results), encoding="utf-8")
+    draw(results, path.with_suffix(".png"))
+    print(markdown(results))
+    print(f"results: {path}.json, .md, .png")
+    return 0
+
+
+def _measure_all(args: argparse.Namespace) -> dict[str, Any]:
+    size = _size(args, args.frames)
+    results = {
+        "command": shlex.join(["vllm-prune", *sys.argv[1:]]),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "provenance": provenance.describe(),
+        "device": torch.cuda.get_device_name() if args.device == "cuda" else "CPU",
+        "dtype": args.dtype,
+        "threads": torch.get_num_threads(),
+        "repeats": args.repeats,
+        "still": args.still,
+        "seed": args.seed,
+        "size": {**asdict(size), "tokens": size.tokens},
+    }
+    with _progress() as begin:
+        results["main"] = _measure_size(args, size, True, begin)
+        sweep = [_measure_size(args, _size(args, frames), False, begin) for frames in sorted(args.sweep_frames)]
+        results["sweep"] = [row for rows in sweep for row in rows]
+    return results
+
+
+def _size(args: argparse.Namespace, frames: int) -> Size:
+    rows = next(rows for rows in range(int(args.tokens_per_frame**0.5), 0, -1) if args.tokens_per_frame % rows == 0)
+    return Size(frames, rows, args.tokens_per_frame // rows, args.keep, args.dim)
+
+
+def _measure_size(args: argparse.Namespace, size: Size, compare: bool, begin: Any) -> list[dict[str, Any]]:
+    tokens = make_video(size, args.device, args.dtype, args.still, args.seed)
+    cases = list(make_cases(tokens, size, args.methods, compare))
+    with torch.inference_mode():
+        return run_cases(tokens, cases, args.repeats, begin)
+
+
+@contextmanager
+def _progress() -> Iterator[Any]:
+    """A bar that counts cases and names the current one; how many there will be depends on the sizes."""
+    from tqdm import tqdm
+
+    with tqdm(unit="case", dynamic_ncols=True) as bar:
+
+        def begin(case: str) -> None:
+            bar.set_postfix_str(case)
+            bar.update()
+
+        yield begin

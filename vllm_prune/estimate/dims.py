@@ -1,0 +1,194 @@
+"""The sizes of a Qwen2.5-VL, read from its config.json."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+_SUPPORTED = "qwen2_5_vl"
+_DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "fp8": 1, "float8_e4m3fn": 1, "float8_e5m2": 1}
+
+
+class EstimateError(ValueError):
+    """Something that cannot be estimated; the message names field, value and remedy."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextDims:
+    """The language model."""
+
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    mlp: int
+    vocabulary: int
+    tied: bool
+
+    @property
+    def layer_parameters(self) -> int:
+        """Matrix elements of one decoder layer: what each row is multiplied with."""
+        attention = self.hidden * self.head_dim * (2 * self.heads + 2 * self.kv_heads)
+        return attention + 3 * self.hidden * self.mlp
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisionDims:
+    """The vision encoder. Lengths are in pixels where named so, else in patches."""
+
+    hidden: int
+    depth: int
+    mlp: int
+    out: int
+    channels: int
+    patch_pixels: int
+    temporal_patch: int
+    merge: int
+    window_pixels: int
+    full_attention: frozenset[int]
+    """Blocks that attend over a whole step of the grid; the others attend within windows."""
+
+    @property
+    def token_pixels(self) -> int:
+        """Side of the square of a frame that one token covers."""
+        return self.patch_pixels * self.merge
+
+    @property
+    def block_parameters(self) -> int:
+        """Matrix elements of one block."""
+        return 4 * self.hidden**2 + 3 * self.hidden * self.mlp
+
+    @property
+    def patch_embed_parameters(self) -> int:
+        """Matrix elements that one patch's pixels are multiplied with."""
+        return self.channels * self.temporal_patch * self.patch_pixels**2 * self.hidden
+
+    @property
+    def merger_parameters(self) -> int:
+        """Matrix elements that one token is multiplied with at the end."""
+        wide = self.hidden * self.merge**2
+        return wide * (wide + self.out)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelDims:
+    """Both, and the width of a stored number."""
+
+    text: TextDims
+    vision: VisionDims
+    dtype_bytes: int
+
+    @property
+    def parameters(self) -> int:
+        """Matrix elements of the whole model (biases and norms, well below 1%, are left out)."""
+        text, vision = self.text, self.vision
+        embeddings = text.vocabulary * text.hidden * (1 if text.tied else 2)
+        encoder = vision.depth * vision.block_parameters + vision.patch_embed_parameters + vision.merger_parameters
+        return text.layers * text.layer_parameters + embeddings + encoder
+
+
+def read_dims(model: str) -> ModelDims:
+    """The sizes of `model`: "embedded", a folder, a config.json, or a name on the Hugging Face hub.
+
+    Raises:
+        EstimateError: There is no config.json, it is of another architecture, or a field is missing.
+    """
+    return parse_dims(read_config(model))
+
+
+def read_config(model: str) -> dict[str, Any]:
+    """The fields of the model's config.json."""
+    path = config_path(model)
+    if path is None:
+        return _fetch_config(model)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise EstimateError(f"model={model!r}: cannot read {path}: {error}; give a folder with config.json") from error
+
+
+def config_path(model: str) -> Path | None:
+    """Where the config.json of a local model is; None for a name on the hub."""
+    if model == "embedded":
+        from vllm_prune.embedded import model_path
+
+        return model_path() / "config.json"
+    path = Path(model)
+    if path.is_dir():
+        return path / "config.json"
+    return path if path.is_file() else None
+
+
+def _fetch_config(model: str) -> dict[str, Any]:
+    from transformers import PretrainedConfig
+
+    try:
+        return PretrainedConfig.get_config_dict(model)[0]
+    except OSError as error:
+        reason = str(error).partition("\n")[0]
+        raise EstimateError(
+            f"model={model!r}: no such folder, and not found on the hub ({reason}); give a folder, or download it first"
+        ) from error
+
+
+def parse_dims(config: Mapping[str, Any]) -> ModelDims:
+    """The sizes in a config.json's fields; the text part may be nested or, as in older files, at the top."""
+    if config.get("model_type") != _SUPPORTED:
+        raise EstimateError(f"model_type={config.get('model_type')!r}: cannot be estimated; supported: {_SUPPORTED}")
+    text = config.get("text_config") or config
+    dtype = str(config.get("dtype") or config.get("torch_dtype") or text.get("dtype") or "bfloat16")
+    return ModelDims(
+        text=_parse_text(text, bool(config.get("tie_word_embeddings", False))),
+        vision=_parse_vision(config.get("vision_config") or {}),
+        dtype_bytes=bytes_of(dtype.removeprefix("torch.")),
+    )
+
+
+def bytes_of(dtype: str) -> int:
+    """Bytes of one number of the type called `dtype`."""
+    if dtype not in _DTYPE_BYTES:
+        raise EstimateError(f"dtype={dtype!r}: unknown; use one of {', '.join(_DTYPE_BYTES)}")
+    return _DTYPE_BYTES[dtype]
+
+
+def _parse_text(fields: Mapping[str, Any], tied: bool) -> TextDims:
+    heads, hidden = _size(fields, "num_attention_heads"), _size(fields, "hidden_size")
+    return TextDims(
+        hidden=hidden,
+        layers=_size(fields, "num_hidden_layers"),
+        heads=heads,
+        kv_heads=_size(fields, "num_key_value_heads", heads),
+        head_dim=_size(fields, "head_dim", hidden // heads),
+        mlp=_size(fields, "intermediate_size"),
+        vocabulary=_size(fields, "vocab_size"),
+        tied=tied,
+    )
+
+
+def _parse_vision(fields: Mapping[str, Any]) -> VisionDims:
+    return VisionDims(
+        hidden=_size(fields, "hidden_size"),
+        depth=_size(fields, "depth"),
+        mlp=_size(fields, "intermediate_size"),
+        out=_size(fields, "out_hidden_size"),
+        channels=_size(fields, "in_channels", 3),
+        patch_pixels=_size(fields, "patch_size", 14),
+        temporal_patch=_size(fields, "temporal_patch_size", 2),
+        merge=_size(fields, "spatial_merge_size", 2),
+        window_pixels=_size(fields, "window_size", 112),
+        full_attention=frozenset(fields.get("fullatt_block_indexes", (7, 15, 23, 31))),
+    )
+
+
+def _size(fields: Mapping[str, Any], name: str, default: int | None = None) -> int:
+    value = fields.get(name)
+    value = default if value is None else value
+    if not isinstance(value, int) or value < 1:
+        raise EstimateError(
+            f"{name}={value!r} in config.json: must be an integer of 1 or more; give a complete config.json"
+        )
+    return value

@@ -1,0 +1,86 @@
+"""From frames and pixels to the grid of tokens, as the model's processor does it."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+
+from vllm_prune.estimate.dims import EstimateError, VisionDims, config_path
+
+_MAX_ASPECT = 200  # of Qwen's processor
+
+
+@dataclass(frozen=True)
+class PixelLimits:
+    """Pixels of a frame between which the processor leaves its size alone."""
+
+    smallest: int
+    largest: int
+
+
+@dataclass(frozen=True)
+class VideoShape:
+    """A video as the vision encoder gets it: `frames` sampled frames of `height` x `width` pixels."""
+
+    frames: int
+    height: int
+    width: int
+
+    @classmethod
+    def parse(cls, frames: int, size: str) -> VideoShape:
+        """`size` is "WIDTHxHEIGHT" in pixels, or one number for a square.
+
+        >>> VideoShape.parse(64, "640x360")
+        VideoShape(frames=64, height=360, width=640)
+        """
+        parts = size.lower().split("x")
+        if len(parts) > 2 or not all(part.isdecimal() and int(part) > 0 for part in parts):
+            raise EstimateError(f"size={size!r}: must be WIDTHxHEIGHT in pixels, such as 448x448")
+        if frames < 1:
+            raise EstimateError(f"frames={frames!r}: must be 1 or more")
+        return cls(frames, int(parts[-1]), int(parts[0]))
+
+    def grid(self, vision: VisionDims, limits: PixelLimits | None = None) -> tuple[int, int, int]:
+        """(t, h, w) in tokens. Without `limits`, frames keep their size, rounded to whole tokens.
+
+        >>> from vllm_prune.estimate.dims import read_dims
+        >>> VideoShape(63, 450, 448).grid(read_dims("embedded").vision)
+        (32, 16, 16)
+        """
+        height, width = _fit(self.height, self.width, vision.token_pixels, limits)
+        return -(-self.frames // vision.temporal_patch), height, width
+
+
+def _fit(height: int, width: int, side: int, limits: PixelLimits | None) -> tuple[int, int]:
+    """Rows and columns of tokens of `side` pixels: Qwen's `smart_resize`."""
+    if max(height, width) > _MAX_ASPECT * min(height, width):
+        raise EstimateError(
+            f"size={width}x{height}: the model takes aspect ratios up to {_MAX_ASPECT}; crop the frames"
+        )
+    rows, columns = round(height / side), round(width / side)
+    if limits is None:
+        return max(1, rows), max(1, columns)
+    pixels = rows * columns * side**2
+    if pixels > limits.largest:
+        scale = math.sqrt(height * width / limits.largest)
+        return max(1, math.floor(height / scale / side)), max(1, math.floor(width / scale / side))
+    if pixels < limits.smallest:
+        scale = math.sqrt(limits.smallest / (height * width))
+        return math.ceil(height * scale / side), math.ceil(width * scale / side)
+    return rows, columns
+
+
+def read_limits(model: str) -> PixelLimits | None:
+    """What the processor files beside a local model's config.json say; None without such files."""
+    config = config_path(model)
+    for name in ("video_preprocessor_config.json", "preprocessor_config.json"):
+        path = config.parent / name if config else None
+        if path is not None and path.is_file():
+            fields = json.loads(path.read_text(encoding="utf-8"))
+            size = fields.get("size") or {}
+            smallest = fields.get("min_pixels") or size.get("shortest_edge")
+            largest = fields.get("max_pixels") or size.get("longest_edge")
+            if smallest and largest:
+                return PixelLimits(smallest, largest)
+    return None

@@ -1,0 +1,62 @@
+"""Stage 2: which of a video's dense rows stay, from what the language model made of them so far."""
+
+from __future__ import annotations
+
+import torch
+from vllm.distributed import get_tensor_model_parallel_world_size, get_tp_group
+
+from vllm_prune.config import PruneConfig
+from vllm_prune.methods.attention_importance import attention_importance, select_top, select_top_by_group
+from vllm_prune.methods.base import VideoTokens
+from vllm_prune.methods.dpp import DPP
+from vllm_prune.serving.dense.step import DenseVideo
+
+
+def measure_importance(
+    query: torch.Tensor,
+    visible: torch.Tensor,
+    key: torch.Tensor,
+    tokens: torch.Tensor,
+    scale: float,
+    config: PruneConfig,
+) -> torch.Tensor:
+    """Importance [n] of a video's tokens, the same on every tensor-parallel rank.
+
+    Args:
+        query: Of the question's positions, this rank's heads, [Q, H, D].
+        visible: How many keys each position sees, [Q].
+        key: All keys of the request, this rank's heads, [S, G, D].
+        tokens: Which keys are the video's, [n].
+        scale: Of the dot products.
+        config: The video's.
+    """
+    heads = config.attention_param("heads")
+    importance = attention_importance(
+        query, visible, key, tokens, scale=scale, text=config.attention_param("text"), heads=heads
+    )
+    ranks = get_tensor_model_parallel_world_size()
+    if ranks > 1:
+        operation = torch.distributed.ReduceOp.SUM if heads == "mean" else torch.distributed.ReduceOp.MAX
+        torch.distributed.all_reduce(importance, operation, get_tp_group().device_group)
+    return importance / ranks if heads == "mean" else importance
+
+
+def choose_tokens(
+    video: DenseVideo, left: torch.Tensor, importance: torch.Tensor, hidden: torch.Tensor, count: int
+) -> torch.Tensor:
+    """Which `count` of the video's n tokens that are left stay: indices [count], increasing.
+
+    Args:
+        video: The video.
+        left: Which of its N1 tokens are left, [n].
+        importance: Of those, [n].
+        hidden: Their hidden states after the layer, [n, C].
+        count: 1..n.
+    """
+    config = video.info.config
+    if config.attention_param("selector") == "dpp":
+        tokens = VideoTokens(hidden, video.info.places(video.cells[left]), video.info.grid)
+        return DPP().assign(tokens, count, relevance=importance).anchor
+    if config.attention_param("quota") == "segment":
+        return select_top_by_group(importance, video.groups[left], count)
+    return select_top(importance, count)
