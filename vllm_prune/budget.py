@@ -5,9 +5,13 @@ The multimodal processor and the model both call `plan_counts`, so placeholders 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vllm_prune.config import ATTENTION, DEFAULT_KEEP_RATIO, NO_METHOD, PruneConfig
+
+KEEP_SMALL = 14
+"""Groups of up to this many tokens are not merged (PruneVid)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,7 +19,9 @@ class TokenCounts:
     """Tokens of one video at each point of the pipeline."""
 
     total: int
-    """N: what the vision encoder yields after its own patch merging."""
+    """N: cells of the video's grid, each one token if nothing is pruned."""
+    encoded: int
+    """Those that the vision encoder sees; `total` unless stage 1 looks at the pixels before."""
     stage1: int
     """What stage 1 leaves; `total` without stage 1."""
     entering: int
@@ -38,20 +44,26 @@ def count_kept(num_tokens: int, ratio: float) -> int:
     return max(1, int(num_tokens * ratio + 0.5))
 
 
-def plan_counts(config: PruneConfig, num_tokens: int) -> TokenCounts:
-    """Token counts of a video of `num_tokens` (>= 1) tokens under `config`.
+def plan_counts(config: PruneConfig, num_tokens: int, per_frame: Sequence[int] | None = None) -> TokenCounts:
+    """Token counts of a video under `config`.
+
+    Args:
+        config: Its configuration.
+        num_tokens: N, 1 or more.
+        per_frame: Cells that are encoded in each frame of the grid, where stage 1 looked at the pixels; None: all.
 
     >>> from vllm_prune.config import preset
     >>> plan_counts(preset("default"), 1000)
-    TokenCounts(total=1000, stage1=500, entering=500, layers=(200,))
+    TokenCounts(total=1000, encoded=1000, stage1=500, entering=500, layers=(200,))
     """
-    stage1 = _count_stage1(config, num_tokens)
+    encoded = num_tokens if per_frame is None else sum(per_frame)
+    stage1 = _count_stage1(config, encoded) if per_frame is None else _count_planned(config, num_tokens, per_frame)
     if config.method == NO_METHOD:
-        return TokenCounts(total=num_tokens, stage1=stage1, entering=stage1)
+        return TokenCounts(total=num_tokens, encoded=encoded, stage1=stage1, entering=stage1)
     steps = _count_steps(config, stage1)
     if config.method == ATTENTION:
-        return TokenCounts(total=num_tokens, stage1=stage1, entering=stage1, layers=steps)
-    return TokenCounts(total=num_tokens, stage1=stage1, entering=steps[-1])
+        return TokenCounts(total=num_tokens, encoded=encoded, stage1=stage1, entering=stage1, layers=steps)
+    return TokenCounts(total=num_tokens, encoded=encoded, stage1=stage1, entering=steps[-1])
 
 
 def _count_stage1(config: PruneConfig, num_tokens: int) -> int:
@@ -60,6 +72,26 @@ def _count_stage1(config: PruneConfig, num_tokens: int) -> int:
     if config.method != NO_METHOD or (config.keep_ratio is None and config.target_token_num is None):
         return count_kept(num_tokens, config.stage1.cluster_ratio)
     return _count_steps(config, num_tokens)[-1]
+
+
+def _count_planned(config: PruneConfig, num_tokens: int, per_frame: Sequence[int]) -> int:
+    """What merging in space leaves of the encoded cells: a count that follows the content, within limits."""
+    assert config.stage1 is not None
+    count = merged_count(per_frame, config.stage1.cluster_ratio)
+    count = max(count, min(config.stage1.min_tokens or 1, sum(per_frame)))
+    ceilings = [config.stage1.max_tokens or num_tokens]
+    if config.method == NO_METHOD and (config.keep_ratio is not None or config.target_token_num is not None):
+        ceilings += _count_steps(config, num_tokens)
+    return min(count, *ceilings)
+
+
+def merged_count(per_frame: Sequence[int], cluster_ratio: float) -> int:
+    """Tokens that merging leaves of groups: int(n * cluster_ratio) of n, groups of up to 14 as they are.
+
+    >>> merged_count([100, 14, 0, 15], 0.5)
+    71
+    """
+    return sum(n if n <= KEEP_SMALL else max(1, int(n * cluster_ratio)) for n in per_frame)
 
 
 def _count_steps(config: PruneConfig, num_tokens: int) -> tuple[int, ...]:

@@ -62,6 +62,11 @@ def _require_int(field: str, value: object, minimum: int) -> int:
     return value
 
 
+def _require_choice(field: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise PruneConfigError(f"{field}={value!r}: must be one of {', '.join(choices)}")
+
+
 def _require_known_keys(where: str, given: Mapping[str, Any], known: tuple[str, ...]) -> None:
     for key in given:
         if key not in known:
@@ -79,10 +84,53 @@ class Stage1Config:
     temporal_segment_ratio: float = 0.25
     """Temporal segments per frame of the token grid; published range 0.1-0.5."""
 
+    where: Literal["encoder", "processor"] = "encoder"
+    """After the vision encoder, on its features; or before it, on pixels, so that still cells are never encoded."""
+    still: Literal["runs", "segments"] = "runs"
+    """Before the encoder, a cell is compared with its last encoded version; or with its first one in the segment."""
+    max_tokens: int | None = None
+    """Before the encoder, where the count follows the content: tokens that stage 1 leaves at the most."""
+    min_tokens: int | None = None
+    """Likewise, at the least (or all of the video's)."""
+
     def __post_init__(self) -> None:
+        for name in ("tau", "cluster_ratio", "temporal_segment_ratio"):
+            object.__setattr__(self, name, _require_ratio(f"stage1.{name}", getattr(self, name)))
+        _require_choice("stage1.where", self.where, ("encoder", "processor"))
+        _require_choice("stage1.still", self.still, ("runs", "segments"))
+        for name in ("max_tokens", "min_tokens"):
+            if getattr(self, name) is not None:
+                _require_int(f"stage1.{name}", getattr(self, name), 1)
+        self._check_limits()
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready mapping: what is published, and what differs from its default."""
+        fields: dict[str, Any] = self.merging()
         for field in dataclasses.fields(self):
-            value = _require_ratio(f"stage1.{field.name}", getattr(self, field.name))
-            object.__setattr__(self, field.name, value)
+            if field.name not in fields and getattr(self, field.name) != field.default:
+                fields[field.name] = getattr(self, field.name)
+        return fields
+
+    def merging(self) -> dict[str, Any]:
+        """Parameters of the method "prunevid", which does it on features."""
+        names = ("tau", "cluster_ratio", "temporal_segment_ratio")
+        return {name: getattr(self, name) for name in names}
+
+    def after_encoder(self) -> Stage1Config:
+        """The same merging on the encoder's features."""
+        return dataclasses.replace(self, where="encoder", max_tokens=None, min_tokens=None)
+
+    def _check_limits(self) -> None:
+        if self.where == "encoder":
+            for name in ("max_tokens", "min_tokens"):
+                if getattr(self, name) is not None:
+                    raise PruneConfigError(f'stage1.{name}={getattr(self, name)!r}: needs stage1.where="processor"')
+        elif self.tau == 1:
+            raise PruneConfigError('stage1.tau=1.0: must be below 1 with stage1.where="processor"')
+        if self.max_tokens is not None and self.min_tokens is not None and self.min_tokens > self.max_tokens:
+            raise PruneConfigError(
+                f"stage1.min_tokens={self.min_tokens!r}: must not be above stage1.max_tokens={self.max_tokens!r}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,8 +211,10 @@ class PruneConfig:
         for name, value in self.params.items():
             if value not in ATTENTION_PARAMS[name]:
                 raise PruneConfigError(f"params.{name}={value!r}: must be one of {', '.join(ATTENTION_PARAMS[name])}")
-        if self.attention_param("quota") == "segment" and self.stage1 is None:
-            raise PruneConfigError('params.quota="segment": needs stage1, which finds the segments')
+        if self.attention_param("quota") == "segment" and (self.stage1 is None or self.plans_on_pixels):
+            raise PruneConfigError(
+                'params.quota="segment": needs stage1 with where="encoder", which finds the segments'
+            )
         if self.attention_param("quota") == "segment" and self.attention_param("selector") == "dpp":
             raise PruneConfigError(
                 'params.quota="segment": the selector "dpp" shares the budget among frames by itself'
@@ -192,6 +242,11 @@ class PruneConfig:
         return self.stage1 is None and (self.method == NO_METHOD or self.keep_ratio == 1.0)
 
     @property
+    def plans_on_pixels(self) -> bool:
+        """Whether still cells are found before the vision encoder."""
+        return self.stage1 is not None and self.stage1.where == "processor"
+
+    @property
     def query_aware(self) -> bool:
         """Whether the question decides which tokens stay (stages 2 and 3)."""
         return self.method == ATTENTION and self.keep_ratio != 1.0
@@ -209,7 +264,7 @@ class PruneConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready mapping without the fields left at their defaults; `parse` reads it back."""
-        fields: dict[str, Any] = {"stage1": dataclasses.asdict(self.stage1)} if self.stage1 else {}
+        fields: dict[str, Any] = {"stage1": self.stage1.to_dict()} if self.stage1 else {}
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if field.name == "stage1" or value in (None, NO_METHOD, {}):

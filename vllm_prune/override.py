@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from vllm_prune.budget import plan_counts
 from vllm_prune.config import OverridePolicy, PruneConfig, PruneConfigError
@@ -62,8 +62,11 @@ class ServerSettings:
                 f"--prune-override any"
             )
 
-    def check_counts(self, requested: PruneConfig, num_tokens: int) -> None:
-        """Refuses a request for more tokens of a video of `num_tokens` than the policy or the video allows."""
+    def check_counts(self, requested: PruneConfig, num_tokens: int, per_frame: Sequence[int] | None = None) -> None:
+        """Refuses a request for more tokens of a video of `num_tokens` than the policy or the video allows.
+
+        `per_frame`: cells of each frame that are encoded, where stage 1 looked at the pixels.
+        """
         if requested == self.config:
             return
         target = requested.target_token_num
@@ -72,7 +75,8 @@ class ServerSettings:
             raise PruneConfigError(f"target_token_num={target!r}: the video has {num_tokens} tokens; ask for fewer")
         if self.override != "tighten":
             return
-        asked, allowed = plan_counts(requested, num_tokens), plan_counts(self.config, num_tokens)
+        asked = plan_counts(requested, num_tokens, per_frame)
+        allowed = plan_counts(self.config, num_tokens, per_frame if self.config.plans_on_pixels else None)
         if asked.entering > allowed.entering or asked.kept > allowed.kept:
             raise PruneConfigError(
                 f"prune={requested.to_dict()!r}: keeps {asked.kept} of {num_tokens} tokens ({asked.entering} "

@@ -67,6 +67,16 @@ def test_sharing_by_gain_is_greedy_map_of_the_block_diagonal_kernel(case: int) -
     assert DPP(share="gain").assign(tokens, budget, relevance).anchor.tolist() == expected
 
 
+def test_a_share_by_gain_is_the_beginning_of_each_segments_picks() -> None:
+    """Gains of "lowrank" rise again at every restart; the picks taken must be the first ones all the same."""
+    tokens = random_video(8, (2, 5, 6), 24)
+    kept = DPP(mode="lowrank", rank=4, share="gain").assign(tokens, 20).anchor
+    for frame in range(2):
+        mine = kept[kept // 30 == frame] - 30 * frame
+        alone = VideoTokens.from_features(tokens.features[30 * frame :][:30], (1, 5, 6))
+        assert torch.equal(DPP(mode="lowrank", rank=4).assign(alone, len(mine)).anchor, mine)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("case", range(5))
 def test_the_determinant_beats_other_choices(case: int, dtype: torch.dtype) -> None:
@@ -105,9 +115,9 @@ def test_auto_takes_each_segment_by_its_length() -> None:
     features = noise(4, 60, 64)
     segment = torch.repeat_interleave(torch.arange(3), torch.tensor([10, 20, 30]))
     quota = torch.tensor([5, 8, 12])
-    auto = DPP(exact_limit=10, greedy_limit=20, rank=16).rank_tokens(features, segment, quota, None)
+    auto, _ = DPP(exact_limit=10, greedy_limit=20, rank=16).rank_tokens(features, segment, quota, None)
     for mode, s in (("exact", 0), ("greedy", 1), ("lowrank", 2)):
-        alone = DPP(mode=mode, rank=16).rank_tokens(features, segment, quota, None)  # type: ignore[arg-type]
+        alone, _ = DPP(mode=mode, rank=16).rank_tokens(features, segment, quota, None)  # type: ignore[arg-type]
         torch.testing.assert_close(auto[segment == s], alone[segment == s])
 
 

@@ -32,7 +32,7 @@ def _load(name: str) -> ModuleType:
 def _video(case: int, dtype: torch.dtype = torch.float32) -> tuple[VideoTokens, float]:
     draw = torch.Generator().manual_seed(case)
     frames, height, width = (int(torch.randint(1, 9, (), generator=draw)) for _ in range(3))
-    features = noise(case, 1, height * width, 48) + 0.5 * noise(case + 1, frames, height * width, 48)
+    features = noise(case, 1, height * width, 48) + (0.5 + case % 4) * noise(case + 1, frames, height * width, 48)
     rate = float(torch.rand((), generator=draw)) * 0.98
     return VideoTokens.from_features(features.flatten(0, 1).to(dtype), (frames, height, width)), rate
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import torch
 from transformers import Qwen2_5_VLForConditionalGeneration
 
@@ -32,7 +30,7 @@ def merge(tokens: VideoTokens, config: PruneConfig) -> VideoTokens:
     """N tokens to N1: stage 1, then a query-free method, as far as `config` has them."""
     counts = plan_counts(config, tokens.num_tokens)
     if config.stage1 is not None:
-        stage1 = create("prunevid", **dataclasses.asdict(config.stage1))
+        stage1 = create("prunevid", **config.stage1.merging())
         tokens = compact(tokens, stage1.assign(tokens, counts.stage1))
     if config.method not in (NO_METHOD, ATTENTION):
         method = create(config.method, **config.params)

@@ -8,12 +8,16 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 import torch
 from serving_cases import CASES
 from serving_engine import ENVIRONMENT, Answer, Engine
+from serving_media import mp4
 from serving_server import Server
 
 from vllm_prune import PruneConfig, engine_args
@@ -94,7 +98,7 @@ def engine(shared_engine: Engine) -> Iterator[Engine]:
     free = shared_engine.num_free_blocks()
     yield shared_engine
     unfinished = list(shared_engine.scheduler.requests)
-    shared_engine.core.abort_requests(unfinished)
+    shared_engine.llm.llm_engine.abort_request(unfinished, internal=True)
     assert not unfinished
     assert shared_engine.num_free_blocks() == free
 
@@ -109,3 +113,19 @@ def server(model: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ser
 @pytest.fixture(scope="session")
 def cases() -> dict[str, dict]:
     return CASES
+
+
+class _Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture(scope="session")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a web server on this machine that has `clip.mp4`."""
+    folder = tmp_path_factory.mktemp("files")
+    (folder / "clip.mp4").write_bytes(mp4(16, 112, 112, seed=1))
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(folder))) as web:
+        Thread(target=web.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{web.server_port}"
+        web.shutdown()

@@ -104,17 +104,15 @@ def test_a_request_holds_the_blocks_of_text_and_kept_tokens(engine):
     ]
     free = engine.num_free_blocks()
     ids = engine.add([prune(case, config) for case, config in requests], max_tokens=2)
-    outputs = {output.request_id: output for output in engine.step()}
-    held = engine.blocks_held()
+    engine.step()
+    prompt_lens = {client_id(key): request.num_prompt_tokens for key, request in engine.scheduler.requests.items()}
     expected = {}
-    for request_id, (case, config) in zip(ids, requests, strict=True):
-        output = outputs[client_id(request_id)]
-        text = len(output.prompt_token_ids) - kept_of(case, config)
-        unpruned = text + sum(grids_of(case))
-        expected[output.request_id] = math.ceil((text + kept_of(case, config)) / BLOCK_SIZE)
-        assert text < 150
-        assert unpruned > len(output.prompt_token_ids) or sum(grids_of(case)) == 1
-    assert held == expected
+    for request_id, (case, config) in zip(map(client_id, ids), requests, strict=True):
+        text = prompt_lens[request_id] - kept_of(case, config)
+        assert 10 < text < 200
+        expected[request_id] = math.ceil((text + kept_of(case, config)) / BLOCK_SIZE)
+    assert engine.blocks_held() == expected
+    assert len(set(expected.values())) > 5
     # No two of them share a full block: their videos or configurations differ.
     assert free - engine.num_free_blocks() == sum(expected.values())
     while engine.llm.llm_engine.has_unfinished_requests():

@@ -56,9 +56,8 @@ def greedy_map(
 def _orthogonalize(row: Tensor, known: Tensor, pick: Tensor, residual: Tensor, noise: float) -> Tensor:
     """[S, n]: the next Cholesky column, from the kernel row of the pick and the columns [S, m, n] before it.
 
-    A pick with nothing left adds no column: dividing by rounding noise would ruin what follows.
+    A pick with less than noise left comes when every other token has as little: nothing is divided by zero.
     """
     part = known.gather(2, pick[:, :, None].expand(-1, known.shape[1], 1))
     new = torch.baddbmm(row[:, None], part.mT, known, alpha=-1).squeeze(1)
-    left = residual.gather(1, pick)
-    return new * torch.where(left > noise, left, torch.inf).rsqrt()
+    return new * residual.gather(1, pick).clamp(min=noise).rsqrt()

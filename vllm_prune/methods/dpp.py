@@ -76,16 +76,20 @@ class DPP:
         segment = token_segments(tokens, self.temporal_segment_ratio)
         size = sizes(segment, tokens.grid_thw[0])
         quota = share_budget(budget, size) if self.share == "size" else size
-        gain = self.rank_tokens(tokens.features, segment, quota, relevance)
-        return Assignment.from_kept(best(gain, budget), tokens.num_tokens)
+        gain, turn = self.rank_tokens(tokens.features, segment, quota, relevance)
+        by_turn = turn.argsort(stable=True)
+        return Assignment.from_kept(by_turn[best(gain[by_turn], budget)], tokens.num_tokens)
 
-    def rank_tokens(self, features: Tensor, segment: Tensor, quota: Tensor, relevance: Tensor | None) -> Tensor:
-        """[N]: what each token adds to its segment's choice of `quota` [S] tokens, -Inf for those not chosen.
+    def rank_tokens(
+        self, features: Tensor, segment: Tensor, quota: Tensor, relevance: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """What each token adds to its segment's choice of `quota` [S] tokens, and when it was picked; both [N].
 
-        features: [N, C]. segment: [N] int64, from 0 to S - 1. Gains never rise along the picks of a segment.
+        features: [N, C]. segment: [N] int64, from 0 to S - 1. The gain is -Inf for tokens not chosen; it never rises
+        along the picks of a segment, so the highest gains, earlier turns first, are the beginning of each one's picks.
         """
         weight = normalize_relevance(relevance, len(features), features)
-        gain = torch.full_like(weight, -torch.inf)
+        gain, turn = torch.full_like(weight, -torch.inf), torch.zeros_like(segment)
         limits = (0, self.exact_limit, self.greedy_limit, len(features)) if self.mode == "auto" else (0, len(features))
         modes: tuple[Mode, ...] = ("exact", "greedy", "lowrank") if self.mode == "auto" else (self.mode,)
         size = sizes(segment, len(quota))
@@ -93,15 +97,18 @@ class DPP:
             mine = ((size > low) & (size <= high) & (quota > 0))[segment]
             width = self.rank if mode == "lowrank" else 1
             for batch in batches(torch.where(mine, segment, -1), len(quota), width, _KERNEL_BYTES):
-                self._rank_batch(mode, features, weight, batch, quota[batch.group], gain)
-        return gain
+                mine_quota = quota[batch.group]
+                picks, gains = self._pick(mode, features, weight[batch.index], batch, int(mine_quota.max()))
+                step = torch.arange(picks.shape[1], device=picks.device).expand_as(picks)
+                chosen = step < mine_quota[:, None]
+                token = batch.index.gather(1, picks)[chosen]
+                gain[token] = gains.cummin(1).values[chosen]
+                turn[token] = step[chosen]
+        return gain, turn
 
-    def _rank_batch(
-        self, mode: Mode, features: Tensor, weight: Tensor, batch: Batch, quota: Tensor, gain: Tensor
-    ) -> None:
-        """Write into `gain` what `mode` gives for the segments of a batch."""
-        steps = int(quota.max())
-        each = torch.arange(len(quota), device=quota.device)
+    def _pick(self, mode: Mode, features: Tensor, weight: Tensor, batch: Batch, steps: int) -> tuple[Tensor, Tensor]:
+        """Picks and gains, each [B, steps], of `mode` in the segments of a batch; see `greedy_map`."""
+        each = torch.arange(len(weight), device=weight.device)
         if mode == "lowrank":
             points = sketch(features, batch, self.rank)
             diagonal = points.any(2).to(points.dtype)  # exactly 1, so that equal tokens tie
@@ -116,9 +123,7 @@ class DPP:
                 return (points @ points[each, pick][:, :, None]).squeeze(2)
             return kernel[each, pick]
 
-        picks, gains = greedy_map(rows, diagonal, weight[batch.index], batch.valid, steps, memory)
-        chosen = torch.arange(steps, device=quota.device) < quota[:, None]
-        gain[batch.index.gather(1, picks)[chosen]] = gains.cummin(1).values[chosen]
+        return greedy_map(rows, diagonal, weight, batch.valid, steps, memory)
 
 
 def normalize_relevance(relevance: Tensor | None, num_tokens: int, like: Tensor) -> Tensor:

@@ -20,15 +20,19 @@ from vllm.distributed import get_tensor_model_parallel_rank
 from vllm.forward_context import get_forward_context
 from vllm.multimodal.inputs import MultiModalFeatureSpec
 
-from vllm_prune.budget import plan_counts
-from vllm_prune.config import PruneConfig
-from vllm_prune.methods.base import VideoTokens
 from vllm_prune.serving import carrier
 from vllm_prune.serving.dense.prefix import DensePrefix
 from vllm_prune.serving.dense.step import DenseVideo, plan_step
 from vllm_prune.serving.medium_info import MediumInfo, MediumTable
 from vllm_prune.serving.positions import Medium, fill_rows, prompt_positions
-from vllm_prune.serving.query_free import competing_groups, merge_and_select, temporal_segments
+from vllm_prune.serving.query_free import (
+    competing_groups,
+    merge_and_select,
+    over_all_cells,
+    place_tokens,
+    temporal_segments,
+)
+from vllm_prune.serving.request_spec import VideoSpec
 from vllm_prune.serving.settings import read_settings
 from vllm_prune.serving.trace import TraceWriter, VideoOutcome, VideoTrace
 
@@ -61,35 +65,49 @@ class PruningModelMixin:
         self._dense_videos: list[DenseVideo] = []
 
     def prune_video(
-        self, features: torch.Tensor, grid: tuple[int, int, int], t_factor: float, config: PruneConfig
+        self,
+        features: torch.Tensor,
+        grid: tuple[int, int, int],
+        t_factor: float,
+        spec: VideoSpec,
+        cells: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Rows of one video for vLLM's encoder cache.
 
         Args:
-            features: From the vision encoder, [N, C].
+            features: From the vision encoder, [M, C].
             grid: (t, h, w) in merged tokens, t * h * w = N.
             t_factor: Temporal positions per step of the grid.
-            config: What to prune.
+            spec: What the processor decided.
+            cells: Which cells of the grid were encoded, [M] int64; None: all.
 
         Returns:
             [N, C] where everything is kept, else [K, ...] as `carrier.pack` makes them.
         """
-        counts = plan_counts(config, len(features))
+        counts = spec.counts
         if counts.kept == counts.total:
             return features
         begin = time.perf_counter()
-        tokens = VideoTokens.from_features(features, grid)
-        entering, assignment = merge_and_select(tokens, config, counts)
-        groups = competing_groups(VideoTokens.from_features(features, grid), config, assignment)
-        info = MediumInfo(grid, t_factor, counts, config.to_json())
+        tokens = place_tokens(features, grid, cells)
+        entering, assignment = merge_and_select(tokens, spec.config, counts)
+        groups = competing_groups(tokens, spec.config, assignment)
+        anchors = assignment.anchor if cells is None else cells[assignment.anchor]
+        info = MediumInfo(grid, t_factor, counts, spec.config.to_json())
         if self._trace is not None:
+            segments = temporal_segments(tokens, spec.config)
+            whole = assignment if cells is None else over_all_cells(assignment, cells, grid)
             seconds = time.perf_counter() - begin
-            trace = VideoTrace(grid, counts, assignment, seconds, config.to_json(), temporal_segments(tokens, config))
-            info = dataclasses.replace(info, trace=self._trace.begin(trace))
-            if not info.query_aware:
-                outcome = VideoOutcome(info.trace, torch.arange(counts.kept), info.offsets(assignment.anchor).T)
-                self._trace.write([], [outcome], 0.0)
-        return carrier.pack(entering.features, assignment.anchor, groups, counts.kept, self._media.number(info))
+            info = self._begin_trace(info, VideoTrace(grid, counts, whole, seconds, info.config_json, segments))
+        return carrier.pack(entering.features, anchors, groups, counts.kept, self._media.number(info))
+
+    def _begin_trace(self, info: MediumInfo, trace: VideoTrace) -> MediumInfo:
+        """Notes what was done to a video; writes it at once where no question has a say."""
+        assert self._trace is not None
+        info = dataclasses.replace(info, trace=self._trace.begin(trace))
+        if not info.query_aware:
+            offsets = info.offsets(trace.assignment.anchor)
+            self._trace.write([], [VideoOutcome(info.trace, torch.arange(len(offsets)), offsets.T)], 0.0)
+        return info
 
     def get_mrope_input_positions(
         self, input_tokens: list[int], mm_features: list[MultiModalFeatureSpec]

@@ -22,8 +22,10 @@ from vllm.multimodal.processing.processor import MultiModalProcessingResult
 
 from vllm_prune.budget import TokenCounts
 from vllm_prune.config import PruneConfig
+from vllm_prune.methods.still_cells import StillPlan
 from vllm_prune.override import ServerSettings
-from vllm_prune.serving.request_spec import FIELD, VideoSpec
+from vllm_prune.serving.pixel_plan import PixelFormat, keep_encoded, plan_video, require_pixels
+from vllm_prune.serving.request_spec import CELLS_FIELD, FIELD, VideoSpec
 from vllm_prune.serving.settings import REQUEST_KEY, read_max_step_tokens, read_settings
 from vllm_prune.serving.span_check import check_spans
 from vllm_prune.spans import TurnFormat
@@ -43,6 +45,13 @@ class ProfilingInputs(ProcessorInputs):
     """vLLM's own dummy request, which asks for the largest possible video and no question."""
 
 
+def _encoded_cells(plan: StillPlan | None) -> torch.Tensor:
+    """Indices [M] (int32) of the cells that are encoded; empty where nobody looked at the pixels."""
+    if plan is None:
+        return torch.empty(0, dtype=torch.int32)
+    return plan.encoded.flatten().nonzero().squeeze(1).to(torch.int32)
+
+
 def without_prune(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """`kwargs` as the Hugging Face processor knows them."""
     return {key: value for key, value in kwargs.items() if key != REQUEST_KEY}
@@ -59,7 +68,8 @@ class PruningProcessorMixin(BaseMultiModalProcessor[Any]):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._settings: ServerSettings = read_settings(self.info.get_hf_config())
-        self._spatial_merge_size: int = self.info.get_hf_config().vision_config.spatial_merge_size
+        video_processor = self.info.get_hf_processor().video_processor
+        self._pixels = PixelFormat.of(self.info.get_hf_config().vision_config, video_processor)
         tokenizer = self.info.get_tokenizer()
         (end_token_id,) = tokenizer.encode(self.turn_end, add_special_tokens=False)
         header = tokenizer.encode(self.reply_header, add_special_tokens=False)
@@ -85,6 +95,9 @@ class PruningProcessorMixin(BaseMultiModalProcessor[Any]):
 
     def _with_resolved_config(self, inputs: ProcessorInputs) -> ProcessorInputs:
         config = self._settings.resolve(inputs.hf_processor_mm_kwargs.get(REQUEST_KEY))
+        if config.stage1 is not None and isinstance(inputs, ProfilingInputs):
+            # The dummy video is still, and what it has to show is the cost of one that is not.
+            config = dataclasses.replace(config, stage1=config.stage1.after_encoder())
         kwargs = without_prune(inputs.hf_processor_mm_kwargs)
         if not config.keeps_everything:
             kwargs[REQUEST_KEY] = config.to_json()
@@ -119,44 +132,74 @@ class PruningProcessorMixin(BaseMultiModalProcessor[Any]):
         data = super()._postprocess_hf_mm_data(mm_inputs, without_prune(hf_processor_mm_kwargs), processed_data)
         if REQUEST_KEY in hf_processor_mm_kwargs and "video_grid_thw" in data:
             config = self._config(hf_processor_mm_kwargs)
-            data[FIELD] = [self._spec(config, grid_thw).encode() for grid_thw in data["video_grid_thw"]]
+            plans = (
+                self._plan_on_pixels(config, data) if config.plans_on_pixels else [None] * len(data["video_grid_thw"])
+            )
+            specs = [self._spec(config, grid, plan) for grid, plan in zip(data["video_grid_thw"], plans, strict=True)]
+            data[FIELD] = [spec.encode() for spec in specs]
+            data[CELLS_FIELD] = [_encoded_cells(plan) for plan in plans]
         return data
 
-    def _spec(self, config: PruneConfig, grid_thw: torch.Tensor) -> VideoSpec:
-        num_tokens = int(grid_thw.prod()) // self._spatial_merge_size**2
-        return VideoSpec(config=config, num_tokens=num_tokens, turn=self._turn)
+    def _plan_on_pixels(self, config: PruneConfig, data: BatchFeature) -> list[StillPlan | None]:
+        """Plans every video and leaves only the patches of its encoded cells in `data`."""
+        assert config.stage1 is not None
+        merge, patches = self._pixels.merge, require_pixels(data)
+        plans: list[StillPlan | None] = []
+        kept: list[torch.Tensor] = []
+        for (t, h, w), own in zip(
+            data["video_grid_thw"].tolist(), patches.split(data["video_grid_thw"].prod(-1).tolist()), strict=True
+        ):
+            plan = plan_video(own, (t, h // merge, w // merge), config.stage1, self._pixels)
+            plans.append(plan)
+            kept.append(keep_encoded(own, plan, merge))
+        data["pixel_values_videos"] = torch.cat(kept)
+        return plans
+
+    def _spec(self, config: PruneConfig, grid_thw: torch.Tensor, plan: StillPlan | None) -> VideoSpec:
+        num_tokens = int(grid_thw.prod()) // self._pixels.merge**2
+        per_frame = None if plan is None else tuple(plan.per_frame)
+        return VideoSpec(config=config, num_tokens=num_tokens, per_frame=per_frame, turn=self._turn)
 
     def _get_mm_fields_config(
         self, hf_inputs: BatchFeature, hf_processor_mm_kwargs: Mapping[str, object]
     ) -> Mapping[str, MultiModalFieldConfig]:
         fields = super()._get_mm_fields_config(hf_inputs, without_prune(hf_processor_mm_kwargs))
-        return {**fields, FIELD: MultiModalFieldConfig.batched("video", keep_on_cpu=True)}
+        own = {name: MultiModalFieldConfig.batched("video", keep_on_cpu=True) for name in (FIELD, CELLS_FIELD)}
+        if self._config(hf_processor_mm_kwargs).plans_on_pixels and FIELD in hf_inputs:
+            counts = [VideoSpec.decode(spec).counts.encoded for spec in hf_inputs[FIELD]]
+            sizes = torch.tensor(counts) * self._pixels.merge**2
+            own["pixel_values_videos"] = MultiModalFieldConfig.flat_from_sizes("video", sizes)
+        return {**fields, **own}
 
     def _get_prompt_updates(
         self, mm_items: Any, hf_processor_mm_kwargs: Mapping[str, Any], out_mm_kwargs: MultiModalKwargsItems
     ) -> Sequence[PromptUpdate]:
         updates = super()._get_prompt_updates(mm_items, without_prune(hf_processor_mm_kwargs), out_mm_kwargs)
-        config = self._config(hf_processor_mm_kwargs)
         return [
-            self._pruned_update(update, config, out_mm_kwargs) if update.modality == "video" else update
-            for update in updates
+            self._pruned_update(update, out_mm_kwargs) if update.modality == "video" else update for update in updates
         ]
 
     def _config(self, hf_processor_mm_kwargs: Mapping[str, Any]) -> PruneConfig:
         resolved = hf_processor_mm_kwargs.get(REQUEST_KEY)
         return PruneConfig() if resolved is None else PruneConfig.parse(resolved)
 
-    def _pruned_update(self, update: PromptUpdate, config: PruneConfig, items: MultiModalKwargsItems) -> PromptUpdate:
+    def _pruned_update(self, update: PromptUpdate, items: MultiModalKwargsItems) -> PromptUpdate:
         """The same replacement of the video's placeholder token, by as many as the budget allows."""
         assert isinstance(update, PromptReplacement)
         assert isinstance(update.target, list)
         (token_id,) = update.target
 
         def placeholders(item_idx: int) -> VideoPlaceholders:
-            grid_thw = items["video"][item_idx]["video_grid_thw"].data
-            assert isinstance(grid_thw, torch.Tensor)
-            spec = self._spec(config, grid_thw)
-            self._settings.check_counts(config, spec.num_tokens)
-            return VideoPlaceholders(full=[token_id] * spec.counts.kept, counts=spec.counts)
+            counts = self._counts(items["video"][item_idx])
+            return VideoPlaceholders(full=[token_id] * counts.kept, counts=counts)
 
         return dataclasses.replace(update, replacement=placeholders)
+
+    def _counts(self, video: Any) -> TokenCounts:
+        """Token counts of one processed video; refuses more than the server allows."""
+        if FIELD not in video:
+            # Not left to vLLM, which would count for its own pruning: a rate above 0 turns on the hooks that we share.
+            return self._spec(PruneConfig(), video["video_grid_thw"].data, None).counts
+        spec = VideoSpec.decode(video[FIELD].data)
+        self._settings.check_counts(spec.config, spec.num_tokens, spec.per_frame)
+        return spec.counts

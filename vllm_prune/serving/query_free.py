@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import torch
 
 from vllm_prune.budget import TokenCounts
-from vllm_prune.config import ATTENTION, NO_METHOD, PruneConfig
+from vllm_prune.config import ATTENTION, NO_METHOD, PruneConfig, Stage1Config
 from vllm_prune.methods import registry
 from vllm_prune.methods.base import Assignment, VideoTokens, compact
+from vllm_prune.methods.merge_frames import merge_frames
 from vllm_prune.methods.prunevid import PruneVid
+from vllm_prune.methods.still_cells import stand_ins
+
+
+def place_tokens(features: torch.Tensor, grid: tuple[int, int, int], cells: torch.Tensor | None) -> VideoTokens:
+    """Features [M, C] of a video's `cells` [M] (indices into its grid, increasing; None: all) as tokens."""
+    if cells is None:
+        return VideoTokens.from_features(features, grid)
+    return VideoTokens(features, torch.stack(torch.unravel_index(cells, grid), dim=1), grid)
 
 
 def merge_and_select(tokens: VideoTokens, config: PruneConfig, counts: TokenCounts) -> tuple[VideoTokens, Assignment]:
     """The tokens that enter the language model's first layer, `counts.entering` of them, and where they come from."""
     assignment = Assignment.identity(tokens.num_tokens, tokens.features.device)
     if config.stage1 is not None:
-        stage1 = registry.create("prunevid", **dataclasses.asdict(config.stage1))
-        assignment = stage1.assign(tokens, counts.stage1)
+        assignment = _merge(tokens, config.stage1, counts.stage1)
         tokens = compact(tokens, assignment)
     if config.method not in (NO_METHOD, ATTENTION):
         chosen = registry.create(config.method, **config.params).assign(tokens, counts.entering)
@@ -33,9 +39,19 @@ def merge_and_select(tokens: VideoTokens, config: PruneConfig, counts: TokenCoun
 
 def temporal_segments(tokens: VideoTokens, config: PruneConfig) -> torch.Tensor | None:
     """[t], the segment that stage 1 puts each step of the grid of an unpruned video in; None without stage 1."""
-    if config.stage1 is None:
+    if config.stage1 is None or config.plans_on_pixels:
         return None
-    return PruneVid(**dataclasses.asdict(config.stage1)).plan(tokens).segment
+    return PruneVid(temporal_segment_ratio=config.stage1.temporal_segment_ratio).plan(tokens).segment
+
+
+def _merge(tokens: VideoTokens, stage1: Stage1Config, count: int) -> Assignment:
+    if stage1.where == "processor":
+        return merge_frames(tokens, count, stage1.cluster_ratio)
+    return _prunevid(stage1).assign(tokens, count)
+
+
+def _prunevid(stage1: Stage1Config) -> PruneVid:
+    return PruneVid(**stage1.merging())
 
 
 def competing_groups(tokens: VideoTokens, config: PruneConfig, assignment: Assignment) -> torch.Tensor:
@@ -47,7 +63,7 @@ def competing_groups(tokens: VideoTokens, config: PruneConfig, assignment: Assig
     if config.method != ATTENTION or config.attention_param("quota") != "segment":
         return torch.zeros_like(anchor)
     assert config.stage1 is not None  # PruneConfig sees to it
-    plan = PruneVid(**dataclasses.asdict(config.stage1)).plan(tokens)
+    plan = _prunevid(config.stage1).plan(tokens)
     frame, cell = anchor // plan.static.shape[1], anchor % plan.static.shape[1]
     segment = plan.segment[frame]
     return 2 * segment + plan.static[segment, cell].long()
@@ -62,3 +78,13 @@ def _chain(first: Assignment, second: Assignment) -> Assignment:
     """
     slot = second.slot[first.slot].where(first.slot >= 0, first.slot)
     return Assignment(slot, first.anchor[second.anchor])
+
+
+def over_all_cells(assignment: Assignment, cells: torch.Tensor, grid: tuple[int, int, int]) -> Assignment:
+    """An assignment of the encoded `cells` [M], extended to all cells: those left out go where their stand-in goes."""
+    encoded = torch.zeros(grid, dtype=torch.bool, device=cells.device).flatten()
+    encoded[cells] = True
+    frame = stand_ins(encoded.view(grid[0], -1))
+    place = torch.arange(frame.shape[1], device=cells.device)
+    stand_in = torch.searchsorted(cells, (frame * frame.shape[1] + place).flatten())
+    return Assignment(assignment.slot[stand_in], cells[assignment.anchor])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -15,8 +16,9 @@ from vllm.model_executor.models.qwen2_5_vl import (
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
 from vllm_prune.serving.model import PruningModelMixin
+from vllm_prune.serving.partial_encoder import encode_cells
 from vllm_prune.serving.processor import PruningProcessorMixin, without_prune
-from vllm_prune.serving.request_spec import FIELD, VideoSpec
+from vllm_prune.serving.request_spec import CELLS_FIELD, FIELD, VideoSpec
 
 
 class PruneQwen2_5_VLProcessingInfo(Qwen2_5_VLProcessingInfo):
@@ -45,28 +47,41 @@ class PruneQwen2_5_VLForConditionalGeneration(PruningModelMixin, Qwen2_5_VLForCo
 
     def embed_multimodal(self, **kwargs: object) -> Any:
         """Rows for the encoder cache: images as they are, videos as their configurations say."""
-        specs = kwargs.pop(FIELD, None)
+        specs: Any = kwargs.pop(FIELD, None)
+        cells: Any = kwargs.pop(CELLS_FIELD, None)
         outputs: list[torch.Tensor] = []
         for modality, inputs in self._parse_and_validate_multimodal_inputs(**kwargs).items():
             if modality == "image":
                 outputs.extend(self._process_image_input(inputs))
+            elif specs is None:
+                outputs.extend(self._process_video_input(inputs))
             else:
-                outputs.extend(self._embed_videos(inputs, specs))
+                outputs.extend(self._embed_videos(inputs, [VideoSpec.decode(spec) for spec in specs], cells))
         return tuple(outputs)
 
-    def _embed_videos(self, inputs: Any, specs: Any) -> list[torch.Tensor]:
-        """Encodes and prunes videos. `specs`: bytes of the videos' configurations, or None where nothing is pruned."""
-        features = self._process_video_input(inputs)
-        grids = inputs["video_grid_thw"].tolist()
-        if specs is None:
-            return list(features)
+    def _embed_videos(self, inputs: Any, specs: list[VideoSpec], cells: Any) -> list[torch.Tensor]:
+        """Encodes and prunes videos. `cells`: which ones of each are encoded, where stage 1 looked at the pixels."""
         seconds = inputs["second_per_grid_ts"]
         merge = self.config.vision_config.spatial_merge_size
         tokens_per_second = getattr(self.config.vision_config, "tokens_per_second", 1.0)
         rows = []
-        for i, (t, h, w) in enumerate(grids):
+        for i, (features, chosen) in enumerate(self._encode_videos(inputs, specs, cells)):
+            t, h, w = inputs["video_grid_thw"][i].tolist()
             t_factor = tokens_per_second * (1.0 if seconds is None else float(seconds[i]))
-            rows.append(
-                self.prune_video(features[i], (t, h // merge, w // merge), t_factor, VideoSpec.decode(specs[i]).config)
-            )
+            rows.append(self.prune_video(features, (t, h // merge, w // merge), t_factor, specs[i], chosen))
         return rows
+
+    def _encode_videos(
+        self, inputs: Any, specs: list[VideoSpec], cells: Any
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
+        """Features [M, C] of every video, and which cells [M] they are of (None: all)."""
+        if all(spec.per_frame is None for spec in specs):
+            yield from ((features, None) for features in self._process_video_input(inputs))
+            return
+        sizes = [spec.counts.encoded * self.visual.spatial_merge_unit for spec in specs]
+        for patches, grid_thw, chosen in zip(
+            inputs["pixel_values_videos"].split(sizes), inputs["video_grid_thw"].tolist(), cells, strict=True
+        ):
+            chosen = chosen.long().cpu()
+            features = encode_cells(self.visual, patches.type(self.visual.dtype), grid_thw, chosen)
+            yield features, chosen.to(features.device)

@@ -17,6 +17,8 @@ from vllm_prune.spans import TurnFormat
 
 FIELD = "prune_spec"
 """Name of the field among a video's multimodal inputs."""
+CELLS_FIELD = "prune_cells"
+"""Name of the field with the indices [M] of its encoded cells, where stage 1 looked at the pixels; else empty."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,17 +28,20 @@ class VideoSpec:
     config: PruneConfig
     num_tokens: int
     """N, its tokens before pruning."""
+    per_frame: tuple[int, ...] | None = None
+    """Cells that are encoded in each frame of the grid, where stage 1 looked at the pixels; None: all."""
     turn: TurnFormat
     """How the model's chat template ends a turn."""
 
     @property
     def counts(self) -> TokenCounts:
         """How many tokens it keeps."""
-        return plan_counts(self.config, self.num_tokens)
+        return plan_counts(self.config, self.num_tokens, self.per_frame)
 
     def encode(self) -> torch.Tensor:
         """uint8 [L]; `decode` reads it back."""
-        fields = {"config": self.config.to_dict(), "num_tokens": self.num_tokens, "turn": asdict(self.turn)}
+        fields: dict[str, Any] = {"num_tokens": self.num_tokens, "per_frame": self.per_frame, "turn": asdict(self.turn)}
+        fields["config"] = self.config.to_dict()
         return torch.frombuffer(bytearray(json.dumps(fields).encode()), dtype=torch.uint8)
 
     @classmethod
@@ -46,5 +51,6 @@ class VideoSpec:
         return cls(
             config=PruneConfig.parse(fields["config"]),
             num_tokens=fields["num_tokens"],
+            per_frame=None if fields["per_frame"] is None else tuple(fields["per_frame"]),
             turn=TurnFormat(**fields["turn"]),
         )

@@ -96,8 +96,9 @@ def clip_prefix_hit(
 def _usable_hit(spans: list[RequestSpan], num_tokens: int, block_size: int, under_way: set[str]) -> int:
     """How many of `num_tokens` tokens that were found may be used.
 
-    vLLM counts blocks as found that an earlier request of the same step is about to fill. It fills those of a dense span
-    after the pruning layers only, too late for a request that reads them in the layers before: `under_way` are their keys.
+    vLLM counts blocks as found that an earlier request of the same step is about to fill. It fills those of a dense
+    span after the pruning layers only, too late for a request that reads them in the layers before: `under_way` are
+    their keys.
     """
     allowed = clip_hit([item.span for item in spans], num_tokens)
     allowed = min([allowed, *(item.span.start for item in spans if item.key in under_way)])

@@ -28,57 +28,65 @@ class Configuration:
     arguments: tuple[str, ...] = ()  # besides those that all servers share
     environment: dict[str, str] = field(default_factory=dict)
     is_reference: bool = False  # without vllm-prune's pruning: the others are compared with it
+    config: PruneConfig | None = None  # of vllm-prune; None for vLLM's own servers
+    evs_rate: float | None = None  # share of tokens that vLLM's EVS drops; None where it is off
 
     def serve_command(self, model: str, shared: Sequence[str]) -> list[str]:
         """The command that starts this server on `model`, with the options `shared` by all servers."""
         return [*self.program, "serve", model, *self.arguments, *shared]
 
 
-def parse_configurations(given: Sequence[str]) -> list[Configuration]:
+def parse_configurations(given: Sequence[str], option: str = "--configs") -> list[Configuration]:
     """Read `stock`, `evs:RATE`, a preset's name or a JSON object, each optionally as `NAME=...`.
+
+    Args:
+        given: The values.
+        option: The command line's name for them, for messages.
 
     Raises:
         BenchmarkError: a value that cannot be used, or a name that comes twice.
     """
-    configurations = [_parse(item) for item in given]
+    configurations = [_parse(item, option) for item in given]
     names = [configuration.name for configuration in configurations]
     for name in names:
         if names.count(name) > 1:
-            raise BenchmarkError(f"--configs: {name!r} comes {names.count(name)} times; name one of them: NAME={name}")
+            raise BenchmarkError(f"{option}: {name!r} comes {names.count(name)} times; name one of them: NAME={name}")
     return configurations
 
 
-def _parse(given: str) -> Configuration:
+def _parse(given: str, option: str) -> Configuration:
     named = _NAMED.fullmatch(given)
     name, value = (named["name"], named["value"]) if named else (given, given)
     if value == STOCK:
         # No plugin at all: this server is what a user has without vllm-prune.
         return Configuration(name=name, given=given, program=VLLM, environment={"VLLM_PLUGINS": ""}, is_reference=True)
     if evs := _EVS.fullmatch(value):
-        rate = _pruning_rate(evs["rate"])
+        rate = _pruning_rate(evs["rate"], option)
+        arguments = ("--video-pruning-rate", str(rate))
         return Configuration(
-            name=name, given=given, program=VLLM, arguments=("--video-pruning-rate", str(rate)), is_reference=True
+            name=name, given=given, program=VLLM, arguments=arguments, evs_rate=rate, is_reference=True
         )
     try:
         config = PruneConfig.parse(value)
     except PruneConfigError as error:
-        raise BenchmarkError(f"--configs {value!r}: {error}; besides these: {STOCK}, evs:RATE") from error
+        raise BenchmarkError(f"{option} {value!r}: {error}; besides these: {STOCK}, evs:RATE") from error
     return Configuration(
         name=name if named else _short_name(value),
         given=given,
         program=VLLM_PRUNE,
         arguments=("--prune", config.to_json()),
+        config=config,
     )
 
 
-def _pruning_rate(text: str) -> float:
+def _pruning_rate(text: str, option: str) -> float:
     """The share of tokens that EVS drops."""
     try:
         rate = float(text)
     except ValueError:
         rate = -1.0
     if not 0 < rate < 1:
-        raise BenchmarkError(f"--configs evs:{text}: the rate must be a number above 0 and below 1, as in evs:0.75")
+        raise BenchmarkError(f"{option} evs:{text}: the rate must be a number above 0 and below 1, as in evs:0.75")
     return rate
 
 

@@ -14,8 +14,8 @@ TERMINAL_SECONDS, FILE_SECONDS = 0.5, 30.0  # between updates: a file keeps ever
 class Progress:
     """Counts steps; `begin` names the current one and `tick` shows its age."""
 
-    def __init__(self, steps: int) -> None:
-        self._bar = tqdm(total=steps, unit="step", dynamic_ncols=True)
+    def __init__(self, steps: int, *, done: int = 0, unit: str = "step") -> None:
+        self._bar = tqdm(total=steps, initial=done, unit=unit, dynamic_ncols=True)
         self._step = ""
         self._began = self._shown = time.monotonic()
         self._interval = TERMINAL_SECONDS if sys.stderr.isatty() else FILE_SECONDS
@@ -34,9 +34,9 @@ class Progress:
         self._shown = time.monotonic()
         self._bar.set_postfix_str(f"{self._step}, {time.monotonic() - self._began:.0f} s")
 
-    def finish(self) -> None:
-        """Count the current step as done."""
-        self._bar.update()
+    def finish(self, steps: int = 1) -> None:
+        """Count the current step, or several, as done."""
+        self._bar.update(steps)
 
     def write(self, line: str) -> None:
         """Print a line above the bar."""

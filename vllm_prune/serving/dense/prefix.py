@@ -195,8 +195,8 @@ class _StepRun:
     def _leading(self) -> torch.Tensor:
         """The dense rows before the first video of each request, as numbered now.
 
-        Their blocks may already serve other requests of this step as a cached prefix, so every layer writes their keys and
-        values before it attends.
+        Their blocks may already serve other requests of this step as a cached prefix, so every layer writes their keys
+        and values before it attends.
         """
         return torch.searchsorted(self._rows.alive, self._leading_rows).to(self._hidden.device)
 

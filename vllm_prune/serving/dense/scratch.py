@@ -52,7 +52,8 @@ class ScratchCache:
         self.slots = torch.cat(slots).to(device)
         self._metadata = self._build(lengths, seq_lens, table.to(device))
         if self._cache is None or len(self._cache) < sum(blocks):
-            self._cache = torch.empty_like(self._like[:1]).repeat(sum(blocks), *([1] * (self._like.dim() - 1)))
+            # Zeros, since a kernel reads whole blocks, and NaN in rows it masks would spread.
+            self._cache = torch.zeros_like(self._like[:1]).repeat(sum(blocks), *([1] * (self._like.dim() - 1)))
 
     def _build(self, lengths: list[int], seq_lens: list[int], table: torch.Tensor) -> Any:
         device = table.device

@@ -1,0 +1,52 @@
+"""Rows of the encoder cache: features, positions and the number of their facts survive every precision."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vllm_prune.serving import carrier
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+@given(st.integers(1, 60), st.data(), st.sampled_from(DTYPES), st.integers(0, 10000))
+def test_round_trip(num_tokens, data, dtype, seed):
+    num_rows = data.draw(st.integers(1, num_tokens))
+    generator = torch.Generator().manual_seed(seed)
+    features = torch.randn(num_tokens, 5, generator=generator).to(dtype)
+    cells, groups = torch.randint(0, 2**24, (2, num_tokens), generator=generator)
+    rows = carrier.pack(features, cells, groups, num_rows, info=seed)
+    assert len(rows) == num_rows
+    assert rows.dtype == dtype
+    found = carrier.unpack(rows, 5)
+    for part, packed in zip(found, (features, cells, groups), strict=True):
+        assert torch.equal(part[:num_tokens], packed)
+    assert carrier.read_info(rows) == seed
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("num_tokens", [7, 12])
+def test_any_consecutive_rows(dtype, num_tokens):
+    features, cells, groups = torch.randn(num_tokens, 4).to(dtype), *torch.randint(0, 70000, (2, num_tokens))
+    rows = carrier.pack(features, cells, groups, 4, info=300)
+    per_row = -(-num_tokens // 4)
+    for start in range(4):
+        for end in range(start + 1, 5):
+            found = carrier.unpack(rows[start:end], 4)
+            for part, packed in zip(found, (features, cells, groups), strict=True):
+                there = packed[start * per_row : end * per_row]
+                assert torch.equal(part[: len(there)], there)
+            assert carrier.read_info(rows[start:end]) == 300
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("value", [0, 255, 256, 257, 65535, 65536, 2**24 - 1])
+def test_integers_at_the_edges_of_digits(dtype, value):
+    edge = torch.tensor([value])
+    rows = carrier.pack(torch.ones(1, 2).to(dtype), edge, 2**24 - 1 - edge, 1, info=value)
+    _, cells, groups = carrier.unpack(rows, 2)
+    assert (cells.tolist(), groups.tolist()) == ([value], [2**24 - 1 - value])
+    assert carrier.read_info(rows) == value

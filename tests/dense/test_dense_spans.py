@@ -1,0 +1,160 @@
+"""Spans: found from the prompt alone, never cut by a step, never ended in by a hit; and what they do to the scheduler."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vllm_prune.serving.request_spans import RequestSpan
+from vllm_prune.serving.span_scheduling import clip_prefix_hit, schedule_encoder_inputs
+from vllm_prune.spans import Span, TurnFormat, clip_hit, clip_to_spans, dense_spans
+
+TEXT, VIDEO, END = 1, 6, 2
+TURN = TurnFormat(end_token_id=END, reply_header_len=2)
+
+turns = st.lists(
+    st.lists(st.one_of(st.just([TEXT]), st.integers(1, 5).map(lambda n: [VIDEO] * n)), max_size=6), max_size=5
+)
+spans_apart = st.lists(st.tuples(st.integers(0, 9), st.integers(1, 20)), max_size=4).map(
+    lambda gaps: [
+        Span(sum(a + b for a, b in gaps[:i]) + gap, sum(a + b for a, b in gaps[: i + 1]))
+        for i, (gap, _) in enumerate(gaps)
+    ]
+)
+
+
+def prompt_of(turns: list[list[list[int]]]) -> tuple[list[int], list[tuple[int, int]]]:
+    prompt: list[int] = []
+    videos: list[tuple[int, int]] = []
+    for turn in turns:
+        for part in turn:
+            if part[0] == VIDEO:
+                videos.append((len(prompt), len(part)))
+            prompt += part
+        prompt += [END, TEXT, TEXT]
+    return prompt, videos
+
+
+@given(turns)
+def test_a_span_is_a_turn_from_its_first_video_on(turns):
+    prompt, videos = prompt_of(turns)
+    spans = dense_spans(prompt, videos, TURN)
+    for span in spans:
+        assert prompt[span.start] == VIDEO
+        assert prompt[span.end - 3] == END
+        assert prompt[span.start : span.end].count(END) == 1
+        assert VIDEO not in prompt[max(0, span.start - 1) : span.start] or span.start - 1 in _last_rows(videos)
+    assert all(sum(span.start <= offset and offset + n <= span.end for span in spans) == 1 for offset, n in videos)
+    assert all(a.end <= b.start for a, b in zip(spans, spans[1:], strict=False))
+
+
+def _last_rows(videos):
+    return {offset + length - 1 for offset, length in videos}
+
+
+@given(turns, st.integers(1, 40))
+def test_spans_do_not_depend_on_what_follows_the_turn(turns, more):
+    prompt, videos = prompt_of(turns)
+    assert dense_spans(prompt + [TEXT] * more, videos, TURN) == dense_spans(prompt, videos, TURN)
+
+
+@given(spans_apart, st.integers(0, 80), st.integers(0, 80))
+def test_a_step_cuts_no_span_and_does_as_much_as_it_may(spans, start, length):
+    start = clip_hit(spans, start)
+    end = clip_to_spans(spans, start, start + length)
+    assert start <= end <= start + length
+    assert not any(span.start < end < span.end for span in spans)
+    assert sum(start < span.end <= end for span in spans) <= 1
+    if end < start + length:
+        assert any(end in (span.start, span.end) for span in spans)
+
+
+@given(spans_apart, st.lists(st.integers(1, 30), min_size=1, max_size=100))
+def test_every_chunking_computes_every_span_whole(spans, budgets):
+    total, done, computed = 80, 0, []
+    for budget in budgets * 100:
+        end = clip_to_spans(spans, done, min(done + budget, total))
+        computed += [span for span in spans if done <= span.start and span.end <= end]
+        done = end
+    stuck = next((span for span in spans if span.end > done), None)
+    assert computed == [span for span in spans if span.end <= done]
+    assert done == total or (stuck is not None and stuck.end - stuck.start > max(budgets)) or done == stuck.start
+
+
+@given(spans_apart, st.integers(0, 80))
+def test_a_hit_ends_in_no_span(spans, hit):
+    used = clip_hit(spans, hit)
+    assert used <= hit
+    assert not any(span.start < used < span.end for span in spans)
+    assert used == hit or any(span.start == used and hit < span.end for span in spans)
+
+
+class Manager:
+    def truncate_computed_blocks(self, blocks: list[int], num_tokens: int) -> list[int]:
+        assert num_tokens % 32 == 0
+        return blocks[: num_tokens // 32]
+
+
+def fake_scheduler(step: int = 1, limit: int = 100) -> SimpleNamespace:
+    config = SimpleNamespace(max_num_batched_tokens=limit)
+    return SimpleNamespace(current_step=step, block_size=32, kv_cache_manager=Manager(), scheduler_config=config)
+
+
+def fake_request(*spans: tuple[int, int], extra: int = 0, key: str = "key") -> SimpleNamespace:
+    found = [RequestSpan(Span(*span), extra, f"{key}{i}") for i, span in enumerate(spans)]
+    return SimpleNamespace(_vllm_prune_spans=found, mm_features=[])
+
+
+def hit_of(scheduler, request, num_tokens: int) -> int:
+    blocks, used, boundary, diverged = clip_prefix_hit(scheduler, request, list(range(9)), num_tokens, 500, False)
+    assert len(blocks) == (used // 32 if used < num_tokens else 9)
+    assert boundary == (500 if used == num_tokens else min(500, used))
+    assert not diverged
+    return used
+
+
+def test_a_hit_cut_back_into_the_block_of_an_earlier_span_is_cut_back_further():
+    """Blocks of 32: the second span starts at 50, its block at 32, which the first span reaches into."""
+    assert hit_of(fake_scheduler(), fake_request((4, 40), (50, 100)), 96) == 0
+    assert hit_of(fake_scheduler(), fake_request((4, 30), (50, 100)), 96) == 32
+    assert hit_of(fake_scheduler(), fake_request((36, 66), (70, 100)), 96) == 32
+    assert hit_of(fake_scheduler(), fake_request((4, 40), (50, 100)), 128) == 128
+    assert hit_of(fake_scheduler(), fake_request((4, 40), (50, 100)), 0) == 0
+
+
+@given(spans_apart, st.integers(0, 9))
+def test_a_hit_used_is_whole_blocks_and_ends_in_no_span(spans, blocks):
+    request = fake_request(*((span.start, span.end) for span in spans))
+    used = hit_of(fake_scheduler(), request, 32 * blocks)
+    assert used % 32 == 0
+    assert not any(span.start < used < span.end for span in spans)
+
+
+def unchanged(tokens: int):
+    return [], tokens, 1000, [], []
+
+
+def test_blocks_of_a_span_are_no_hit_in_the_step_that_computes_it():
+    scheduler, first, second = fake_scheduler(), fake_request((40, 64)), fake_request((40, 64), (70, 90))
+    assert schedule_encoder_inputs(scheduler, first, 0, 80, unchanged)[1] == 64
+    assert hit_of(scheduler, second, 64) == 32
+    assert hit_of(scheduler, fake_request((40, 64), key="other"), 64) == 64
+    scheduler.current_step += 1
+    assert hit_of(scheduler, second, 64) == 64
+
+
+def test_dense_rows_of_a_step_are_limited():
+    scheduler = fake_scheduler(limit=100)
+    requests = [fake_request((10, 30), extra=extra) for extra in (90, 20, 10)]
+    tokens = [schedule_encoder_inputs(scheduler, request, 0, 40, unchanged)[1] for request in requests]
+    assert tokens == [30, 10, 30]
+    scheduler.current_step += 1
+    assert schedule_encoder_inputs(scheduler, requests[1], 10, 40, unchanged)[1] == 20
+
+
+def test_an_encoder_that_cannot_take_a_second_video_delays_the_whole_span():
+    request = fake_request((10, 30))
+    assert schedule_encoder_inputs(fake_scheduler(), request, 0, 40, lambda tokens: unchanged(20))[1] == 10
+    assert schedule_encoder_inputs(fake_scheduler(), request, 10, 40, lambda tokens: unchanged(10))[1] == 0

@@ -1,0 +1,106 @@
+"""Clips made on the fly by the generator of the embedded model, which training has not seen, with their questions."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from vllm_prune.bench.accuracy.questions import Question
+from vllm_prune.bench.accuracy.videos import Frames, mp4_url
+from vllm_prune.bench.throughput.errors import BenchmarkError
+
+GENERATOR = "benchmarks.tiny_model"
+CLIPS_A_SEED = 1_000_000
+
+
+def _generator(module: str) -> Any:
+    try:
+        return importlib.import_module(f"{GENERATOR}.{module}")
+    except ModuleNotFoundError as error:
+        raise BenchmarkError(
+            f"--dataset synthetic makes its clips with {GENERATOR}, which is in the source repository but not in the "
+            f"installed package ({error}); run `python -m vllm_prune.cli.main bench accuracy` in a checkout, or ask "
+            "questions of your own with --dataset FILE.jsonl"
+        ) from error
+
+
+@dataclass(frozen=True)
+class SyntheticVideo:
+    """A clip that is made when it is needed."""
+
+    seed: int
+    """The generator's own."""
+    num_frames: int
+    noise: str
+
+    @property
+    def key(self) -> str:
+        return f"{self.num_frames}-{self.noise}-{self.seed}"
+
+    def frames(self, limit: int) -> Frames:
+        clip, fps = _make_clip(self), _generator("config").FPS
+        if len(clip.frames) > limit:
+            raise BenchmarkError(f"--max-frames {limit}: clips of {self.num_frames} frames need {self.num_frames} or more")
+        return Frames(clip.frames, tuple(range(len(clip.frames))), len(clip.frames), fps)
+
+    def data_url(self) -> str:
+        return mp4_url(_make_clip(self).frames, _generator("config").FPS)
+
+
+@lru_cache(maxsize=4)
+def _make_clip(video: SyntheticVideo) -> Any:
+    degradation = _generator("degrade").named_degradation(video.noise)
+    return _generator("clips").make_clip(video.seed, video.num_frames, degradation)
+
+
+def load(n: int, seeds: Sequence[int], lengths: Sequence[int], noises: Sequence[str]) -> list[Question]:
+    """The questions on the clips of `evaluation_set(n, frames, seed, noise)`, for all combinations of the three.
+
+    Args:
+        n: Clips for each combination.
+        seeds: One sample each.
+        lengths: Frames a clip.
+        noises: Names of disturbances.
+    """
+    if n > CLIPS_A_SEED:
+        raise BenchmarkError(f"--n {n}: a seed has {CLIPS_A_SEED} clips")
+    _check(lengths, noises)
+    first = _generator("clips").HELD_OUT_SEED
+    return [
+        question
+        for seed in seeds
+        for frames in lengths
+        for noise in noises
+        for clip in range(n)
+        for question in _questions(SyntheticVideo(first + seed * CLIPS_A_SEED + clip, frames, noise), seed)
+    ]
+
+
+def _check(lengths: Sequence[int], noises: Sequence[str]) -> None:
+    known = _generator("clips").CLIP_LENGTHS
+    for length in lengths:
+        if length not in known:
+            raise BenchmarkError(f"--frames {length}: clips have {', '.join(map(str, known))} frames")
+    for noise in noises:
+        try:
+            _generator("degrade").named_degradation(noise)
+        except ValueError as error:
+            raise BenchmarkError(f"--noise {noise}: {error}") from error
+
+
+def _questions(video: SyntheticVideo, seed: int) -> list[Question]:
+    return [
+        Question(
+            key=f"{video.key}-{number}",
+            video=video,
+            text=asked.text,
+            answer=asked.answer,
+            category=asked.type,
+            subset=f"{video.num_frames} frames, {video.noise}",
+            seed=seed,
+        )
+        for number, asked in enumerate(_make_clip(video).questions)
+    ]

@@ -1,0 +1,130 @@
+"""`vllm-prune show VIDEO`: pictures of what is kept, merged and dropped, as PNG, HTML or film."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+_DEFAULT_PRUNES = ("stage1_only", "default")
+_KINDS = (".png", ".html", ".mp4")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options."""
+    parser.add_argument("video", help="file, http(s) URL or data URL")
+    parser.add_argument("-o", "--output", required=True, metavar="FILE", help="ends in .png, .html or .mp4")
+    parser.add_argument("--question", help="what to ask; left out of the picture where it decides nothing")
+    parser.add_argument("--model", default="embedded", help='"embedded", a folder or a hub name (default: %(default)s)')
+    parser.add_argument(
+        "--prune", action="append", metavar="PRESET|JSON", help=f"repeatable; default: {', '.join(_DEFAULT_PRUNES)}"
+    )
+    parser.add_argument("--trace", metavar="NPZ", help="draw what a server traced (serve --prune-trace); runs no model")
+    parser.add_argument("--trace-video", type=int, default=0, metavar="N", help="which video of the trace, from 0")
+    parser.add_argument("--max-tokens", type=int, default=16, help="length of the answer (default: %(default)s)")
+    parser.add_argument("--media-io-kwargs", metavar="JSON", help='as for vLLM, such as \'{"video": {"fps": 1}}\'')
+    parser.add_argument("--engine", metavar="JSON", help="further arguments of vllm.LLM")
+    parser.add_argument("--columns", type=int, default=8, help="PNG: frames in a row (default: %(default)s)")
+    parser.add_argument("--steps", metavar="N,N,...", help="PNG: which steps of the grid (default: evenly spread)")
+    parser.add_argument("--width", type=int, default=1400, help="PNG: pixels (default: %(default)s)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Writes the picture; 2 if an argument, the video, the trace or the model cannot be used."""
+    try:
+        path = _check_output(args.output)
+        story = _from_trace(args) if args.trace else _from_model(args)
+        _save(story, path, args)
+    except ValueError as error:
+        print(f"vllm-prune show: {error}", file=sys.stderr)
+        return 2
+    for panel in story.panels:
+        answer = f" | answer: {panel.answer}" if panel.answer is not None else ""
+        print(f"{panel.label}: {panel.summary}{answer}")
+    print(f"{path} ({path.stat().st_size / 1024:.0f} KiB)")
+    return 0
+
+
+def _check_output(output: str) -> Path:
+    path = Path(output)
+    if path.suffix.lower() not in _KINDS:
+        raise ValueError(f"output={output!r}: must end in {', '.join(_KINDS)}")
+    if not path.parent.is_dir():
+        raise ValueError(f"output={output!r}: there is no folder {str(path.parent)!r}; make it first")
+    return path
+
+
+def _from_model(args: argparse.Namespace) -> Any:
+    from vllm_prune.show.run import run_model
+
+    return run_model(
+        args.video,
+        args.question,
+        args.prune or _DEFAULT_PRUNES,
+        model=_model_path(args.model),
+        max_tokens=_at_least_one("max_tokens", args.max_tokens),
+        media_io_kwargs=_parse_object("media_io_kwargs", args.media_io_kwargs),
+        engine=_parse_object("engine", args.engine),
+    )
+
+
+def _from_trace(args: argparse.Namespace) -> Any:
+    from vllm_prune.show.media import load_video, to_frames
+    from vllm_prune.show.story import Story, label_of, make_panel
+    from vllm_prune.show.trace_file import read_trace
+
+    if args.prune:
+        raise ValueError(f"prune={args.prune!r}: a trace has its own configuration; leave --prune or --trace out")
+    videos = read_trace(args.trace)
+    if not 0 <= args.trace_video < len(videos):
+        raise ValueError(f"trace_video={args.trace_video!r}: the trace has {len(videos)} videos; give 0 to that less one")
+    video = videos[args.trace_video]
+    model = _model_path(args.model)
+    images, metadata = load_video(args.video, model, _parse_object("media_io_kwargs", args.media_io_kwargs))
+    panel = make_panel(label_of(video.config), video)
+    return Story(to_frames(args.video, images, metadata), args.question, [panel])
+
+
+def _save(story: Any, path: Path, args: argparse.Namespace) -> None:
+    kind = path.suffix.lower()
+    if kind == ".html":
+        from vllm_prune.show.html import save_page
+
+        save_page(story, path)
+    elif kind == ".mp4":
+        from vllm_prune.show.film import save_film
+
+        save_film(story, path)
+    else:
+        from vllm_prune.show.sheet import SheetOptions, parse_steps, save_sheet
+
+        columns = _at_least_one("columns", args.columns)
+        options = SheetOptions(width=args.width, columns=columns, steps=parse_steps(args.steps, story.grid[0]))
+        save_sheet(story, path, options)
+
+
+def _model_path(model: str) -> str:
+    if model != "embedded":
+        return model
+    from vllm_prune.embedded import model_path
+
+    return str(model_path())
+
+
+def _parse_object(field: str, text: str | None) -> dict[str, Any]:
+    """A JSON object; empty for None."""
+    try:
+        value = json.loads(text) if text is not None else {}
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{field}={text!r}: not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{field}={text!r}: must be a JSON object")
+    return value
+
+
+def _at_least_one(field: str, value: int) -> int:
+    if value < 1:
+        raise ValueError(f"{field}={value!r}: must be 1 or more")
+    return value

@@ -1,0 +1,158 @@
+"""Runs the model in this process, once for each configuration, with traces."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vllm_prune.config import PruneConfig
+from vllm_prune.show.errors import ShowError
+from vllm_prune.show.media import load_video, to_frames
+from vllm_prune.show.story import Panel, Story, label_of, make_panel
+from vllm_prune.show.trace_file import TracedVideo, read_trace
+
+DEFAULT_QUESTION = "What happens in the video?"
+_TEXT_ROOM = 1024
+"""Tokens of the prompt beside the video, and of the answer."""
+
+
+def run_model(
+    video: str,
+    question: str | None,
+    prunes: Sequence[str],
+    *,
+    model: str,
+    max_tokens: int = 16,
+    media_io_kwargs: dict[str, Any] | None = None,
+    engine: dict[str, Any] | None = None,
+) -> Story:
+    """Asks `question` under every configuration of `prunes`.
+
+    Args:
+        video: A file, an http(s) URL or a data URL.
+        question: What to ask; None where no question matters: then a configuration that needs one gets a general one,
+            and the picture shows neither question nor answer if none does.
+        prunes: Presets or JSON objects, as `--prune` takes them.
+        model: A folder or hub name.
+        max_tokens: Length of the answer.
+        media_io_kwargs: As vLLM's option.
+        engine: Further arguments of `vllm.LLM`.
+
+    Raises:
+        ShowError: The video or the model cannot be used.
+        PruneConfigError: A configuration is wrong.
+    """
+    configs = name_configs(prunes)
+    images, metadata = load_video(video, model, media_io_kwargs)
+    grid = _grid(model, images)
+    with tempfile.TemporaryDirectory(prefix="vllm-prune-show-") as folder:
+        asked = question or DEFAULT_QUESTION
+        runner = _Runner(model, Path(folder), images, metadata, asked, grid, max_tokens, engine or {})
+        panels = [runner.run(label, config) for label, config in configs.items()]
+    if question is None and not any(config.query_aware for config in configs.values()):
+        return Story(to_frames(video, images, metadata), None, [replace(panel, answer=None) for panel in panels])
+    return Story(to_frames(video, images, metadata), asked, panels)
+
+
+def name_configs(prunes: Sequence[str]) -> dict[str, PruneConfig]:
+    """The configurations by a label each, without repetitions.
+
+    >>> list(name_configs(["default", "default", '{"method": "uniform"}', '{"preset": "default"}']))
+    ['default', 'uniform']
+    """
+    named: dict[str, PruneConfig] = {}
+    for prune in prunes:
+        label, config = label_of(prune), PruneConfig.parse(prune)
+        if config not in named.values():
+            named[config.to_json() if label in named else label] = config
+    return named
+
+
+def _grid(model: str, images: np.ndarray) -> tuple[int, int, int]:
+    from vllm_prune.estimate import VideoShape, read_dims
+    from vllm_prune.estimate.video import read_limits
+
+    frames, height, width = images.shape[:3]
+    return VideoShape(frames, height, width).grid(read_dims(model).vision, read_limits(model))
+
+
+class _Runner:
+    """An engine and the one request that it answers again and again."""
+
+    def __init__(
+        self,
+        model: str,
+        folder: Path,
+        images: np.ndarray,
+        metadata: dict[str, Any],
+        question: str,
+        grid: tuple[int, int, int],
+        max_tokens: int,
+        engine: dict[str, Any],
+    ) -> None:
+        self._folder, self._grid, self._max_tokens = folder, grid, max_tokens
+        self._llm = _start(model, folder, grid[0] * grid[1] * grid[2], engine)
+        content = [{"type": "video"}, {"type": "text", "text": question}]
+        prompt = self._llm.get_tokenizer().apply_chat_template(
+            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+        )
+        self._prompt = {"prompt": prompt, "multi_modal_data": {"video": [(images, metadata)]}}
+
+    def run(self, label: str, config: PruneConfig) -> Panel:
+        from vllm import SamplingParams
+
+        known = set(self._folder.glob("*.npz"))
+        request = {**self._prompt, "mm_processor_kwargs": {"prune": config.to_dict() or "baseline"}}
+        begin = time.perf_counter()
+        try:
+            (output,) = self._llm.generate(
+                [request], SamplingParams(max_tokens=self._max_tokens, temperature=0.0), use_tqdm=False
+            )
+        except ValueError as error:
+            raise ShowError(f"prune={config.to_json()}: {error}") from error
+        seconds = time.perf_counter() - begin
+        written = sorted(set(self._folder.glob("*.npz")) - known)
+        traced = read_trace(written[-1])[0] if written else TracedVideo.unpruned(self._grid, config)
+        return make_panel(label, traced, output.outputs[0].text.strip(), seconds)
+
+
+def _start(model: str, folder: Path, video_tokens: int, engine: dict[str, Any]) -> Any:
+    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+    from vllm import LLM
+    from vllm.platforms import current_platform
+
+    from vllm_prune.engine import engine_args
+
+    length = min(video_tokens + _TEXT_ROOM, _longest_prompt(model))
+    options: dict[str, Any] = {
+        "max_model_len": length,
+        "max_num_batched_tokens": length,
+        "max_num_seqs": 1,
+        "limit_mm_per_prompt": {"video": 1, "image": 0},
+        "enable_prefix_caching": False,
+        "enforce_eager": True,
+        "seed": 0,
+    }
+    if current_platform.is_cpu():
+        options["gpu_memory_utilization"] = 0.1  # only checked there; the KV cache has its own variable
+    try:
+        arguments = engine_args(model, PruneConfig(), override="any", trace=str(folder), **options | engine)
+        return LLM(**arguments)
+    except ValueError as error:
+        raise ShowError(f"model={model!r}: {error}") from error
+
+
+def _longest_prompt(model: str) -> int:
+    from vllm_prune.estimate.dims import read_config
+
+    config = read_config(model)
+    return (config.get("text_config") or config).get("max_position_embeddings", 32768)
