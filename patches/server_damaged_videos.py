@@ -34,14 +34,35 @@ def _install() -> None:
     original = _module().decode_video
 
     @functools.wraps(original)
-    def decode_video(*args: Any, **kwargs: Any) -> Any:
-        frames, source, sampled, valid = original(*args, **kwargs)
+    def decode_video(backend: Any, loader_cls: Any, data: bytes, *args: Any, **kwargs: Any) -> Any:
+        check_file_is_whole(data)
+        frames, source, sampled, valid = original(backend, loader_cls, data, *args, **kwargs)
         check_frames_are_there(sampled, valid)
         check_frame_size(frames.shape[1], frames.shape[2])
         return frames, source, sampled, valid
 
     setattr(decode_video, _MARK, True)
     _module().decode_video = decode_video
+
+
+def check_file_is_whole(data: bytes) -> None:
+    """Raise ValueError if an mp4 or mov file ends before its last part does (they are chains of parts with lengths).
+
+    With its index in front, such a file opens, and vLLM takes the frames that are left for all there are.
+    """
+    if data[4:8] != b"ftyp":
+        return
+    start = 0
+    while start + 8 <= len(data):
+        length, name = int.from_bytes(data[start : start + 4], "big"), data[start + 4 : start + 8]
+        if length == 1:
+            length = int.from_bytes(data[start + 8 : start + 16], "big")
+        if length < 8:  # 0: all the rest; other values are damage, which the decoder will find
+            return
+        start += length
+        if start > len(data):
+            label = name.decode("latin-1")
+            raise ValueError(f"the file is cut off: {label!r} ends at byte {start} of {len(data)}")
 
 
 def check_frames_are_there(sampled: Sequence[int], decoded: Sequence[int]) -> None:
@@ -68,13 +89,13 @@ PATCH = Patch(
     process="API server",
     trigger=_MODULE,
     why=(
-        "A file that was cut off decodes to as many frames as are left, and the server answers from those with no more "
-        "than a line in its log; with none left, or with frames of an unusable shape, the error that reaches the client "
-        "is a printout of pixels."
+        "A file that was cut off may decode to as many frames as are left, and the server answers from those with no "
+        "more than a line in its log; with none left, or with frames of an unusable shape, the error that reaches the "
+        "client is a printout of pixels."
     ),
     how=(
-        "Wraps the decoder and raises ValueError (HTTP 400) if more than a tenth of the sampled frames is missing, if a "
-        "side has less than two pixels, or if one side is more than 200 times the other."
+        "Wraps the decoder and raises ValueError (HTTP 400) if an mp4 file ends too early, if more than a tenth of the "
+        "sampled frames is missing, if a side has less than two pixels, or if one is more than 200 times the other."
     ),
     upstream=("https://github.com/vllm-project/vllm/pull/29001",),
     remove_when="vllm>=0.33",

@@ -79,13 +79,13 @@ PATCH = Patch(
     process="API server",
     trigger=_MODULE,
     why=(
-        "vLLM refuses every per-request mm_processor_kwargs unless the server runs with --trust-request-mm-kwargs, which "
-        "also lets clients change frame sizes and decoders. What a request may ask of `prune` is bounded by our own "
-        "--prune-override."
+        "vLLM refuses every per-request mm_processor_kwargs unless the server runs with --trust-request-mm-kwargs, "
+        "which also lets clients change frame sizes and decoders. What a request may ask of `prune` is bounded by our "
+        "own --prune-override."
     ),
     how=(
-        "On a server of a pruning variant the key `prune` is left out of the check; all other keys are refused as before. "
-        "Servers of other models are not changed."
+        "On a server of a pruning variant the key `prune` is left out of the check; all other keys are refused as "
+        "before. Servers of other models are not changed."
     ),
     upstream=("https://github.com/vllm-project/vllm/blob/v0.32.0/vllm/entrypoints/generate/base/protocol.py",),
     remove_when="vllm>=0.33",

@@ -14,7 +14,7 @@ _SHOWN = 60  # characters of a URL
 _REMEDIES = {
     "data": "send the whole of a video file as data:video/mp4;base64,...",
     "http": "use an address from which this server can load a video file, or send the file as a base64 data URL",
-    "file": "start the server with --allowed-local-media-path and name a video file below it, or send a base64 data URL",
+    "file": "start the server with --allowed-local-media-path and name a video file below it, or use a data URL",
     "": "use an http(s), file or base64 data URL of a video file",
 }
 
@@ -91,8 +91,8 @@ PATCH = Patch(
     process="API server",
     trigger=_MODULE,
     why=(
-        "An unreachable address, a local file where none are allowed and a data URL without base64 end in HTTP 500 or 501; "
-        "what is refused with 4xx says no more than `Could not open video stream`, or blames `image_url`."
+        "An unreachable address, a local file where none are allowed and a data URL without base64 end in HTTP 500 or "
+        "501; what is refused with 4xx says no more than `Could not open video stream`, or blames `image_url`."
     ),
     how=(
         "Wraps fetch_video and fetch_video_async: errors that the request is to blame for become HTTP 422 with field, "

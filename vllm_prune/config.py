@@ -235,6 +235,10 @@ class PruneConfig:
             if self.method not in known:
                 raise PruneConfigError(f"method={self.method!r}: unknown; known: {', '.join(known)}") from error
             raise PruneConfigError(f"method={self.method!r}: {error}") from error
+        if getattr(registry.load(self.method), "relevance", "unused") == "required":
+            raise PruneConfigError(
+                f'method={self.method!r}: needs relevance to the question, which only method "attention" has; use that'
+            )
 
     @property
     def keeps_everything(self) -> bool:

@@ -24,9 +24,9 @@ class SyntheticClip:
     questions: list[Question]
 
 
-def make_clip(seed: int, frames: int, degradation: Degradation = CLEAN) -> SyntheticClip:
-    """The clip of a seed; the same seed gives the same scene whatever the degradation."""
-    scene = sample_scene(np.random.default_rng([seed, 0]), frames)
+def make_clip(seed: int, frames: int, degradation: Degradation = CLEAN, extra_flashes: int = 0) -> SyntheticClip:
+    """The clip of a seed; the same seed gives the same objects whatever the degradation and the extra flashes."""
+    scene = sample_scene(np.random.default_rng([seed, 0]), frames, extra_flashes)
     texture = static_texture(np.random.default_rng([seed, 1]))
     rng = np.random.default_rng([seed, 2])
     background = moving_background(rng, texture, frames, degradation)
@@ -35,13 +35,15 @@ def make_clip(seed: int, frames: int, degradation: Degradation = CLEAN) -> Synth
 
 
 def evaluation_set(
-    n: int, frames: int, seed: int = 0, noise: str | Degradation = "clean"
+    n: int, frames: int, seed: int = 0, noise: str | Degradation = "clean", extra_flashes: int = 0
 ) -> list[tuple[np.ndarray, list[tuple[str, str, str]]]]:
     """``n`` held-out clips of ``frames`` frames.
 
     Returns (frames ``[T, 112, 112, 3]`` uint8, list of (question type, question, answer)) for each clip. ``noise``
-    is a name known to ``named_degradation`` or a ``Degradation``. Seeds are disjoint from those of training.
+    is a name known to ``named_degradation`` or a ``Degradation``. ``extra_flashes`` adds events that no question is about,
+    which methods that keep what changes cannot tell from the others. Seeds are disjoint from those of training.
     """
     degradation = named_degradation(noise) if isinstance(noise, str) else noise
-    clips = (make_clip(HELD_OUT_SEED + seed * 1_000_000 + i, frames, degradation) for i in range(n))
+    first = HELD_OUT_SEED + seed * 1_000_000
+    clips = (make_clip(first + i, frames, degradation, extra_flashes) for i in range(n))
     return [(clip.frames, [(q.type, q.text, q.answer) for q in clip.questions]) for clip in clips]

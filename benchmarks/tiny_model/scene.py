@@ -71,11 +71,12 @@ class Scene:
     shapes: tuple[SceneObject, ...]
     flashes: tuple[SceneObject, ...]
     distractors: tuple[SceneObject, ...]
+    extras: tuple[SceneObject, ...] = ()  # further flashes, in colours and forms that no question names
 
     @property
     def objects(self) -> tuple[SceneObject, ...]:
         """All objects in drawing order: what is asked about lies above the distractors."""
-        return self.distractors + self.shapes + self.flashes
+        return self.distractors + self.extras + self.shapes + self.flashes
 
 
 def _overlaps(candidate: SceneObject, placed: list[SceneObject]) -> bool:
@@ -168,8 +169,8 @@ def _place(sample: Callable[[], SceneObject], placed: list[SceneObject]) -> Scen
     return None
 
 
-def sample_scene(rng: np.random.Generator, frames: int) -> Scene:
-    """Sample a scene of ``frames`` frames.
+def sample_scene(rng: np.random.Generator, frames: int, extra_flashes: int = 0) -> Scene:
+    """Sample a scene of ``frames`` frames; up to ``extra_flashes`` more coloured events if there is room.
 
     No colour occurs twice among shapes and flashes, and no form twice among flashes, so that every question
     names exactly one object.
@@ -187,9 +188,23 @@ def sample_scene(rng: np.random.Generator, frames: int) -> Scene:
         for i in range(flash_count)
     ]
     distractors = [_sample_distractor(rng, frames) for _ in range(rng.poisson(frames / 5))]
+    extras = [
+        _place(
+            partial(
+                _sample_flash,
+                rng,
+                str(rng.choice(colours[MAX_SHAPES + flash_count :])),
+                str(rng.choice(ring_forms[flash_count:])),
+                frames,
+            ),
+            placed,
+        )
+        for _ in range(extra_flashes)
+    ]
     return Scene(
         frames=frames,
         shapes=tuple(shape for shape in shapes if shape is not None),
         flashes=tuple(flash for flash in flashes if flash is not None),
         distractors=tuple(distractors),
+        extras=tuple(extra for extra in extras if extra is not None),
     )

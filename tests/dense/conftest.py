@@ -17,6 +17,7 @@ from oracle import load_model
 from oracle.micro_model import write_micro_model
 
 SERVER_CONFIG = "default"
+COMPILED_BLOCKS = 34
 
 
 @pytest.fixture(scope="session")
@@ -42,6 +43,24 @@ def _one_thread() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def shared_eager(micro: str) -> Iterator[RemoteEngine]:
     with RemoteEngine(micro, SERVER_CONFIG) as engine:
+        yield engine
+
+
+@pytest.fixture(scope="session")
+def compiled(micro: str) -> Iterator[RemoteEngine]:
+    """Compiled, with a KV cache for little more than the longest request."""
+    with RemoteEngine(micro, SERVER_CONFIG, enforce_eager=False, num_gpu_blocks_override=COMPILED_BLOCKS) as engine:
+        yield engine
+
+
+@pytest.fixture(scope="session")
+def two_ranks(micro: str) -> Iterator[RemoteEngine]:
+    """Tensor parallelism over two processes."""
+    bind = {"VLLM_CPU_OMP_THREADS_BIND": "0|1"}
+    with RemoteEngine(
+        micro, SERVER_CONFIG, bind, tensor_parallel_size=2, distributed_executor_backend="mp"
+    ) as engine:
+        engine.call("watch_ranks")
         yield engine
 
 

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import multiprocessing
 import os
 import shutil
@@ -24,11 +25,13 @@ import numpy as np
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_ALLOW_INSECURE_SERIALIZATION": "1",
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_LOGGING_LEVEL": "WARNING",
     "VLLM_NO_USAGE_STATS": "1",
 }
 BLOCK_SIZE = 32
+STORM_TOKENS = 12
 OPTIONS: dict[str, Any] = {
     "max_model_len": 1024,
     "max_num_batched_tokens": 1024,
@@ -200,6 +203,62 @@ class DenseEngine:
                     found.append((arrays["prompt"].tolist(), own))
         return found
 
+    def storm(self, prompts: Sequence[Mapping[str, Any]], seed: int, free_blocks: int) -> list[Answer | None]:
+        """Adds the prompts a few at a time between steps, and aborts some; None for those. With `free_blocks` KV blocks."""
+        from vllm import SamplingParams
+
+        random = np.random.default_rng(seed)
+        names: list[str] = []
+        aborted: set[str] = set()
+        finished: dict[str, Any] = {}
+        self.preempted.clear()
+        with self._only(free_blocks):
+            while len(names) < len(prompts) or self.engine.has_unfinished_requests():
+                for prompt in prompts[len(names) : len(names) + int(random.integers(0, 6))]:
+                    params = SamplingParams(max_tokens=STORM_TOKENS, temperature=0.0, logprobs=1, ignore_eos=True)
+                    names += self.llm.enqueue([dict(prompt)], params, use_tqdm=False)
+                running = [name for name in names if name not in finished and name not in aborted]
+                if running and random.random() < 0.15:
+                    name = running[int(random.integers(len(running)))]
+                    self.engine.abort_request([name], internal=True)
+                    aborted.add(name)
+                if self.engine.has_unfinished_requests():
+                    outputs = self.engine.step()
+                    finished.update({_client_id(output.request_id): output for output in outputs if output.finished})
+        self.storm_preemptions = sum(self.preempted.values())
+        answers: list[Answer | None] = []
+        for name in names:
+            output = None if name in aborted else finished[_client_id(name)]
+            answers.append(output and self._short(output))
+        return answers
+
+    def alone(self, prompt: Mapping[str, Any]) -> Answer:
+        """The answer of one request with empty caches, as `storm` gives it."""
+        from vllm import SamplingParams
+
+        self.forget()
+        params = SamplingParams(max_tokens=STORM_TOKENS, temperature=0.0, logprobs=1, ignore_eos=True)
+        (output,) = self.llm.generate([dict(prompt)], params, use_tqdm=False)
+        return self._short(output)
+
+    def _short(self, output: Any) -> Answer:
+        completion = output.outputs[0]
+        chosen = zip(completion.logprobs, completion.token_ids, strict=True)
+        logprobs = np.array([step[token].logprob for step, token in chosen])
+        return Answer(list(output.prompt_token_ids), list(completion.token_ids), logprobs)
+
+    def preemptions(self) -> int:
+        """Of the last storm."""
+        return self.storm_preemptions
+
+    def watch_ranks(self) -> None:
+        """From now on every rank keeps a digest of the rows it keeps."""
+        self.llm.collective_rpc(_watch_rank)
+
+    def rank_digests(self) -> list[tuple[int, str]]:
+        """Of every rank, how often it dropped rows and a digest of those it kept."""
+        return self.llm.collective_rpc(_rank_digest)
+
     def forget(self) -> None:
         """Empties the prefix cache and the encoder cache."""
         assert self.llm.reset_prefix_cache()
@@ -216,6 +275,24 @@ class DenseEngine:
     def close(self) -> None:
         shutil.rmtree(self.trace, ignore_errors=True)
         self.engine.engine_core.shutdown()
+
+
+def _watch_rank(worker: Any) -> None:
+    from vllm_prune.serving.dense.rows import DenseRows
+
+    select = DenseRows.select
+    worker.digest, worker.drops = hashlib.sha256(), 0
+
+    def watching(self: DenseRows, kept: Any) -> DenseRows:
+        worker.digest.update(kept.cpu().numpy().tobytes())
+        worker.drops += 1
+        return select(self, kept)
+
+    DenseRows.select = watching  # type: ignore[method-assign]
+
+
+def _rank_digest(worker: Any) -> tuple[int, str]:
+    return worker.drops, worker.digest.hexdigest()
 
 
 def _client_id(request_id: str) -> str:

@@ -1,24 +1,114 @@
-"""Invariant 5: answers equal those of the oracle, whatever is in the batch and however vLLM cuts, caches and preempts."""
+"""Invariants 5 and 7: answers equal the oracle's, whatever is in the batch and however vLLM cuts, caches and preempts.
+
+The same 36 random requests, in batches of 1 to 8, go through every way that vLLM has of computing them.
+"""
 
 from __future__ import annotations
 
+import functools
+import itertools
+
 import numpy as np
 import pytest
-from dense_cases import check_steps, compare, random_case
+from dense_cases import CONFIGS, Case, Oracle, check_steps, compare, random_case
+from dense_engine import BLOCK_SIZE, Answer, RemoteEngine
 
-BATCHES = [1, 2, 3, 4, 5, 6, 7, 8]
-
-
-def batch_of(size: int):
-    random = np.random.default_rng(1000 + size)
-    return [random_case(random) for _ in range(size)]
+SIZES = [1, 2, 3, 4, 5, 6, 7, 8]
+LONG = 24
+"""Tokens to generate where requests are to outgrow the cache."""
 
 
-@pytest.mark.parametrize("size", BATCHES)
-def test_cold_then_warm(eager, oracle, size):
+@functools.cache
+def all_cases() -> list[Case]:
+    """As many as SIZES add up to; the configurations take turns among those with a video."""
+    random, configs = np.random.default_rng(1000), itertools.cycle(CONFIGS)
+    cases, config = [], next(configs)
+    for _ in range(sum(SIZES)):
+        cases.append(random_case(random, [config]))
+        if cases[-1].videos:
+            config = next(configs)
+    return cases
+
+
+def batch_of(size: int) -> list[Case]:
+    start = sum(SIZES[: SIZES.index(size)])
+    return all_cases()[start : start + size]
+
+
+def answer_all(engine: RemoteEngine, oracle: Oracle, cases: list[Case], **options) -> list[Answer]:
+    answers = engine.run([case.prompt() for case in cases], **options)
+    compare(cases, answers, oracle, options.get("max_tokens", 4))
+    for case, answer in zip(cases, answers, strict=True):
+        check_steps(answer, oracle, case)
+    return answers
+
+
+def longest(oracle: Oracle, answers: list[Answer]) -> int:
+    """Tokens that a step has to hold to compute any span of these."""
+    return max([1, *(stop - start for answer in answers for start, stop in oracle.spans(answer.prompt))])
+
+
+def test_the_cases_are_of_all_kinds():
+    cases = all_cases()
+    assert len(cases) >= 30
+    assert any(len(case.videos) > 1 for case in cases)
+    assert any(not case.videos for case in cases)
+    assert any(case.images and case.videos for case in cases)
+    assert any(case.text.count("<|im_start|>user") > 2 for case in cases)
+    used = [repr(case.config) for case in cases if case.videos]
+    assert {repr(config) for config in CONFIGS} == set(used)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_cold_warm_and_in_chunks(eager, oracle, size):
     cases = batch_of(size)
-    for _ in range(2):
-        answers = eager.run([case.prompt() for case in cases])
-        compare(cases, answers, oracle)
-        for case, answer in zip(cases, answers, strict=True):
-            check_steps(answer, oracle, case)
+    cold = answer_all(eager, oracle, cases)
+    assert all(answer.preemptions == 0 for answer in cold)
+    answer_all(eager, oracle, cases)
+    eager.call("forget")
+    # Budgets that leave the prompt's other parts in pieces, and one request's span waiting for another's.
+    for more in (1, 30):
+        answer_all(eager, oracle, cases, step_tokens=longest(oracle, cold) + more)
+
+
+@pytest.mark.parametrize("size", [4, 7, 8])
+def test_partly_warm(eager, oracle, size):
+    cases = batch_of(size)
+    answer_all(eager, oracle, cases[::2])
+    answers = answer_all(eager, oracle, cases[::-1])
+    assert any(answer.num_cached for answer in answers)
+
+
+@pytest.mark.parametrize("size", [5, 8])
+def test_preempted(eager, oracle, size):
+    """The cache holds the longest request and little more, so that those begun later make room and begin again."""
+    cases = batch_of(size)
+    lengths = [oracle(case, LONG).prompt_len_kept + LONG for case in cases]
+    free = -(-max(lengths) // BLOCK_SIZE) + 5
+    answers = answer_all(eager, oracle, cases, max_tokens=LONG, free_blocks=free)
+    assert sum(answer.preemptions for answer in answers) > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", SIZES)
+def test_compiled_with_a_small_cache(compiled, oracle, size):
+    cases = batch_of(size)
+    compiled.call("forget")
+    free = compiled.call("free_blocks")
+    answer_all(compiled, oracle, cases)
+    if size == 8:
+        answers = answer_all(compiled, oracle, cases, max_tokens=LONG)
+        assert sum(answer.preemptions for answer in answers) > 0
+    assert compiled.call("free_blocks") == free
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", SIZES)
+def test_on_two_ranks(two_ranks, oracle, size):
+    cases = batch_of(size)
+    two_ranks.call("forget")
+    drops = two_ranks.call("rank_digests")[0][0]
+    answers = answer_all(two_ranks, oracle, cases)
+    first, second = two_ranks.call("rank_digests")
+    assert first == second
+    assert first[0] > drops or not any(answer.chosen for answer in answers)

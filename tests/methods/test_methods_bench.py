@@ -49,6 +49,12 @@ def test_it_refuses_to_keep_more_than_there_is(tmp_path: Path, capsys: pytest.Ca
     assert "--keep 5: must be at most --tokens-per-frame 4" in capsys.readouterr().err
 
 
+def test_processor_time_is_for_one_thread_of_the_cpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _run(*SMALL, "--clock", "cpu", "-o", str(tmp_path)) == 2
+    assert "--clock cpu: give --device cpu --threads 1" in capsys.readouterr().err
+    assert _run(*SMALL, "--clock", "cpu", "--threads", "1", "--methods", "uniform", "-o", str(tmp_path)) == 0
+
+
 def test_memory_is_the_most_held_at_once() -> None:
     def call() -> None:
         for _ in range(3):

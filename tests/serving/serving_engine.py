@@ -56,6 +56,8 @@ class Answer:
     num_cached_tokens: int
     steps: int
     """In how many steps the model saw something of it."""
+    num_computed_rows: int
+    """How many rows the model saw of it, in all steps together."""
 
     @property
     def prompt_len(self) -> int:
@@ -145,6 +147,7 @@ class Engine:
             positions=positions,
             num_cached_tokens=output.num_cached_tokens or 0,
             steps=len(seen),
+            num_computed_rows=sum(rows.shape[1] for _, rows in seen),
         )
 
     def blocks_held(self) -> dict[str, int]:

@@ -54,6 +54,30 @@ def mp4(num_frames: int = 16, height: int = 112, width: int = 112, *, seed: int 
         return path.read_bytes()
 
 
+def index_in_front(data: bytes) -> bytes:
+    """An mp4 file with its index (`moov`) before the frames, as files for streaming have it.
+
+    Cut off, such a file still opens. The index holds offsets of the frames in the file, which move by its own length.
+    """
+    boxes = _boxes(data)
+    index = bytearray(boxes["moov"])
+    table = index.index(b"stco") + 8  # behind the name and four bytes of version and flags: the number of offsets
+    for i in range(int.from_bytes(index[table : table + 4], "big")):
+        at = slice(table + 4 + 4 * i, table + 8 + 4 * i)
+        index[at] = (int.from_bytes(index[at], "big") + len(index)).to_bytes(4, "big")
+    return boxes["ftyp"] + bytes(index) + b"".join(box for name, box in boxes.items() if name not in ("ftyp", "moov"))
+
+
+def _boxes(data: bytes) -> dict[str, bytes]:
+    """The top-level boxes of an mp4 file: four bytes of length, four of name, content."""
+    boxes, at = {}, 0
+    while at < len(data):
+        length = int.from_bytes(data[at : at + 4], "big")
+        boxes[data[at + 4 : at + 8].decode()] = data[at : at + length]
+        at += length
+    return boxes
+
+
 def y4m(num_frames: int, height: int, width: int, fps: int = 8) -> bytes:
     """The bytes of an uncompressed file of grey frames, which may have any size, 1 x 1 too."""
     frame = b"FRAME\n" + bytes([100]) * (height * width) + bytes([128]) * (2 * height * width)

@@ -8,7 +8,7 @@ import httpx
 import openai
 import pytest
 from serving_cases import QUESTION
-from serving_media import data_url, mp4, png, wav, y4m
+from serving_media import data_url, index_in_front, mp4, png, wav, y4m
 from serving_server import image, text, video
 
 GOOD_FILE = mp4(16, 112, 112, seed=1)
@@ -91,11 +91,12 @@ def test_other_processor_options_stay_refused(server):
     assert "--trust-request-mm-kwargs" in message
 
 
+FRONT_INDEX = index_in_front(mp4(64, 112, 112, seed=2))
 WHOLE = "send the whole of a video file"
 FILES = {
     "empty": (b"", ["Could not open video stream", WHOLE]),
-    "cut off": (GOOD_FILE[: len(GOOD_FILE) // 2], ["Could not open video stream", WHOLE]),
-    "cut off, uncompressed": (y4m(16, 30, 40)[: 3 * 3600], ["frame", WHOLE]),
+    "cut off": (GOOD_FILE[: len(GOOD_FILE) // 2], ["the file is cut off", "'mdat'", WHOLE]),
+    "cut off, index in front": (FRONT_INDEX[: len(FRONT_INDEX) // 2], ["the file is cut off", "'mdat'", WHOLE]),
     "zeros": (bytes(5000), ["Could not open video stream", WHOLE]),
     "sound only": (wav(), ["Could not open video stream", WHOLE]),
     "text": (b"This is no video. " * 50, ["Could not open video stream", WHOLE]),
@@ -165,6 +166,8 @@ def test_a_text_too_long_for_the_model(server):
 def test_media_of_a_refused_request_are_accepted_later(server):
     """vLLM's processor caches media before the request is refused; the engine must get them all the same."""
     picture, clip = image(data_url(png(112, 112, seed=9), "image/png")), video(data_url(mp4(16, seed=9)))
+    film = video(data_url(mp4(700, 112, 112, fps=2.0, seed=9)))
     refuse(server, picture, clip, text(QUESTION * 500))
+    refuse(server, picture, film, QUESTION_PART)
     refuse(server, picture, clip, QUESTION_PART, prune={"target_token_num": NUM_TOKENS + 1})
     assert server.ask(picture, clip, QUESTION_PART).usage.completion_tokens == 3

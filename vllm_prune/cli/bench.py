@@ -21,6 +21,10 @@ BENCHMARKS = {
         "vllm_prune.bench.throughput.command",
         "latency, requests a second and KV blocks of servers, stock vLLM beside ours",
     ),
+    "accuracy": Benchmark(
+        "vllm_prune.bench.accuracy.command",
+        "right answers on questions about videos, by configuration and tokens kept",
+    ),
     "methods": Benchmark("vllm_prune.cli.bench_methods", "time and accuracy of the pruning methods themselves"),
 }
 

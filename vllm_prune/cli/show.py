@@ -72,19 +72,22 @@ def _from_model(args: argparse.Namespace) -> Any:
 
 def _from_trace(args: argparse.Namespace) -> Any:
     from vllm_prune.show.media import load_video, to_frames
-    from vllm_prune.show.story import Story, label_of, make_panel
+    from vllm_prune.show.run import make_story
+    from vllm_prune.show.story import label_of, make_panel
     from vllm_prune.show.trace_file import read_trace
 
     if args.prune:
         raise ValueError(f"prune={args.prune!r}: a trace has its own configuration; leave --prune or --trace out")
     videos = read_trace(args.trace)
     if not 0 <= args.trace_video < len(videos):
-        raise ValueError(f"trace_video={args.trace_video!r}: the trace has {len(videos)} videos; give 0 to that less one")
+        raise ValueError(
+            f"trace_video={args.trace_video!r}: the trace has {len(videos)} videos; give 0 to that less one"
+        )
     video = videos[args.trace_video]
     model = _model_path(args.model)
     images, metadata = load_video(args.video, model, _parse_object("media_io_kwargs", args.media_io_kwargs))
     panel = make_panel(label_of(video.config), video)
-    return Story(to_frames(args.video, images, metadata), args.question, [panel])
+    return make_story(model, to_frames(args.video, images, metadata), args.question, [panel])
 
 
 def _save(story: Any, path: Path, args: argparse.Namespace) -> None:

@@ -40,7 +40,8 @@ def table(labels: Sequence[str], estimates: Sequence[Estimate], request: Request
     t, h, w = estimates[0].grid
     head = (
         f"{request.video.frames} frames of {request.video.width}x{request.video.height}: "
-        f"a grid of {t} x {h} x {w} tokens; {request.text_tokens} tokens of text; KV blocks of {request.block_size} tokens"
+        f"a grid of {t} x {h} x {w} tokens; {request.text_tokens} tokens of text; "
+        f"KV blocks of {request.block_size} tokens"
     )
     return f"{head}\n\n{_align(rows)}\n\nPredicted times are ratios of FLOPs, not measurements."
 

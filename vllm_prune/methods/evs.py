@@ -12,6 +12,7 @@ from vllm_prune.methods._checks import check_budget, check_unpruned
 from vllm_prune.methods.base import Assignment, VideoTokens
 from vllm_prune.methods.topk import best
 
+_COPY_BYTES = 4 << 20  # cosine_similarity makes several copies: in pieces they stay in the processor's cache
 _FIRST_FRAME = 255.0  # above any dissimilarity: the first frame has nothing before it, so it comes first
 
 
@@ -39,6 +40,8 @@ class EVS:
 
 def measure_change(video: Tensor) -> Tensor:
     """[T, H*W]: 1 - cosine similarity of each cell of `video` [T, H*W, C] to the frame before."""
-    change = 1 - torch.nn.functional.cosine_similarity(video[1:], video[:-1], dim=-1)
     first = torch.full_like(video[:1, :, 0], _FIRST_FRAME)
-    return torch.cat((first, change)).nan_to_num(1)
+    at_once = max(1, _COPY_BYTES // (video[0].numel() * video.element_size()))
+    pairs = zip(video[1:].split(at_once), video[:-1].split(at_once), strict=True)
+    change = [1 - torch.nn.functional.cosine_similarity(now, before, dim=-1) for now, before in pairs]
+    return torch.cat((first, *change)).nan_to_num(1)

@@ -1,8 +1,8 @@
 """Which cells of a video hold something new, from its pixels alone: stage 1 before the vision encoder.
 
 A cell is the area of one merged token over one temporal patch. Cells are compared by coarse averages in grey levels,
-after what the whole frame changed by (flicker, exposure, slow drift) has been taken off, so sensor noise and compression hardly
-count and a small moving thing does.
+after what the whole frame changed by (flicker, exposure, slow drift) has been taken off: sensor noise and compression
+hardly count, and a small moving thing does.
 """
 
 from __future__ import annotations

@@ -77,9 +77,10 @@ def _match(points: Tensor, count: Tensor, merges: Tensor) -> tuple[Tensor, Tenso
     Returns source [B, ceil(m / 2)] bool, True at the `merges` [B] even rows most similar to an odd one, and target, of
     the same shape, the number of that odd row.
     """
-    units = points * invert(torch.linalg.vector_norm(points, dim=2))[:, :, None]
+    inverse = invert(torch.linalg.vector_norm(points, dim=2))
     in_use = torch.arange(points.shape[1], device=points.device) < count[:, None]
-    similarity = units[:, 0::2] @ units[:, 1::2].mT
+    similarity = points[:, 0::2] @ points[:, 1::2].mT
+    similarity.mul_(inverse[:, 0::2, None]).mul_(inverse[:, None, 1::2])
     similarity.masked_fill_(~in_use[:, None, 1::2], -torch.inf)
     target = similarity.argmax(2)
     score = similarity.gather(2, target[:, :, None]).squeeze(2).masked_fill(~in_use[:, 0::2], -torch.inf)

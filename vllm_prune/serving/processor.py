@@ -21,9 +21,10 @@ from vllm.multimodal.processing.inputs import ProcessorInputs
 from vllm.multimodal.processing.processor import MultiModalProcessingResult
 
 from vllm_prune.budget import TokenCounts
-from vllm_prune.config import PruneConfig
+from vllm_prune.config import PruneConfig, PruneConfigError
 from vllm_prune.methods.still_cells import StillPlan
 from vllm_prune.override import ServerSettings
+from vllm_prune.serving.length_check import check_length
 from vllm_prune.serving.pixel_plan import PixelFormat, keep_encoded, plan_video, require_pixels
 from vllm_prune.serving.request_spec import CELLS_FIELD, FIELD, VideoSpec
 from vllm_prune.serving.settings import REQUEST_KEY, read_max_step_tokens, read_settings
@@ -50,6 +51,18 @@ def _encoded_cells(plan: StillPlan | None) -> torch.Tensor:
     if plan is None:
         return torch.empty(0, dtype=torch.int32)
     return plan.encoded.flatten().nonzero().squeeze(1).to(torch.int32)
+
+
+def _forget_media(inputs: ProcessorInputs, processed: MultiModalInput) -> None:
+    """Takes a refused request's media out of vLLM's processor cache.
+
+    What is in there counts as sent to the engine, which never gets to see this request; the next one with the same
+    media would fail once (HTTP 503).
+    """
+    if inputs.cache is not None:
+        for hashes in processed["mm_hashes"].values():
+            for mm_hash in hashes:
+                inputs.cache.invalidate(mm_hash)
 
 
 def without_prune(kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -84,14 +97,25 @@ class PruningProcessorMixin(BaseMultiModalProcessor[Any]):
         """Resolves the request's configuration, processes, and adds the report of token counts."""
         inputs = self._with_resolved_config(inputs)
         processed = super().apply(inputs, timing_ctx)
-        config = self._config(inputs.hf_processor_mm_kwargs)
-        if config.query_aware and not isinstance(inputs, ProfilingInputs):
-            limit = read_max_step_tokens(self.info.get_hf_config())
-            check_spans(processed, getattr(inputs, REPORT_KEY, ()), self._turn, limit)
         counts = getattr(inputs, REPORT_KEY, ())
         if counts:
+            if not isinstance(inputs, ProfilingInputs):
+                self._check_prompt(inputs, processed, counts)
             processed[REPORT_KEY] = counts
         return processed
+
+    def _check_prompt(
+        self, inputs: ProcessorInputs, processed: MultiModalInput, counts: tuple[TokenCounts, ...]
+    ) -> None:
+        """Refuses what depends on the prompt as a whole."""
+        try:
+            check_length(len(processed["prompt_token_ids"]), counts, self.info.ctx.model_config.max_model_len)
+            if self._config(inputs.hf_processor_mm_kwargs).query_aware:
+                limit = read_max_step_tokens(self.info.get_hf_config())
+                check_spans(processed, counts, self._turn, limit)
+        except PruneConfigError:
+            _forget_media(inputs, processed)
+            raise
 
     def _with_resolved_config(self, inputs: ProcessorInputs) -> ProcessorInputs:
         config = self._settings.resolve(inputs.hf_processor_mm_kwargs.get(REQUEST_KEY))

@@ -8,7 +8,10 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 INK, FAINT, PAPER, RULE = (24, 28, 36), (104, 112, 126), (255, 255, 255), (214, 219, 227)
-_FONTS = {False: ("DejaVuSans.ttf", "LiberationSans-Regular.ttf"), True: ("DejaVuSans-Bold.ttf", "LiberationSans-Bold.ttf")}
+_FONTS = {
+    False: ("DejaVuSans.ttf", "LiberationSans-Regular.ttf"),
+    True: ("DejaVuSans-Bold.ttf", "LiberationSans-Bold.ttf"),
+}
 Colour = tuple[int, int, int]
 
 

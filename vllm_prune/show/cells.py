@@ -55,14 +55,14 @@ class Cells:
 def map_cells(video: TracedVideo) -> Cells:
     """Where every cell of `video` went."""
     slot, kept = video.slot, video.kept
-    is_kept = np.zeros(len(video.anchor), dtype=bool)
+    is_kept: np.ndarray = np.zeros(len(video.anchor), dtype=bool)
     is_kept[kept] = True
     members = np.bincount(slot[slot >= 0], minlength=len(video.anchor))
     inside = np.maximum(slot, 0)
     state = np.where(members[inside] > 1, State.MERGED, State.KEPT)
     state = np.where(is_kept[inside], state, State.UNASKED)
     state = np.where(slot < 0, State.DROPPED, state).astype(np.uint8)
-    anchor = np.zeros(len(slot), dtype=bool)
+    anchor: np.ndarray = np.zeros(len(slot), dtype=bool)
     anchor[video.anchor[kept]] = True
     heat = _heat(video, inside)
     return Cells(

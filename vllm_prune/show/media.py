@@ -11,7 +11,9 @@ from vllm_prune.show.errors import ShowError
 from vllm_prune.show.story import Frames
 
 
-def load_video(video: str, model: str, media_io_kwargs: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+def load_video(
+    video: str, model: str, media_io_kwargs: dict[str, Any] | None = None
+) -> tuple[np.ndarray, dict[str, Any]]:
     """Frames [F, height, width, 3] and the metadata that vLLM's loader for `model` gives.
 
     Args:

@@ -48,7 +48,7 @@ def paint_cells(image: np.ndarray, cells: Cells, step: int) -> np.ndarray:
     alive = merged | (state == State.KEPT)
     palette = _palette(int(cells.token.max()) + 1 if cells.token.size else 1)
     colours = palette[np.maximum(token, 0)] if len(palette) else np.zeros((*token.shape, 3), dtype=np.float32)
-    painted = image.astype(np.float32)
+    painted: np.ndarray = image.astype(np.float32)
     painted = np.where(merged[..., None], painted * (1 - TINT) + colours * TINT, painted)
     painted = np.where(alive[..., None], painted, dim(image))
     # One outline around each merged token, and one around neighbours that are kept alone.

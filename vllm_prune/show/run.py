@@ -13,9 +13,13 @@ from typing import Any
 import numpy as np
 
 from vllm_prune.config import PruneConfig
+from vllm_prune.estimate import VideoShape, read_dims
+from vllm_prune.estimate.dims import read_config
+from vllm_prune.estimate.video import read_limits
+from vllm_prune.serving.architectures import variant_of
 from vllm_prune.show.errors import ShowError
 from vllm_prune.show.media import load_video, to_frames
-from vllm_prune.show.story import Panel, Story, label_of, make_panel
+from vllm_prune.show.story import Frames, Panel, Story, label_of, make_panel
 from vllm_prune.show.trace_file import TracedVideo, read_trace
 
 DEFAULT_QUESTION = "What happens in the video?"
@@ -50,15 +54,34 @@ def run_model(
         PruneConfigError: A configuration is wrong.
     """
     configs = name_configs(prunes)
+    check_model(model)
     images, metadata = load_video(video, model, media_io_kwargs)
     grid = _grid(model, images)
     with tempfile.TemporaryDirectory(prefix="vllm-prune-show-") as folder:
         asked = question or DEFAULT_QUESTION
         runner = _Runner(model, Path(folder), images, metadata, asked, grid, max_tokens, engine or {})
         panels = [runner.run(label, config) for label, config in configs.items()]
+    frames = to_frames(video, images, metadata)
     if question is None and not any(config.query_aware for config in configs.values()):
-        return Story(to_frames(video, images, metadata), None, [replace(panel, answer=None) for panel in panels])
-    return Story(to_frames(video, images, metadata), asked, panels)
+        return make_story(model, frames, None, [replace(panel, answer=None) for panel in panels])
+    return make_story(model, frames, asked, panels)
+
+
+def make_story(model: str, frames: Frames, question: str | None, panels: list[Panel]) -> Story:
+    """The story of `panels`, with the sizes of the model's tokens."""
+    vision = read_dims(model).vision
+    return Story(frames, question, panels, frames_per_step=vision.temporal_patch, token_pixels=vision.token_pixels)
+
+
+def check_model(model: str) -> None:
+    """Raises ShowError unless there is a pruning variant of `model`."""
+    from vllm_prune.engine import read_architecture
+
+    try:
+        variant_of(read_architecture(model))
+    except ValueError as error:
+        given = "" if "model=" in str(error) else f"model={model!r}: "
+        raise ShowError(f"{given}{error}; give a Qwen2.5-VL, or leave --model out for the embedded one") from error
 
 
 def name_configs(prunes: Sequence[str]) -> dict[str, PruneConfig]:
@@ -76,9 +99,6 @@ def name_configs(prunes: Sequence[str]) -> dict[str, PruneConfig]:
 
 
 def _grid(model: str, images: np.ndarray) -> tuple[int, int, int]:
-    from vllm_prune.estimate import VideoShape, read_dims
-    from vllm_prune.estimate.video import read_limits
-
     frames, height, width = images.shape[:3]
     return VideoShape(frames, height, width).grid(read_dims(model).vision, read_limits(model))
 
@@ -152,7 +172,5 @@ def _start(model: str, folder: Path, video_tokens: int, engine: dict[str, Any]) 
 
 
 def _longest_prompt(model: str) -> int:
-    from vllm_prune.estimate.dims import read_config
-
     config = read_config(model)
     return (config.get("text_config") or config).get("max_position_embeddings", 32768)

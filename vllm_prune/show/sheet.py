@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from PIL import Image
 
 from vllm_prune.show.canvas import FAINT, INK, PAPER, RULE, Canvas
 from vllm_prune.show.cells import Cells, State
-from vllm_prune.show.paint import cluster_colour, fit, heat_colours, paint_cells, paint_heat
+from vllm_prune.show.paint import fit, heat_colours, paint_cells, paint_heat
 from vllm_prune.show.story import Panel, Story
 from vllm_prune.show.timeline import BAR, BAR_OFF, HEIGHT, SHADES, draw_timeline
 
@@ -103,13 +103,13 @@ def spread(steps: int, count: int) -> tuple[int, ...]:
 
 
 def _draw_header(canvas: Canvas, story: Story) -> None:
-    t, h, w = story.grid
+    (t, h, w), side = story.grid, story.token_pixels
     title = f'"{story.question}"' if story.question else f"What is kept of {story.frames.name}"
     room = canvas.width - 2 * _MARGIN
     canvas.text(_MARGIN, _MARGIN + 10, canvas.shorten(title, _LARGE, room, bold=True), _LARGE, bold=True)
     facts = (
         f"{story.frames.name}: {len(story.frames.images)} frames sampled by vLLM, a grid of {t} x {h} x {w} = "
-        f"{t * h * w:,} tokens; each covers {story.frames_per_step} frames x 28 x 28 pixels"
+        f"{t * h * w:,} tokens; each covers {story.frames_per_step} frames x {side} x {side} pixels"
     )
     canvas.text(_MARGIN, _MARGIN + 38, canvas.shorten(facts, _NORMAL, room), _NORMAL, colour=FAINT)
 
@@ -139,10 +139,11 @@ def _draw_legend(canvas: Canvas, y: int, with_heat: bool, with_segments: bool) -
 def _sample(state: State, size: int) -> np.ndarray:
     """Two cells in the look of `state`."""
     shape = (1, 1, 2)
-    token = np.full(shape, 2, dtype=np.int32) if state == State.MERGED else np.arange(2, dtype=np.int32).reshape(shape)
-    anchor = np.array([[[True, state != State.MERGED]]])
+    merged = state == State.MERGED
+    token = np.array([[[2, 2 if merged else 3]]], dtype=np.int32)
+    anchor = np.array([[[True, not merged]]])
     cells = Cells(np.full(shape, state, dtype=np.uint8), token, anchor, None, None)
-    photo = np.full((size, 2 * size, 3), (120, 150, 120), dtype=np.uint8)
+    photo: np.ndarray = np.full((size, 2 * size, 3), (120, 150, 120), dtype=np.uint8)
     photo[size // 2 :] = (156, 124, 88)
     return paint_cells(photo, cells, 0)
 
@@ -187,7 +188,7 @@ def _draw_title(canvas: Canvas, y: int, panel: Panel) -> None:
     canvas.text(right, middle, answer, _NORMAL, bold=True, anchor="rm")
 
 
-def parse_steps(text: str | None, steps: int) -> Sequence[int] | None:
+def parse_steps(text: str | None, steps: int) -> tuple[int, ...] | None:
     """The steps that a comma-separated list names."""
     if text is None:
         return None

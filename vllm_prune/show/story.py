@@ -59,6 +59,8 @@ class Story:
     panels: list[Panel]
     frames_per_step: int = 2
     """Frames that one step of the grid covers (`temporal_patch_size`)."""
+    token_pixels: int = 28
+    """Side of the square of a (resized) frame that a token covers (`patch_size` times `spatial_merge_size`)."""
 
     def __post_init__(self) -> None:
         steps = self.panels[0].cells.grid[0]
@@ -83,9 +85,7 @@ class Story:
         return float(self.frames.seconds[min(step * self.frames_per_step, len(self.frames.seconds) - 1)])
 
 
-def make_panel(
-    label: str, video: TracedVideo, answer: str | None = None, seconds: float | None = None
-) -> Panel:
+def make_panel(label: str, video: TracedVideo, answer: str | None = None, seconds: float | None = None) -> Panel:
     """The panel of a traced video."""
     return Panel(label, video.config, map_cells(video), _name_counts(video), answer, seconds)
 

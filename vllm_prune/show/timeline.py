@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -33,11 +34,10 @@ def draw_timeline(canvas: Canvas, x: float, y: float, width: float, panel: Panel
 
 def _draw_segments(canvas: Canvas, x: float, y: float, width: float, segment: np.ndarray) -> None:
     bounds = [0, *(np.flatnonzero(np.diff(segment)) + 1).tolist(), len(segment)]
-    for number, (first, last) in enumerate(zip(bounds, bounds[1:], strict=False)):
+    for number, (first, last) in enumerate(itertools.pairwise(bounds)):
         left, right = x + width * first / len(segment), x + width * last / len(segment)
         canvas.box(left + 1, y, right - left - 2, _SEGMENTS, fill=SHADES[number % 2])
         name = f"segment {number + 1}"
         if canvas.measure(name, _SMALL) > right - left - 6:
             name = str(number + 1)
         canvas.text((left + right) / 2, y + _SEGMENTS / 2, name, _SMALL, colour=(92, 62, 8), anchor="mm")
-

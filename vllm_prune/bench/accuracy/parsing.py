@@ -25,8 +25,8 @@ def judge(question: Question, said: str) -> tuple[str | None, bool]:
 def read_choice(said: str, options: Sequence[str]) -> str | None:
     """The letter of the option that `said` means; None where it names none, or several.
 
-    In this order: a letter at the beginning; the only option whose text is said; a letter in brackets or after "answer is"
-    or "option".
+    In this order: a letter at the beginning; the only option whose text is said; a letter in brackets or after "answer
+    is" or "option".
 
     >>> options = ("a dog", "a cat")
     >>> [read_choice(said, options) for said in ("B", "(b) a cat", "The answer is A.", "A cat.", "a cat or a dog", "")]
@@ -46,7 +46,8 @@ def read_choice(said: str, options: Sequence[str]) -> str | None:
 def _options_named(text: str, options: Sequence[str]) -> list[int]:
     """Options whose text is all of `text`, perhaps after a letter, or else stands in it; of nested ones the longest."""
     names = [plain(option) for option in options]
-    exact = [index for index, name in enumerate(names) if name and text in (name, f"{letters(26)[index].lower()} {name}")]
+    marked = [f"{letter.lower()} {name}" for letter, name in zip(letters(len(names)), names, strict=True)]
+    exact = [index for index, name in enumerate(names) if name and text in (name, marked[index])]
     if exact:
         return exact
     inside = [index for index, name in enumerate(names) if len(name) > 1 and _has(text, name)]

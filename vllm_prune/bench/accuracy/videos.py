@@ -47,6 +47,10 @@ class Video(Protocol):
     def key(self) -> str:
         """Equal for questions about the same video."""
 
+    @property
+    def scene(self) -> str:
+        """Equal for videos that show much the same; what is said about them is not independent."""
+
     def frames(self, limit: int) -> Frames:
         """At most `limit` frames, evenly spaced."""
 
@@ -65,6 +69,10 @@ class FileVideo:
     @property
     def key(self) -> str:
         return f"{self.path}@{self.start}-{self.end}"
+
+    @property
+    def scene(self) -> str:
+        return str(self.path)
 
     def frames(self, limit: int) -> Frames:
         with _Capture(self.path) as capture:
@@ -97,6 +105,10 @@ class FrameFolder:
     @property
     def key(self) -> str:
         return f"{self.path}@{self.start}-{self.end}"
+
+    @property
+    def scene(self) -> str:
+        return str(self.path)
 
     def frames(self, limit: int) -> Frames:
         files = self._files()
@@ -143,7 +155,8 @@ class _Capture:
         self.fps = float(self._capture.get(cv2.CAP_PROP_FPS))
         if not self._capture.isOpened() or self.count < 1 or not self.fps > 0:
             self._capture.release()
-            raise BenchmarkError(f"{path}: not a video that OpenCV can read; check the file, or leave its questions out")
+            remedy = "check the file, or leave its questions out"
+            raise BenchmarkError(f"{path}: not a video that OpenCV can read; {remedy}")
 
     def read(self, indices: Sequence[int]) -> Iterator[np.ndarray]:
         """The frames `indices` (increasing), as far as the file goes."""

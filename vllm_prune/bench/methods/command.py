@@ -34,6 +34,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
     parser.add_argument("--threads", type=_positive, help="on the CPU (default: PyTorch's)")
     parser.add_argument("--repeats", type=_positive, default=5, help="timed runs of each case (default 5)")
+    parser.add_argument(
+        "--clock",
+        choices=("wall", "cpu"),
+        default="wall",
+        help="cpu: processor time of this process, for --device cpu --threads 1 on a machine that is busy otherwise",
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("-o", "--output", type=Path, default=Path("bench-results"), metavar="DIR", help="for results")
     parser.add_argument("--name", default="methods", help="name of the result files, without suffix")
@@ -61,6 +67,9 @@ def run(args: argparse.Namespace) -> int:
     if args.device == "cuda" and not torch.cuda.is_available():
         print("--device cuda: this PyTorch sees no GPU; use --device cpu", file=sys.stderr)
         return 2
+    if args.clock == "cpu" and (args.device != "cpu" or args.threads != 1):
+        print("--clock cpu: give --device cpu --threads 1 as well", file=sys.stderr)
+        return 2
     if args.threads:
         torch.set_num_threads(args.threads)
     results = _measure_all(args)
@@ -84,6 +93,7 @@ def _measure_all(args: argparse.Namespace) -> dict[str, Any]:
         "dtype": args.dtype,
         "threads": torch.get_num_threads(),
         "repeats": args.repeats,
+        "clock": args.clock,
         "still": args.still,
         "seed": args.seed,
         "size": {**asdict(size), "tokens": size.tokens},
@@ -104,7 +114,7 @@ def _measure_size(args: argparse.Namespace, size: Size, compare: bool, begin: An
     tokens = make_video(size, args.device, args.dtype, args.still, args.seed)
     cases = list(make_cases(tokens, size, args.methods, compare))
     with torch.inference_mode():
-        return run_cases(tokens, cases, args.repeats, begin)
+        return run_cases(tokens, cases, args.repeats, args.clock, begin)
 
 
 @contextmanager

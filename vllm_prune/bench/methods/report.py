@@ -17,10 +17,10 @@ def markdown(results: dict[str, Any]) -> str:
     grid = f"{size['frames']} frames of {size['rows']} x {size['columns']}, {size['keep_per_frame']} kept of each"
     introduction = (
         f"{size['tokens']} tokens ({grid}), {size['dim']} channels of {results['dtype']}, on {results['device']} with "
-        f"{results['threads']} thread(s). Times are mean ± standard error over {results['repeats']} repeats; memory is "
-        "the most that was held beyond the input. Ratios use the best repeat. `reference` is the plain version, one "
-        "frame or segment after the other; `vLLM` is vLLM's own function in the same process; `floor` is the products "
-        "alone."
+        f"{results['threads']} thread(s). Times, by the {results['clock']} clock, are mean ± standard error over "
+        f"{results['repeats']} repeats; memory is the most that was held beyond the input. Ratios use the best repeat. "
+        "`reference` is the plain version, one frame or segment after the other; `vLLM` is vLLM's own function in the "
+        "same process; `floor` is the products or distances alone."
     )
     parts = ["# Time and memory of the methods", introduction, _main_table(results["main"])]
     if results["sweep"]:

@@ -12,7 +12,7 @@ from vllm_prune.config import PruneConfig, PruneConfigError
 
 STOCK = "stock"
 _EVS = re.compile(r"evs:(?P<rate>.+)")
-_NAMED = re.compile(r"(?P<name>[\w.@%-]+)=(?P<value>.+)", re.DOTALL)
+_NAMED = re.compile(r"(?P<name>[\w.+@%-]+)=(?P<value>.+)", re.DOTALL)
 
 VLLM = (sys.executable, "-m", "vllm.entrypoints.cli.main")
 VLLM_PRUNE = (sys.executable, "-m", "vllm_prune.cli.main")

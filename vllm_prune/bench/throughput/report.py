@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from vllm_prune.bench.throughput.metrics import BY_KEY
 from vllm_prune.bench.throughput.results import Results
 
-MAIN = ("prompt_tokens", "ttft_mean_ms", "requests_per_s", "kv_blocks_peak")
+MAIN = ("prompt_tokens", "ttft_mean_ms", "requests_per_s", "kv_blocks_peak", "server_cpu_s")
 DETAIL = tuple(f"{kind}_{statistic}_ms" for kind in ("ttft", "tpot", "itl") for statistic in ("mean", "median", "p99"))
-RATIOS = ("ttft_mean_ms", "requests_per_s", "kv_blocks_peak")
+RATIOS = {"ttft_mean_ms": "TTFT", "requests_per_s": "req/s", "kv_blocks_peak": "KV blocks", "server_cpu_s": "CPU s"}
 
 
 def markdown(results: Results) -> str:
@@ -30,14 +30,15 @@ def _introduction(results: Results) -> str:
     return (
         f"Mean ± standard error over {repeats} repeat(s); a repeat starts every server anew, one after the other. "
         "Ratios are taken within a repeat. TTFT, TPOT and ITL: time to the first token, per further token, between "
-        f"tokens. KV blocks: the most seen held at once.{state}"
+        "tokens. KV blocks: the most seen held at once. Server CPU seconds are those of all its processes; unlike the "
+        f"other times they hardly change with what else the machine does.{state}"
     )
 
 
 def _main_table(results: Results, clients: int) -> str:
     references = results.references()
     header = ["server", *(BY_KEY[key].title for key in MAIN)]
-    header += [f"{_short(key)} ÷ {reference}" for reference in references for key in RATIOS]
+    header += [f"{short} ÷ {reference}" for reference in references for short in RATIOS.values()]
     rows = [
         [f"`{name}`", *_estimates(results, name, clients, MAIN), *_ratios(results, name, clients, references)]
         for name in results.names()
@@ -48,10 +49,6 @@ def _main_table(results: Results, clients: int) -> str:
 def _detail_table(results: Results, clients: int) -> str:
     header = ["server", *(BY_KEY[key].title for key in DETAIL)]
     return table(header, [[f"`{name}`", *_estimates(results, name, clients, DETAIL)] for name in results.names()])
-
-
-def _short(key: str) -> str:
-    return {"ttft_mean_ms": "TTFT", "requests_per_s": "req/s", "kv_blocks_peak": "KV blocks"}[key]
 
 
 def _estimates(results: Results, name: str, clients: int, keys: Sequence[str]) -> list[str]:

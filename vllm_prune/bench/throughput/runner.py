@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import os
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -149,9 +150,11 @@ class _Runner:
                     warmups=plan.warmups,
                     seed=plan.seed + repeat,
                 )
-                self._measure_load(configuration, repeat, load, port)
+                self._measure_load(configuration, repeat, load, port, server.pid)
 
-    def _measure_load(self, configuration: Configuration, repeat: int, load: Load, port: int) -> None:
+    def _measure_load(
+        self, configuration: Configuration, repeat: int, load: Load, port: int, server_group: int
+    ) -> None:
         plan = self._plan
         stem = f"{_file_name(plan, configuration)}-{repeat}-{load.clients}c"
         result, log = (plan.work / "raw" / f"{stem}.json").resolve(), plan.work / "logs" / f"{stem}.log"
@@ -159,14 +162,24 @@ class _Runner:
         result.unlink(missing_ok=True)
         command = load.command(port, str(plan.model.path), result)
         self._progress.begin(f"repeat {repeat + 1}, {configuration.name}: {load.clients} client(s)")
+        cpu_before = processes.group_cpu_seconds(server_group)
         with KvSampler(port, plan.kv_interval_s) as sampler:
             measured = send(command, load.num_prompts, result, log, plan.run_timeout_s, self._progress.tick)
-        values = read_metrics(measured, sampler.peak)
+        cpu_s = (processes.group_cpu_seconds(server_group) - cpu_before) / (load.num_prompts + load.warmups)
+        values = read_metrics(measured, cpu_s, sampler.peak)
         self._results.runs.append(
             Run(configuration=configuration.name, clients=load.clients, repeat=repeat, values=values)
         )
-        details = {"kv_samples": sampler.samples, "block_size": sampler.block_size, "duration_s": measured["duration"]}
-        self._results.details.append({**details, "ttfts_s": measured["ttfts"], "client_command": list(command)})
+        self._results.details.append(
+            {
+                "kv_samples": sampler.samples,
+                "block_size": sampler.block_size,
+                "duration_s": measured["duration"],
+                "ttfts_s": measured["ttfts"],
+                "load_average": round(os.getloadavg()[0], 2),  # well above our own processes: others were running, too
+                "client_command": command,
+            }
+        )
         self._results.write(plan.output / f"{plan.name}.json")
         self._progress.finish()
         self._progress.write(

@@ -1,9 +1,9 @@
 """A user's own questions: a JSON Lines file, one object a line.
 
-    {"video": "clips/a.mp4", "question": "Which colour?", "options": ["red", "blue"], "answer": "B", "category": "colour"}
+    {"video": "clips/a.mp4", "question": "Which colour?", "options": ["red", "blue"], "answer": "B"}
 
-`answer` is an option's letter or text; without `options`, the word that is expected. Optional: `options`, `category`, `id`,
-`start` and `end` (seconds).
+`answer` is an option's letter or text; without `options`, the word that is expected. Further fields, all optional:
+`category`, `id`, `start` and `end` (seconds).
 """
 
 from __future__ import annotations

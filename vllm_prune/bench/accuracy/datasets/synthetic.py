@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -13,7 +14,7 @@ from vllm_prune.bench.accuracy.videos import Frames, mp4_url
 from vllm_prune.bench.throughput.errors import BenchmarkError
 
 GENERATOR = "benchmarks.tiny_model"
-CLIPS_A_SEED = 1_000_000
+CLIPS_A_SEED, CLIPS_A_KIND = 1_000_000, 1_000
 
 
 def _generator(module: str) -> Any:
@@ -40,10 +41,15 @@ class SyntheticVideo:
     def key(self) -> str:
         return f"{self.num_frames}-{self.noise}-{self.seed}"
 
+    @property
+    def scene(self) -> str:
+        # Whatever its length and disturbance, a clip of the same seed shows much the same.
+        return str(self.seed)
+
     def frames(self, limit: int) -> Frames:
         clip, fps = _make_clip(self), _generator("config").FPS
         if len(clip.frames) > limit:
-            raise BenchmarkError(f"--max-frames {limit}: clips of {self.num_frames} frames need {self.num_frames} or more")
+            raise BenchmarkError(f"--max-frames {limit}: must be {self.num_frames} or more for clips of that length")
         return Frames(clip.frames, tuple(range(len(clip.frames))), len(clip.frames), fps)
 
     def data_url(self) -> str:
@@ -57,26 +63,34 @@ def _make_clip(video: SyntheticVideo) -> Any:
 
 
 def load(n: int, seeds: Sequence[int], lengths: Sequence[int], noises: Sequence[str]) -> list[Question]:
-    """The questions on the clips of `evaluation_set(n, frames, seed, noise)`, for all combinations of the three.
+    """The questions on clips of the seeds that `evaluation_set` takes its clips from.
+
+    Each kind of clip (length and disturbance) has scenes of its own: `n` clips of six kinds say more than one set of `n`
+    scenes in six versions.
 
     Args:
-        n: Clips for each combination.
+        n: Clips of each kind for each seed.
         seeds: One sample each.
         lengths: Frames a clip.
         noises: Names of disturbances.
     """
-    if n > CLIPS_A_SEED:
-        raise BenchmarkError(f"--n {n}: a seed has {CLIPS_A_SEED} clips")
+    if n > CLIPS_A_KIND:
+        raise BenchmarkError(f"--n {n}: a seed has {CLIPS_A_KIND} clips of a kind; give more --seeds")
     _check(lengths, noises)
-    first = _generator("clips").HELD_OUT_SEED
     return [
         question
         for seed in seeds
         for frames in lengths
         for noise in noises
         for clip in range(n)
-        for question in _questions(SyntheticVideo(first + seed * CLIPS_A_SEED + clip, frames, noise), seed)
+        for question in _questions(SyntheticVideo(_first_clip(seed, frames, noise) + clip, frames, noise), seed)
     ]
+
+
+def _first_clip(seed: int, frames: int, noise: str) -> int:
+    """The generator's seed of the first clip of a kind."""
+    kind = zlib.crc32(f"{frames} {noise}".encode()) % (CLIPS_A_SEED // CLIPS_A_KIND)
+    return int(_generator("clips").HELD_OUT_SEED) + seed * CLIPS_A_SEED + kind * CLIPS_A_KIND
 
 
 def _check(lengths: Sequence[int], noises: Sequence[str]) -> None:

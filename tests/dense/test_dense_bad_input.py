@@ -1,0 +1,101 @@
+"""A bad request gets an error that says what to change; the engine goes on."""
+
+from __future__ import annotations
+
+import pytest
+from dense_cases import VIDEO, Case, chat, compare, video
+
+from vllm_prune.config import PruneConfig, PruneConfigError
+from vllm_prune.override import ServerSettings
+
+ATTENTION = {"method": "attention", "stage1": None}
+QUESTION = chat(VIDEO + "What colour is the flash?")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"layers": [1.5]}, "layers=1.5: must be an integer"),
+        ({"layers": [True]}, "layers=True: must be an integer"),
+        ({"layers": ["2"]}, "layers='2': must be an integer"),
+        ({"layers": [-1]}, "layers=-1: must be 0 or more"),
+        ({"layers": []}, "one or more layer indices in increasing order"),
+        ({"layers": [3, 1]}, "in increasing order"),
+        ({"layers": [1, 1]}, "in increasing order"),
+        ({"layers": [1, 3], "keep_ratio": [0.5]}, "one value for each of layers"),
+        ({"layers": [1, 3], "target_token_num": [5, 9]}, "must not grow from layer to layer"),
+        ({"keep_ratio": 0.5, "target_token_num": 10}, "give one of the two"),
+        ({"keep_ratio": 0}, "above 0 and at most 1"),
+        ({"target_token_num": 0}, "must be 1 or more"),
+        ({"params": {"text": "sum"}}, "text"),
+        ({"params": {"words": "max"}}, "unknown key 'words'"),
+    ],
+)
+def test_configurations_that_cannot_be(eager, changes, message):
+    (answer,) = eager.run([Case(QUESTION, (video(1),), config={**ATTENTION, **changes}).prompt()])
+    assert message in answer.error
+
+
+@pytest.mark.xfail(run=False, reason="reaches the model, where it ends the engine")
+@pytest.mark.parametrize("layer", [5, 99])
+def test_layers_that_the_model_does_not_have(eager, layer):
+    (answer,) = eager.run([Case(QUESTION, (video(1),), config={**ATTENTION, "layers": [layer]}).prompt()])
+    assert f"layers=[{layer}]: must lie between 0 and 4 for a decoder of 6 layers" in answer.error
+
+
+def test_the_last_layer_that_can_be(eager, oracle):
+    case = Case(QUESTION, (video(1),), config={**ATTENTION, "layers": [4], "keep_ratio": 0.5})
+    compare([case], eager.run([case.prompt()]), oracle)
+
+
+def test_a_prompt_that_ends_in_a_video(eager, oracle):
+    text = "What colour is the flash?<|vision_start|><|video_pad|>"
+    (refused,) = eager.run([Case(text, (video(1),)).prompt()])
+    assert "no text can choose its tokens" in refused.error
+    assert "put the question after the video" in refused.error
+    query_free = Case(text, (video(1),), config={"method": "uniform", "stage1": None, "keep_ratio": 0.5})
+    compare([query_free], eager.run([query_free.prompt()]), oracle)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param(chat("What colour is the flash?" + VIDEO), id="question before, the template's text after"),
+        pytest.param(chat("What is this?" + VIDEO + "Be brief."), id="text before and after"),
+        pytest.param(chat("How many shapes?", system="You see: " + VIDEO + " Answer."), id="in the system turn"),
+        pytest.param(VIDEO + "yes or no?", id="without a template"),
+    ],
+)
+def test_unusual_places(eager, oracle, text):
+    case = Case(text, (video(2),))
+    compare([case], eager.run([case.prompt()]), oracle)
+
+
+def test_two_videos_before_one_question(eager, oracle):
+    text = chat(VIDEO + VIDEO + "Which one is longer?")
+    for videos in ((video(1), video(2, frames=4)), (video(1), video(1))):
+        case = Case(text, videos)
+        compare([case], eager.run([case.prompt()]), oracle)
+        compare([case, case], eager.run([case.prompt(), case.prompt()]), oracle)
+
+
+def test_a_span_longer_than_a_step_names_the_number_to_set(eager, oracle):
+    """1024 tokens are the step's limit. The video has 160 tokens, of which the question chooses 64."""
+    long = Case(chat(VIDEO + "Is it red? " * 150), (video(3, frames=20),), config={"preset": "stage2_only"})
+    (answer,) = eager.run([long.prompt()])
+    assert "max_num_batched_tokens=1024" in answer.error
+    needed = int(answer.error.split("--max-num-batched-tokens ")[1].split()[0])
+    prompt = oracle.processor.tokenizer(long.text).input_ids
+    start = prompt.index(oracle.model.config.video_token_id)
+    assert needed == len(prompt) - start - 1 + 10 * 16
+    case = Case(QUESTION, (video(1),))
+    compare([case], eager.run([case.prompt()]), oracle)
+
+
+@pytest.mark.parametrize("layers", [[1], [3], [1, 3]])
+def test_layers_are_the_servers_under_tighten(layers):
+    settings = ServerSettings(config=PruneConfig.parse("default"), override="tighten")
+    with pytest.raises(PruneConfigError, match=r"changes layers.*--prune-override any"):
+        settings.resolve({"layers": layers})
+    with pytest.raises(PruneConfigError, match="allows no override"):
+        ServerSettings(config=PruneConfig.parse("default"), override="none").resolve({"layers": layers})

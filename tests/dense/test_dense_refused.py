@@ -1,0 +1,55 @@
+"""What a dense prefix cannot be combined with is refused with its reason, before a model is loaded."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import pytest
+
+from vllm_prune import engine_args
+
+STOCK: dict[str, Any] = {
+    "max_model_len": 512,
+    "dtype": "bfloat16",
+    "enforce_eager": True,
+    "limit_mm_per_prompt": {"video": 1, "image": 0},
+}
+CONNECTOR = {"kv_connector": "SharedStorageConnector", "kv_role": "kv_both"}
+REFUSED = [
+    ({"pipeline_parallel_size": 2}, "pipeline_parallel_size=2: vLLM recomputes"),
+    ({"enable_lora": True}, "lora_config: .*no adapter mapping"),
+    ({"speculative_config": {"method": "ngram", "num_speculative_tokens": 2}}, "speculative_config: the drafter"),
+    ({"kv_transfer_config": CONNECTOR}, "kv_transfer_config: .*a connector may hand over"),
+    ({"kv_cache_dtype": "fp8"}, "cache_dtype: .*importance reads keys back"),
+    ({"video_pruning_rate": 0.5}, "video_pruning_rate=0.5: selects vLLM's own pruning"),
+    ({"hf_config": {"layers": [5]}}, "layers=.5.: must lie between 0 and 4"),
+]
+
+
+def configure(model: str, config: Any, override: str, **options: Any) -> None:
+    from vllm.engine.arg_utils import EngineArgs
+
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    EngineArgs(**engine_args(model, config, override=override, **{**STOCK, **options})).create_engine_config()
+
+
+@pytest.mark.parametrize(("options", "message"), REFUSED, ids=[message.partition(":")[0] for _, message in REFUSED])
+def test_refused(micro, options, message):
+    options = dict(options)
+    changes = options.pop("hf_config", None)
+    config = {"method": "attention", "keep_ratio": 0.4, **(changes or {})}
+    with pytest.raises(Exception, match=message):
+        configure(micro, config, "tighten", **options)
+
+
+@pytest.mark.parametrize("config", ["default", {"method": "uniform", "keep_ratio": 0.5}])
+def test_not_refused(micro, config):
+    configure(micro, config, "tighten")
+
+
+def test_what_requests_may_ask_for_counts_too(micro):
+    query_free = {"method": "uniform", "keep_ratio": 0.5}
+    configure(micro, query_free, "tighten", enable_lora=True)
+    with pytest.raises(Exception, match="lora_config"):
+        configure(micro, query_free, "any", enable_lora=True)

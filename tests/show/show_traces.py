@@ -1,0 +1,81 @@
+"""Traces written by the server's own writer, of tokens that the real methods merged and chose; no model runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from vllm_prune.budget import plan_counts
+from vllm_prune.config import PruneConfig
+from vllm_prune.methods import VideoTokens
+from vllm_prune.methods.attention_importance import select_top
+from vllm_prune.serving.query_free import merge_and_select, temporal_segments
+from vllm_prune.serving.trace import TraceWriter, VideoOutcome, VideoTrace
+from vllm_prune.show import Panel, Story, read_trace
+from vllm_prune.show.story import Frames, label_of, make_panel
+
+GRID = (6, 5, 7)
+CONFIGS: list[Any] = [
+    "stage1_only",
+    "stage2_only",
+    "default",
+    "aggressive",
+    {"method": "uniform", "keep_ratio": 0.2},
+    {"method": "tome", "keep_ratio": 0.3},
+    {"method": "random", "keep_ratio": 0.1, "stage1": True},
+    {"method": "attention", "layers": [1, 3], "keep_ratio": 0.5},
+    {"method": "attention", "target_token_num": 1},
+]
+
+
+def make_features(grid: tuple[int, int, int]) -> torch.Tensor:
+    """[N, 16]: half of the frame stands still, the other changes at every step."""
+    t, h, w = grid
+    generator = torch.Generator().manual_seed(0)
+    video = torch.randn(1, h, w, 16, generator=generator).repeat(t, 1, 1, 1)
+    video[:, :, w // 2 :] = torch.randn(t, h, w - w // 2, 16, generator=generator)
+    return video.flatten(0, 2)
+
+
+def write_trace(folder: Path, prune: Any, grid: tuple[int, int, int] = GRID, videos: int = 1) -> Path:
+    """Traces one request with equal videos under `prune`."""
+    config = PruneConfig.parse(prune)
+    tokens = VideoTokens.from_features(make_features(grid), grid)
+    counts = plan_counts(config, tokens.num_tokens)
+    _, assignment = merge_and_select(tokens, config, counts)
+    writer = TraceWriter(str(folder))
+    trace = VideoTrace(grid, counts, assignment, 0.0, config.to_json(), temporal_segments(tokens, config))
+    outcomes = [_choose(writer.begin(trace), config, counts.entering, counts.layers) for _ in range(videos)]
+    return writer.write([1, 2, 3], outcomes, 0.0)
+
+
+def _choose(serial: int, config: PruneConfig, entering: int, counts: tuple[int, ...]) -> VideoOutcome:
+    """Spiky importance, as attention is."""
+    left, importance = torch.arange(entering), {}
+    layers = config.resolved_layers(6) if counts else ()
+    for layer, count in zip(layers, counts, strict=True):
+        importance[layer] = torch.rand(len(left), generator=torch.Generator().manual_seed(layer)) ** 4
+        left = left[select_top(importance[layer], count)]
+    return VideoOutcome(serial, left, torch.zeros(3, len(left), dtype=torch.long), importance)
+
+
+def make_panels(folder: Path, prunes: list[Any], grid: tuple[int, int, int] = GRID) -> list[Panel]:
+    """The panels of some configurations."""
+    traces = [read_trace(write_trace(folder / str(index), prune, grid))[0] for index, prune in enumerate(prunes)]
+    return [make_panel(label_of(prune), trace, "yes") for prune, trace in zip(prunes, traces, strict=True)]
+
+
+def make_frames(grid: tuple[int, int, int], missing: int = 0) -> Frames:
+    """Bright noise, `missing` frames short of whole steps."""
+    number = 2 * grid[0] - missing
+    images = np.random.default_rng(0).integers(120, 256, (number, grid[1] * 28, grid[2] * 28, 3), dtype=np.uint8)
+    return Frames(images, np.arange(number) / 2, "noise.mp4")
+
+
+def make_story(
+    folder: Path, prunes: list[Any], grid: tuple[int, int, int] = GRID, question: str | None = "What?"
+) -> Story:
+    return Story(make_frames(grid), question, make_panels(folder, prunes, grid))

@@ -1,0 +1,219 @@
+"""`vllm-prune bench accuracy`: its options, and the plan they make."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from vllm_prune.bench.accuracy.asking import Backend
+from vllm_prune.bench.accuracy.datasets import PUBLISHED, SYNTHETIC, draw_samples, load_published
+from vllm_prune.bench.accuracy.datasets.records import read_json
+from vllm_prune.bench.accuracy.questions import Question
+from vllm_prune.bench.accuracy.runner import Plan, run_plan
+from vllm_prune.bench.throughput import provenance
+from vllm_prune.bench.throughput.configurations import Configuration, parse_configurations
+from vllm_prune.bench.throughput.errors import BenchmarkError
+from vllm_prune.bench.throughput.models import EMBEDDED
+
+INTERRUPTED = 130
+DEFAULT_CLIPS = 20
+SHORT_ANSWER, LONG_ANSWER = 1, 16
+"""Tokens of an answer: the embedded model's are one; others may begin with "The answer is"."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `vllm-prune bench accuracy`."""
+    _add_questions(parser.add_argument_group("what is asked"))
+    _add_models(parser.add_argument_group("who is asked"))
+    group = parser.add_argument_group("the result")
+    group.add_argument("-o", "--output", type=Path, default=Path("bench-results"), metavar="DIR", help="its folder")
+    group.add_argument("--name", default="accuracy", help="name of the result files, without suffix")
+    group.add_argument("--resume", action="store_true", help="go on with the answers that are there")
+    group.add_argument("--title", help="default: dataset and model")
+    group.add_argument("--note", action="append", default=[], metavar="TEXT", help="a paragraph for the report")
+    group.add_argument(
+        "--ttft", type=Path, metavar="JSON", help="result of `bench throughput`: draws accuracy against TTFT as well"
+    )
+
+
+def _add_questions(group: argparse._ArgumentGroup) -> None:
+    known = ", ".join((SYNTHETIC, *PUBLISHED))
+    group.add_argument("--dataset", required=True, metavar="NAME|FILE", help=f"{known}, or a .jsonl file of questions")
+    group.add_argument("--data", type=Path, default=Path(), metavar="DIR", help="where the dataset lies (default: .)")
+    group.add_argument("--skip-missing", action="store_true", help="leave out questions whose video is not there")
+    group.add_argument(
+        "-n",
+        "--n",
+        type=_positive,
+        help=f"questions a sample (default: all); synthetic: clips of each kind ({DEFAULT_CLIPS})",
+    )
+    group.add_argument("--seeds", nargs="+", type=_seed, default=[0], metavar="SEED", help="a sample each (default 0)")
+    group.add_argument("--frames", nargs="+", type=_positive, default=[32], help="synthetic: of a clip (default 32)")
+    group.add_argument("--noise", nargs="+", default=["clean"], help="synthetic: clean, noise, flicker, ... (clean)")
+    group.add_argument(
+        "--prune",
+        action="append",
+        default=[],
+        metavar="[NAME=]CONFIG",
+        help="what to compare, once for each: stock, evs:RATE (vLLM's own EVS, RATE dropped), a preset or a JSON "
+        "configuration; names such as uniform@25%% make lines and columns of budgets",
+    )
+    group.add_argument(
+        "--prune-file", action="append", default=[], type=Path, metavar="JSON", help="more of them: {NAME: CONFIG, ...}"
+    )
+    group.add_argument("--baseline", metavar="NAME", help="what the others are compared with (default: the first)")
+
+
+def _add_models(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--url", help="a server's API, as in http://127.0.0.1:8000/v1; default: engines of our own")
+    group.add_argument("--model", default=None, help=f"its folder, or {EMBEDDED} (default); with --url: its name there")
+    group.add_argument("--max-frames", type=_positive, default=None, help="taken from a video (default 32; not --url)")
+    group.add_argument("--max-tokens", type=_positive, help="of an answer (default: 1 for synthetic, else 16)")
+    group.add_argument("--engine-args", type=_json_object, default={}, metavar="JSON", help="more for vllm.LLM")
+    group.add_argument("--engines", type=_positive, default=1, help="side by side, sharing the CPU's cores (default 1)")
+    group.add_argument("--concurrency", type=_positive, default=8, help="requests at a time, with --url (default 8)")
+    group.add_argument("--api-key", default="EMPTY", help="with --url")
+    group.add_argument("--batch", type=_positive, default=256, help="requests between two savings (default 256)")
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text}: must be 1 or more")
+    return value
+
+
+def _seed(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text}: must be 0 or more")
+    return value
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"{text!r}: must be a JSON object")
+    return value
+
+
+def run(args: argparse.Namespace) -> int:
+    """Ask, write the results, and return the exit status."""
+    previous = signal.signal(signal.SIGTERM, _interrupt)
+    stem = args.output / args.name
+    try:
+        run_plan(make_plan(args))
+    except BenchmarkError as error:
+        print(f"vllm-prune bench accuracy: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"interrupted; the answers are in {stem}.answers.jsonl: go on with --resume", file=sys.stderr)
+        return INTERRUPTED
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    print(f"results: {stem}.json, .md, .png")
+    return 0
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Make SIGTERM end the engines the way Ctrl-C does."""
+    raise KeyboardInterrupt
+
+
+def make_plan(args: argparse.Namespace) -> Plan:
+    """Turn the options into a plan.
+
+    Raises:
+        BenchmarkError: An option that cannot be used.
+    """
+    from vllm_prune.bench.accuracy.plot import read_ttft
+
+    configurations = _configurations(args.prune, args.prune_file)
+    backend = _backend(args)
+    model = args.model or ("the server's model" if args.url else EMBEDDED)
+    return Plan(
+        command=sys.argv,
+        title=args.title or f"{args.dataset}, {model}",
+        dataset=args.dataset,
+        questions=_questions(args),
+        configurations=configurations,
+        baseline=_baseline(args.baseline, configurations),
+        backend=backend,
+        batch=args.batch,
+        resume=args.resume,
+        output=args.output,
+        name=args.name,
+        notes=args.note,
+        ttft=read_ttft(args.ttft) if args.ttft else {},
+    )
+
+
+def _configurations(given: Sequence[str], files: Sequence[Path]) -> list[Configuration]:
+    named = [f"{name}={value}" for path in files for name, value in _read_configurations(path).items()]
+    if not given and not named:
+        raise BenchmarkError("nothing to compare: give --prune stock, --prune default, ... or --prune-file")
+    return parse_configurations([*given, *named], "--prune")
+
+
+def _read_configurations(path: Path) -> dict[str, str]:
+    """Values as --prune takes them, by name."""
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise BenchmarkError(f"--prune-file {path}: must be an object of names and configurations")
+    return {name: value if isinstance(value, str) else json.dumps(value) for name, value in content.items()}
+
+
+def _questions(args: argparse.Namespace) -> list[Question]:
+    if len(set(args.seeds)) < len(args.seeds):
+        raise BenchmarkError(f"--seeds {' '.join(map(str, args.seeds))}: each seed once")
+    if args.dataset != SYNTHETIC:
+        return draw_samples(load_published(args.dataset, args.data, skip_missing=args.skip_missing), args.n, args.seeds)
+    from vllm_prune.bench.accuracy.datasets import synthetic
+
+    return synthetic.load(args.n or DEFAULT_CLIPS, args.seeds, args.frames, args.noise)
+
+
+def _baseline(given: str | None, configurations: Sequence[Configuration]) -> str:
+    names = [configuration.name for configuration in configurations]
+    if given is not None and given not in names:
+        raise BenchmarkError(f"--baseline {given}: not among the names of --prune: {', '.join(names)}")
+    return given or names[0]
+
+
+def _backend(args: argparse.Namespace) -> Backend:
+    synthetic = args.dataset == SYNTHETIC
+    max_tokens = args.max_tokens or (SHORT_ANSWER if synthetic else LONG_ANSWER)
+    if args.url:
+        from vllm_prune.bench.accuracy.endpoint import Endpoint
+
+        return Endpoint(args.url, args.model, args.concurrency, max_tokens, args.api_key)
+    from vllm_prune.bench.accuracy.engine import InProcess
+
+    return InProcess(
+        model=_model(args.model or EMBEDDED),
+        on_cpu=provenance.runs_on_cpu(),
+        processes=args.engines,
+        arguments=args.engine_args,
+        max_frames=args.max_frames or (max(args.frames) if synthetic else 32),
+        max_tokens=max_tokens,
+        log_folder=args.output / f"{args.name}.logs",
+    )
+
+
+def _model(given: str) -> Path:
+    if given == EMBEDDED:
+        from vllm_prune.embedded import model_path
+
+        return model_path()
+    if not (Path(given) / "config.json").is_file():
+        raise BenchmarkError(f"--model {given}: no config.json there; give a model's folder or {EMBEDDED}")
+    return Path(given).resolve()
