@@ -96,12 +96,13 @@ def merged_count(per_frame: Sequence[int], cluster_ratio: float) -> int:
 
 def _count_steps(config: PruneConfig, num_tokens: int) -> tuple[int, ...]:
     """The counts that `keep_ratio` or `target_token_num` ask for, one for each pruning layer (or the only one)."""
+    num_steps = len(config.layers) if config.layers else 1
     if config.target_token_num is not None:
         targets = config.target_token_num
-        return tuple(min(num_tokens, target) for target in (targets if isinstance(targets, tuple) else (targets,)))
+        repeated = targets if isinstance(targets, tuple) else (targets,) * num_steps
+        return tuple(min(num_tokens, target) for target in repeated)
     ratios = config.keep_ratio if config.keep_ratio is not None else DEFAULT_KEEP_RATIO
-    repeated = ratios if isinstance(ratios, tuple) else (ratios,) * len(config.layers or (None,))
-    counts: list[int] = []
-    for ratio in repeated:
-        counts.append(count_kept(counts[-1] if counts else num_tokens, ratio))
-    return tuple(counts)
+    counts = [num_tokens]
+    for ratio in ratios if isinstance(ratios, tuple) else (ratios,) * num_steps:
+        counts.append(count_kept(counts[-1], ratio))
+    return tuple(counts[1:])

@@ -9,9 +9,9 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal, get_args
 
 OverridePolicy = Literal["none", "tighten", "any"]
@@ -41,6 +41,9 @@ which share the budget by size.
 _PUBLISHED_LAYER, _PUBLISHED_DEPTH = 10, 28
 
 
+_SHOWN = 200  # characters of a value in an error message
+
+
 class PruneConfigError(ValueError):
     """A configuration that cannot be used; the message names field, value and remedy."""
 
@@ -49,7 +52,7 @@ def _require_ratio(field: str, value: object) -> float:
     """Returns `value` as a float in (0, 1]."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise PruneConfigError(f"{field}={value!r}: must be a number above 0 and at most 1")
-    if math.isnan(value) or not 0 < value <= 1:
+    if not 0 < value <= 1:  # NaN is not, either
         raise PruneConfigError(f"{field}={value!r}: must be above 0 and at most 1")
     return float(value)
 
@@ -59,6 +62,12 @@ def _require_int(field: str, value: object, minimum: int) -> int:
         raise PruneConfigError(f"{field}={value!r}: must be an integer of {minimum} or more")
     if value < minimum:
         raise PruneConfigError(f"{field}={value!r}: must be {minimum} or more")
+    return value
+
+
+def _require_bool(field: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise PruneConfigError(f"{field}={value!r}: must be true or false")
     return value
 
 
@@ -156,6 +165,9 @@ class PruneConfig:
     def __post_init__(self) -> None:
         if not isinstance(self.method, str):
             raise PruneConfigError(f"method={self.method!r}: must be a string")
+        if not isinstance(self.params, Mapping):
+            raise PruneConfigError(f"params={self.params!r}: must be an object")
+        object.__setattr__(self, "params", dict(self.params))
         if self.keep_ratio is not None and self.target_token_num is not None:
             raise PruneConfigError(
                 f"keep_ratio={self.keep_ratio!r} and target_token_num={self.target_token_num!r}: give one of the two"
@@ -190,13 +202,11 @@ class PruneConfig:
         return values
 
     def _check_method(self) -> None:
-        if not isinstance(self.params, Mapping):
-            raise PruneConfigError(f"params={self.params!r}: must be an object")
         if self.layers is not None and self.method != ATTENTION:
             raise PruneConfigError(f'layers={list(self.layers)!r}: only method "attention" prunes at decoder layers')
         if self.method == NO_METHOD:
             if self.params:
-                raise PruneConfigError(f"params={dict(self.params)!r}: needs a method")
+                raise PruneConfigError(f"params={self.params!r}: needs a method")
             if self.stage1 is None and self.keep_ratio not in (None, 1.0):
                 raise PruneConfigError(f"keep_ratio={self.keep_ratio!r}: needs stage1 or a method that chooses tokens")
             if self.stage1 is None and self.target_token_num is not None:
@@ -243,7 +253,7 @@ class PruneConfig:
     @property
     def keeps_everything(self) -> bool:
         """Whether no token of any video is ever merged or dropped."""
-        return self.stage1 is None and (self.method == NO_METHOD or self.keep_ratio == 1.0)
+        return self.stage1 is None and (self.method == NO_METHOD or self._keeps_its_input)
 
     @property
     def plans_on_pixels(self) -> bool:
@@ -253,13 +263,19 @@ class PruneConfig:
     @property
     def query_aware(self) -> bool:
         """Whether the question decides which tokens stay (stages 2 and 3)."""
-        return self.method == ATTENTION and self.keep_ratio != 1.0
+        return self.method == ATTENTION and not self._keeps_its_input
+
+    @property
+    def _keeps_its_input(self) -> bool:
+        """Whether the method keeps all that it is given."""
+        ratios = self.keep_ratio if isinstance(self.keep_ratio, tuple) else (self.keep_ratio,)
+        return all(ratio == 1.0 for ratio in ratios)
 
     def resolved_layers(self, depth: int) -> tuple[int, ...]:
         """The pruning layers in a decoder of `depth` layers; raises where one is not below the last layer."""
         layers = self.layers
         if layers is None:
-            layers = (min(max(round(depth * _PUBLISHED_LAYER / _PUBLISHED_DEPTH), 0), depth - 2),)
+            layers = (min(round(depth * _PUBLISHED_LAYER / _PUBLISHED_DEPTH), depth - 2),)
         if layers[-1] > depth - 2:
             raise PruneConfigError(
                 f"layers={list(layers)!r}: must lie between 0 and {depth - 2} for a decoder of {depth} layers"
@@ -298,15 +314,21 @@ class PruneConfig:
                 return preset(value)
             value = _parse_json(value)
         if not isinstance(value, Mapping):
-            raise PruneConfigError(f"prune={value!r}: must be a preset's name ({', '.join(PRESETS)}) or an object")
+            raise PruneConfigError(f"prune={brief(value)}: must be a preset's name ({', '.join(PRESETS)}) or an object")
         return _merge(value, base or cls())
+
+
+def brief(value: object) -> str:
+    """`value` for an error message, which must not repeat whatever a client sends at full length."""
+    shown = repr(value)
+    return shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}..."
 
 
 def _parse_json(text: str) -> object:
     try:
         return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise PruneConfigError(f"prune={text!r}: not valid JSON: {error}") from error
+    except (ValueError, RecursionError) as error:  # RecursionError: nested too deeply
+        raise PruneConfigError(f"prune={brief(text)}: not valid JSON: {error}") from error
 
 
 _SHORTHANDS = ("preset", "enable_stage1", "enable_pruning", "pruning_layer")
@@ -326,6 +348,8 @@ def _merge(changes: Mapping[str, Any], base: PruneConfig) -> PruneConfig:
         fields["target_token_num"] = None
     if changes.get("method", base.method) != base.method:
         fields.update(params={}, layers=None)
+        if changes["method"] == NO_METHOD:  # the amounts were the method's
+            fields.update(keep_ratio=None, target_token_num=None)
     fields.update({name: changes[name] for name in _FIELDS if name in changes})
     fields["stage1"] = _merge_stage1(changes, base.stage1)
     _apply_switches(fields, changes)
@@ -333,9 +357,7 @@ def _merge(changes: Mapping[str, Any], base: PruneConfig) -> PruneConfig:
 
 
 def _merge_stage1(changes: Mapping[str, Any], base: Stage1Config | None) -> Stage1Config | None:
-    enabled = changes.get("enable_stage1", True)
-    if not isinstance(enabled, bool):
-        raise PruneConfigError(f"enable_stage1={enabled!r}: must be true or false")
+    enabled = _require_bool("enable_stage1", changes.get("enable_stage1", True))
     value = changes.get("stage1", base or ("enable_stage1" in changes))
     if not enabled or value is None or value is False:
         return None
@@ -352,13 +374,11 @@ def _merge_stage1(changes: Mapping[str, Any], base: Stage1Config | None) -> Stag
 
 def _apply_switches(fields: dict[str, Any], changes: Mapping[str, Any]) -> None:
     """The source's own names: `enable_pruning` for stages 2 and 3, `pruning_layer` for a single layer."""
-    enabled = changes.get("enable_pruning")
-    if enabled not in (None, True, False):
-        raise PruneConfigError(f"enable_pruning={enabled!r}: must be true or false")
-    if enabled and fields["method"] == NO_METHOD:
-        fields["method"] = ATTENTION
-    if enabled is False:
-        fields.update(method=NO_METHOD, keep_ratio=None, target_token_num=None, layers=None, params={})
+    if "enable_pruning" in changes:
+        if not _require_bool("enable_pruning", changes["enable_pruning"]):
+            fields.update(method=NO_METHOD, keep_ratio=None, target_token_num=None, layers=None, params={})
+        elif fields["method"] == NO_METHOD:
+            fields["method"] = ATTENTION
     if "pruning_layer" in changes:
         fields["layers"] = (_require_int("pruning_layer", changes["pruning_layer"], 0),)
 
@@ -368,20 +388,22 @@ def _stages(tau: float, cluster_ratio: float, temporal_segment_ratio: float, kee
     return PruneConfig(stage1=stage1, method=ATTENTION, keep_ratio=keep_ratio)
 
 
-PRESETS: Mapping[str, PruneConfig] = {
-    "baseline": PruneConfig(),
-    "stage1_only": PruneConfig(stage1=Stage1Config()),
-    "stage2_only": PruneConfig(method=ATTENTION, keep_ratio=DEFAULT_KEEP_RATIO),
-    "default": _stages(0.8, 0.5, 0.25, 0.4),
-    "conservative": _stages(0.9, 0.8, 0.5, 0.6),
-    "aggressive": _stages(0.7, 0.3, 0.25, 0.3),
-}
+PRESETS: Mapping[str, PruneConfig] = MappingProxyType(
+    {
+        "baseline": PruneConfig(),
+        "stage1_only": PruneConfig(stage1=Stage1Config()),
+        "stage2_only": PruneConfig(method=ATTENTION, keep_ratio=DEFAULT_KEEP_RATIO),
+        "default": _stages(0.8, 0.5, 0.25, 0.4),
+        "conservative": _stages(0.9, 0.8, 0.5, 0.6),
+        "aggressive": _stages(0.7, 0.3, 0.25, 0.3),
+    }
+)
 
 
 def preset(name: object) -> PruneConfig:
     """The preset called `name`."""
     if not isinstance(name, str) or name not in PRESETS:
-        raise PruneConfigError(f"preset={name!r}: unknown; known presets: {', '.join(PRESETS)}")
+        raise PruneConfigError(f"preset={brief(name)}: unknown; known presets: {', '.join(PRESETS)}")
     return PRESETS[name]
 
 

@@ -56,6 +56,8 @@ def read_architecture(model: str) -> str:
         fields, _ = PretrainedConfig.get_config_dict(model)
     except OSError as error:
         raise ValueError(f"model={model!r}: no readable config.json there: {error}") from error
+    if not fields:
+        raise ValueError(f"model={model!r}: no readable config.json there")
     architectures = fields.get("architectures") or []
     if not architectures:
         raise ValueError(f"model={model!r}: its config.json names no architecture")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from vllm_prune.budget import plan_counts
-from vllm_prune.config import OverridePolicy, PruneConfig, PruneConfigError
+from vllm_prune.config import OverridePolicy, PruneConfig, PruneConfigError, brief
 
-_TIGHTEN_KEYS = ("keep_ratio", "target_token_num", "stage1")
+_TIGHTEN_KEYS = ("keep_ratio", "target_token_num", "stage1.cluster_ratio")
+_FIXED_KEYS = ("method", "layers", "params")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,7 +44,7 @@ class ServerSettings:
             return requested
         if self.override == "none":
             raise PruneConfigError(
-                f"prune={request!r}: this server allows no override; leave `prune` out of mm_processor_kwargs, "
+                f"prune={brief(request)}: this server allows no override; leave `prune` out of mm_processor_kwargs, "
                 f"or start the server with --prune-override tighten or any"
             )
         if self.override == "tighten":
@@ -52,14 +53,13 @@ class ServerSettings:
 
     def _require_tighter_kind(self, request: object, requested: PruneConfig) -> None:
         """Refuses a change of anything but the amounts; `check_counts` compares these."""
-        keys = tuple(request) if isinstance(request, Mapping) else ("preset",)
-        fixed = ("method", "layers", "params")
-        changed = [key for key in fixed if getattr(requested, key) != getattr(self.config, key)]
-        if changed or (requested.stage1 is None) != (self.config.stage1 is None):
+        changed = [key for key in _FIXED_KEYS if getattr(requested, key) != getattr(self.config, key)]
+        if (requested.stage1 is None) != (self.config.stage1 is None):
+            changed.append("stage1")
+        if changed:
             raise PruneConfigError(
-                f"prune={request!r}: changes {', '.join(changed) or 'stage1'} (by {', '.join(map(str, keys))}), "
-                f"but this server allows only fewer tokens ({', '.join(_TIGHTEN_KEYS)}); start it with "
-                f"--prune-override any"
+                f"prune={brief(request)}: changes {', '.join(changed)}, but this server allows only fewer tokens "
+                f"({', '.join(_TIGHTEN_KEYS)}); start it with --prune-override any"
             )
 
     def check_counts(self, requested: PruneConfig, num_tokens: int, per_frame: Sequence[int] | None = None) -> None:
@@ -77,10 +77,11 @@ class ServerSettings:
             return
         asked = plan_counts(requested, num_tokens, per_frame)
         allowed = plan_counts(self.config, num_tokens, per_frame if self.config.plans_on_pixels else None)
-        if asked.entering > allowed.entering or asked.kept > allowed.kept:
+        if any(
+            a > b for a, b in zip((asked.entering, *asked.layers), (allowed.entering, *allowed.layers), strict=True)
+        ):
             raise PruneConfigError(
                 f"prune={requested.to_dict()!r}: keeps {asked.kept} of {num_tokens} tokens ({asked.entering} "
                 f"entering the model), above this server's {allowed.kept} ({allowed.entering}); lower keep_ratio or "
-                f"target_token_num, "
-                f"or start the server with --prune-override any"
+                f"target_token_num, or start the server with --prune-override any"
             )

@@ -40,8 +40,9 @@ def evaluation_set(
     """``n`` held-out clips of ``frames`` frames.
 
     Returns (frames ``[T, 112, 112, 3]`` uint8, list of (question type, question, answer)) for each clip. ``noise``
-    is a name known to ``named_degradation`` or a ``Degradation``. ``extra_flashes`` adds events that no question is about,
-    which methods that keep what changes cannot tell from the others. Seeds are disjoint from those of training.
+    is a name known to ``named_degradation`` or a ``Degradation``. ``extra_flashes`` adds coloured events that no
+    question is about: without the question they cannot be told from those that matter. Seeds are disjoint from those
+    of training.
     """
     degradation = named_degradation(noise) if isinstance(noise, str) else noise
     first = HELD_OUT_SEED + seed * 1_000_000

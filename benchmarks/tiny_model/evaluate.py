@@ -76,18 +76,22 @@ def server_answerer(base_url: str, concurrency: int) -> Answerer:
     return answer_all
 
 
-def graded(answerer: Answerer, clips: int, frames: int, seed: int, noise: str) -> Iterator[tuple[str, bool]]:
+def graded(
+    answerer: Answerer, clips: int, frames: int, seed: int, noise: str, extra_flashes: int
+) -> Iterator[tuple[str, bool]]:
     """(question type, right?) of every question on ``clips`` held-out clips."""
-    for pixels, asked in evaluation_set(clips, frames, seed, noise):
+    for pixels, asked in evaluation_set(clips, frames, seed, noise, extra_flashes):
         answers = answerer(pixels, [text for _, text, _ in asked])
         for (kind, _, expected), said in zip(asked, answers, strict=True):
             yield kind, said.strip() == expected
 
 
-def accuracy_table(answerer: Answerer, clips: int, frames: int, seed: int, noise: str) -> dict[str, dict[str, float]]:
+def accuracy_table(
+    answerer: Answerer, clips: int, frames: int, seed: int, noise: str, extra_flashes: int = 0
+) -> dict[str, dict[str, float]]:
     """Per question type: accuracy in per cent, its standard error, and the number of questions."""
     right: dict[str, list[bool]] = defaultdict(list)
-    for kind, ok in graded(answerer, clips, frames, seed, noise):
+    for kind, ok in graded(answerer, clips, frames, seed, noise, extra_flashes):
         right[kind].append(ok)
     table = {}
     for kind in QUESTION_TYPES:
@@ -119,6 +123,7 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=200)
     parser.add_argument("--frames", type=int, nargs="+", default=list(CLIP_LENGTHS))
     parser.add_argument("--noise", nargs="+", default=["clean", "noise"])
+    parser.add_argument("--extra-flashes", type=int, default=0, help="further events in a clip that nobody asks about")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path, help="file for the results")
@@ -131,7 +136,9 @@ def main() -> None:
     results = {}
     for frames in args.frames:
         for noise in args.noise:
-            results[f"{frames} frames, {noise}"] = accuracy_table(answerer, args.clips, frames, args.seed, noise)
+            results[f"{frames} frames, {noise}"] = accuracy_table(
+                answerer, args.clips, frames, args.seed, noise, args.extra_flashes
+            )
             print(markdown(results).splitlines()[-1], flush=True)
     print(markdown(results))
     if args.json:

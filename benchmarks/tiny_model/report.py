@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from .clips import CLIP_LENGTHS
-from .evaluate import DEFAULT_MODEL, accuracy_table, markdown, packed_answerer
+from .evaluate import DEFAULT_MODEL, Answerer, accuracy_table, markdown, packed_answerer
 
 NOISES = ("clean", "noise", "flicker", "drift", "shake", "pan", "compression", "all")
 FOLDER = Path(__file__).parent
@@ -26,6 +26,18 @@ def training_summary(logs: list[Path]) -> str:
     """Steps and wall time over the logs of a run, each of which went on from the one before."""
     records = [last_record(log) for log in logs]
     return f"{records[-1]['step']} steps in {sum(r['seconds'] for r in records) / 60:.0f} minutes"
+
+
+def measure(answerer: Answerer, clips: int, seed: int) -> dict[str, dict[str, dict[str, float]]]:
+    """Tables for every clip length under every disturbance, and with a further event for every four frames."""
+    tables = {}
+    for frames in CLIP_LENGTHS:
+        for noise in NOISES:
+            tables[f"{frames} frames, {noise}"] = accuracy_table(answerer, clips, frames, seed, noise)
+        extra = frames // 4
+        name = f"{frames} frames, noise, {extra} extra flashes"
+        tables[name] = accuracy_table(answerer, clips, frames, seed, "noise", extra)
+    return tables
 
 
 def write_markdown(record: dict) -> None:
@@ -67,11 +79,7 @@ def main() -> None:
             "forward": "packed questions, bf16, vLLM's position rule",
         },
         "machine": f"{platform.machine()}, {args.threads} threads, torch {torch.__version__}",
-        "accuracy": {
-            f"{frames} frames, {noise}": accuracy_table(answerer, args.clips, frames, args.seed, noise)
-            for frames in CLIP_LENGTHS
-            for noise in NOISES
-        },
+        "accuracy": measure(answerer, args.clips, args.seed),
     }
     (FOLDER / "RESULTS.json").write_text(json.dumps(record, indent=1) + "\n")
     write_markdown(record)

@@ -57,9 +57,7 @@ def compiled(micro: str) -> Iterator[RemoteEngine]:
 def two_ranks(micro: str) -> Iterator[RemoteEngine]:
     """Tensor parallelism over two processes."""
     bind = {"VLLM_CPU_OMP_THREADS_BIND": "0|1"}
-    with RemoteEngine(
-        micro, SERVER_CONFIG, bind, tensor_parallel_size=2, distributed_executor_backend="mp"
-    ) as engine:
+    with RemoteEngine(micro, SERVER_CONFIG, bind, tensor_parallel_size=2, distributed_executor_backend="mp") as engine:
         engine.call("watch_ranks")
         yield engine
 

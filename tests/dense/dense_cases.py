@@ -1,7 +1,7 @@
 """Requests of all kinds, at random but the same at every run, and what the oracle says about them.
 
-Every frame of a video has noise of its own: in repeated frames stage 1 finds near ties, and the two vision towers, which
-differ in the seventh digit, would break them differently.
+Every frame of a video has noise of its own: in repeated frames stage 1 finds near ties, and the two vision towers,
+which differ in the seventh digit, would break them differently.
 """
 
 from __future__ import annotations
@@ -136,7 +136,11 @@ def random_case(random: np.random.Generator, configs: Sequence[Any] = CONFIGS) -
     else:
         text = chat(turn(1 if kind == "video" else 2), system=system)
     config = configs[int(random.integers(len(configs)))]
-    return Case(text, tuple(videos[:3]), tuple(images[:2]), config) if _fits(videos, images) else random_case(random, configs)
+    return (
+        Case(text, tuple(videos[:3]), tuple(images[:2]), config)
+        if _fits(videos, images)
+        else random_case(random, configs)
+    )
 
 
 def _fits(videos: list[Any], images: list[Any]) -> bool:

@@ -3,7 +3,8 @@
     with RemoteEngine(model, "default", enforce_eager=True) as engine:
         answers = engine.call("run", prompts)
 
-`call` runs a method of `DenseEngine` over there. One process holds one engine, so every configuration of vLLM needs its own.
+`call` runs a method of `DenseEngine` over there. One process holds one engine, so every configuration of vLLM needs
+its own.
 """
 
 from __future__ import annotations
@@ -204,7 +205,7 @@ class DenseEngine:
         return found
 
     def storm(self, prompts: Sequence[Mapping[str, Any]], seed: int, free_blocks: int) -> list[Answer | None]:
-        """Adds the prompts a few at a time between steps, and aborts some; None for those. With `free_blocks` KV blocks."""
+        """Adds prompts a few at a time between steps, and aborts some (None); with `free_blocks` KV blocks."""
         from vllm import SamplingParams
 
         random = np.random.default_rng(seed)
@@ -250,6 +251,11 @@ class DenseEngine:
     def preemptions(self) -> int:
         """Of the last storm."""
         return self.storm_preemptions
+
+    def is_compiled(self) -> bool:
+        from vllm.config import CompilationMode
+
+        return self.engine.vllm_config.compilation_config.mode != CompilationMode.NONE
 
     def watch_ranks(self) -> None:
         """From now on every rank keeps a digest of the rows it keeps."""

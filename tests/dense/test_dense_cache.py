@@ -75,7 +75,9 @@ class Builder:
 
 
 def write(layer: SimpleNamespace, table: list[int], block_size: int, key: torch.Tensor, value: torch.Tensor) -> None:
-    slots = torch.tensor([table[i // block_size] * block_size + i % block_size for i in range(len(key))], dtype=torch.long)
+    slots = torch.tensor(
+        [table[i // block_size] * block_size + i % block_size for i in range(len(key))], dtype=torch.long
+    )
     layer.impl.do_kv_cache_update(layer, key, value, layer.kv_cache, slots)
 
 

@@ -93,6 +93,7 @@ def test_preempted(eager, oracle, size):
 @pytest.mark.parametrize("size", SIZES)
 def test_compiled_with_a_small_cache(compiled, oracle, size):
     cases = batch_of(size)
+    assert compiled.call("is_compiled")
     compiled.call("forget")
     free = compiled.call("free_blocks")
     answer_all(compiled, oracle, cases)

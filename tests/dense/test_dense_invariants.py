@@ -53,7 +53,7 @@ def test_ten_questions_on_one_video_encode_it_once(eager, oracle):
 
 
 def test_the_same_question_in_a_longer_conversation_finds_its_blocks(eager, oracle):
-    """Once a follow-up has filled the block in which the first turn ends, every other follow-up hits all of the turn."""
+    """Once a follow-up has filled the block in which the first turn ends, every other one hits all of the turn."""
     shown = video(22, frames=10)
     first = chat(VIDEO + "What colour is the flash?")
     follow_ups = [Case(first + "red<|im_end|>\n" + chat(f"{'And then' * 8}, {i}?"), (shown,)) for i in range(2)]

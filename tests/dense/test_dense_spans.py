@@ -1,7 +1,8 @@
-"""Spans: found from the prompt alone, never cut by a step, never ended in by a hit; and what they do to the scheduler."""
+"""Spans: found from the prompt alone, cut by no step, ended in by no hit; and what they do to the scheduler."""
 
 from __future__ import annotations
 
+import itertools
 from types import SimpleNamespace
 
 from hypothesis import given
@@ -47,7 +48,7 @@ def test_a_span_is_a_turn_from_its_first_video_on(turns):
         assert prompt[span.start : span.end].count(END) == 1
         assert VIDEO not in prompt[max(0, span.start - 1) : span.start] or span.start - 1 in _last_rows(videos)
     assert all(sum(span.start <= offset and offset + n <= span.end for span in spans) == 1 for offset, n in videos)
-    assert all(a.end <= b.start for a, b in zip(spans, spans[1:], strict=False))
+    assert all(a.end <= b.start for a, b in itertools.pairwise(spans))
 
 
 def _last_rows(videos):

@@ -1,8 +1,8 @@
 """vLLM in this process, opened up: which positions its model sees, which blocks a request holds, what it encodes.
 
-As a script it answers all of `serving_cases.CASES` and writes what it saw: `python serving_engine.py MODEL FILE [OPTIONS]`,
-where OPTIONS is a JSON object of arguments for `vllm.LLM`. That is how stock vLLM and a second precision are asked, since
-one process holds one engine.
+As a script it answers all of `serving_cases.CASES` and writes what it saw: `python serving_engine.py MODEL FILE
+[OPTIONS]`, where OPTIONS is a JSON object of arguments for `vllm.LLM`. That is how stock vLLM and a second precision
+are asked, since one process holds one engine.
 """
 
 from __future__ import annotations

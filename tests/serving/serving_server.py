@@ -56,7 +56,8 @@ class Server:
             )
         deadline = time.monotonic() + START_TIMEOUT_S
         while not self.healthy():
-            assert self._process.poll() is None and time.monotonic() < deadline, self.log()[-3000:]
+            assert self._process.poll() is None, self.log()[-3000:]
+            assert time.monotonic() < deadline, self.log()[-3000:]
             time.sleep(0.5)
         return self
 

@@ -1,7 +1,7 @@
 """Invariants 3 and 7: kept tokens keep their positions, and nothing but the request decides about its output.
 
-The reference is independent of this package: the positions that stock vLLM gives the unpruned prompt, less the rows that
-`uniform` drops.
+The reference is independent of this package: the positions that stock vLLM gives the unpruned prompt, less the rows
+that `uniform` drops.
 """
 
 from __future__ import annotations
@@ -121,7 +121,9 @@ _CLIP = video_item(16, 112, 224, seed=31)  # 256 tokens, 64 kept
 @pytest.mark.parametrize(
     ("first", "hit_ends"),
     [
-        pytest.param(prompt(chat(_LEAD + VIDEO + "No?"), videos=[video_item(4, 56, 56, seed=32)]), "before", id="before"),
+        pytest.param(
+            prompt(chat(_LEAD + VIDEO + "No?"), videos=[video_item(4, 56, 56, seed=32)]), "before", id="before"
+        ),
         pytest.param(prompt(chat(_LEAD + VIDEO + "No?"), videos=[_CLIP]), "inside", id="inside"),
         pytest.param(prompt(chat(f"{_LEAD}{VIDEO}{QUESTION * 12} No?"), videos=[_CLIP]), "after", id="after"),
     ],

@@ -42,6 +42,9 @@ def run(args: argparse.Namespace) -> int:
             temperature=0.0,
             extra_body={"mm_processor_kwargs": {"prune": prune}} if prune is not None else None,
         )
+    except openai.APITimeoutError:
+        print(f"vllm-prune chat: {args.url} did not answer in time", file=sys.stderr)
+        return 1
     except openai.APIConnectionError as error:
         print(f"vllm-prune chat: no server at {args.url} ({error}); start one with `vllm-prune serve`", file=sys.stderr)
         return 1

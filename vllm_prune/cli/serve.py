@@ -21,7 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--prune",
         default="default",
         metavar="PRESET|JSON",
-        help=f'what to prune (default: %(default)s): {", ".join(PRESETS)}, or an object such as \'{{"stage1": {{"cluster_ratio": 0.25}}}}\'',
+        help=f"what to prune (default: %(default)s): {', '.join(PRESETS)}, or an object such as "
+        '\'{"stage1": {"cluster_ratio": 0.25}}\'',
     )
     parser.add_argument(
         "--prune-override",
@@ -41,9 +42,9 @@ def run(args: argparse.Namespace) -> int:
         print(f"vllm-prune serve: {error}", file=sys.stderr)
         return 2
     print(shlex.join(command), flush=True)
-    if args.dry_run:
-        return 0
-    os.execv(sys.executable, [sys.executable, "-m", "vllm.entrypoints.cli.main", *command[1:]])
+    if not args.dry_run:
+        os.execv(sys.executable, [sys.executable, "-m", "vllm.entrypoints.cli.main", *command[1:]])
+    return 0
 
 
 def serve_command(
@@ -69,8 +70,15 @@ def serve_command(
 def _take_hf_overrides(passed_on: list[str]) -> tuple[dict[str, object], list[str]]:
     """Splits the user's own `--hf-overrides` from the other options."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--hf-overrides", "--hf_overrides", type=json.loads, default={})
+    parser.add_argument("--hf-overrides", "--hf_overrides", default="{}")
     known, rest = parser.parse_known_args(passed_on)
-    if not isinstance(known.hf_overrides, dict):
+    for option in rest:
+        if option.replace("_", "-").startswith("--hf-overrides."):  # vLLM would put it in the place of all of ours
+            raise ValueError(f"{option}: give it as one JSON object, --hf-overrides '{{...}}'")
+    try:
+        overrides = json.loads(known.hf_overrides)
+    except ValueError as error:
+        raise ValueError(f"--hf-overrides {known.hf_overrides!r}: not valid JSON: {error}") from error
+    if not isinstance(overrides, dict):
         raise ValueError(f"--hf-overrides {known.hf_overrides!r}: must be a JSON object, as the variant is added to it")
-    return known.hf_overrides, rest
+    return overrides, rest

@@ -99,12 +99,12 @@ def test_broken_lines_are_located(path):
     write(path, answer("a"))
     good = path.read_text()
     for line, message in [
-        ("{\n", r"jsonl:3: not valid JSON"),
-        ("[]\n", "jsonl:3: not an object"),
-        ('{"x": 1}\n', "jsonl:3: not an answer"),
+        ("{\n", "not valid JSON"),
+        ("[]\n", "not an object"),
+        ('{"x": 1}\n', "not an answer"),
     ]:
         path.write_text(good + line)
-        with pytest.raises(BenchmarkError, match=message):
+        with pytest.raises(BenchmarkError, match=f"jsonl:3: {message}"):
             AnswerLog(path, SETTINGS, resume=True)
 
 

@@ -42,7 +42,7 @@ def test_mistakes_are_named():
         synthetic.load(1001, [0], [16], ["clean"])
     with pytest.raises(BenchmarkError, match="--frames 20: clips have 16, 32, 64 frames"):
         synthetic.load(1, [0], [20], ["clean"])
-    with pytest.raises(BenchmarkError, match="--noise fog: .*flicker"):
+    with pytest.raises(BenchmarkError, match=r"--noise fog: .*flicker"):
         synthetic.load(1, [0], [16], ["fog"])
     (question, *_) = synthetic.load(1, [0], [32], ["clean"])
     with pytest.raises(BenchmarkError, match="--max-frames 16: must be 32 or more"):

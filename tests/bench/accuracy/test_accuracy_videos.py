@@ -86,7 +86,7 @@ def test_no_video_is_named(tmp_path):
     with pytest.raises(BenchmarkError, match=r"broken\.mp4: not a video"):
         FileVideo(broken).frames(4)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(BenchmarkError, match="empty: holds no .jpg or .png frame"):
+    with pytest.raises(BenchmarkError, match=r"empty: holds no \.jpg or \.png frame"):
         FrameFolder(tmp_path / "empty", 3.0).frames(4)
     (tmp_path / "empty" / "1.png").write_text("no picture")
     with pytest.raises(BenchmarkError, match=r"1\.png: not a picture"):

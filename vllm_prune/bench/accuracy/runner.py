@@ -117,4 +117,3 @@ def _ask_group(
 def _answers(log: AnswerLog, configuration: Configuration, questions: Sequence[Question]) -> dict[str, Answer]:
     found = {question.key: log.get(identity(configuration), question) for question in questions}
     return {key: answer for key, answer in found.items() if answer is not None}
-

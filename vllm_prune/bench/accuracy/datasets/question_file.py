@@ -24,9 +24,7 @@ def _question(folder: Path, number: int, record: Record) -> Question:
     options = record.texts("options") if "options" in record.fields else ()
     return Question(
         key=record.optional_text("id", str(number)),
-        video=FileVideo(
-            folder / record.text("video"), record.optional_number("start"), record.optional_number("end")
-        ),
+        video=FileVideo(folder / record.text("video"), record.optional_number("start"), record.optional_number("end")),
         text=record.text("question"),
         options=options,
         answer=_answer(record, options),

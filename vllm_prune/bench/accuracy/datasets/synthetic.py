@@ -65,8 +65,8 @@ def _make_clip(video: SyntheticVideo) -> Any:
 def load(n: int, seeds: Sequence[int], lengths: Sequence[int], noises: Sequence[str]) -> list[Question]:
     """The questions on clips of the seeds that `evaluation_set` takes its clips from.
 
-    Each kind of clip (length and disturbance) has scenes of its own: `n` clips of six kinds say more than one set of `n`
-    scenes in six versions.
+    Each kind of clip (length and disturbance) has scenes of its own: `n` clips of six kinds say more than one set of
+    `n` scenes in six versions.
 
     Args:
         n: Clips of each kind for each seed.

@@ -1,0 +1,188 @@
+"""`vllm-prune serve` without starting anything, and what `vllm-prune chat` does before it asks."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import pytest
+
+from vllm_prune.cli.chat import parse_prune, video_url
+from vllm_prune.cli.main import main
+from vllm_prune.config import PRESETS, PruneConfig
+from vllm_prune.engine import engine_args
+from vllm_prune.serving.settings import read_settings
+
+ARCHITECTURE = "Qwen2_5_VLForConditionalGeneration"
+
+
+@pytest.fixture
+def model(tmp_path):
+    """A folder that says no more than serving has to know."""
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen2_5_vl", "architectures": [ARCHITECTURE]}))
+    return str(tmp_path)
+
+
+def dry_run(capsys, *arguments: str) -> list[str]:
+    """The printed line, as a shell would split it."""
+    assert main(["serve", *arguments, "--dry-run"]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    return shlex.split(line)
+
+
+def overrides_of(line: list[str]) -> dict:
+    return json.loads(line[line.index("--hf-overrides") + 1])
+
+
+def settings_of(line: list[str]):
+    return read_settings(SimpleNamespace(**overrides_of(line)))
+
+
+@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("override", ["none", "tighten", "any"])
+def test_the_line_carries_the_settings(capsys, model, name, override):
+    line = dry_run(capsys, model, "--prune", name, "--prune-override", override)
+    assert line[:3] == ["vllm", "serve", model]
+    assert overrides_of(line)["architectures"] == [f"Prune{ARCHITECTURE}"]
+    assert (settings_of(line).config, settings_of(line).override) == (PRESETS[name], override)
+    assert "--enable-prompt-tokens-details" in line
+
+
+def test_json_and_defaults(capsys, model):
+    wanted = {"stage1": {"cluster_ratio": 0.3}, "method": "random", "keep_ratio": 0.5, "params": {"seed": 4}}
+    assert settings_of(dry_run(capsys, model, "--prune", json.dumps(wanted))).config == PruneConfig.parse(wanted)
+    settings = settings_of(dry_run(capsys, model))
+    assert (settings.config, settings.override) == (PRESETS["default"], "tighten")
+
+
+def test_vllms_own_options_follow_in_order(capsys, model):
+    line = dry_run(capsys, model, "--max-model-len", "4096", "--prune", "stage1_only", "--enforce-eager", "-tp=2")
+    assert line[line.index("--enable-prompt-tokens-details") + 1 :] == [
+        "--max-model-len",
+        "4096",
+        "--enforce-eager",
+        "-tp=2",
+    ]
+
+
+@pytest.mark.parametrize("option", [["--hf-overrides", '{"a": {"b": 1}}'], ['--hf_overrides={"a": {"b": 1}}']])
+def test_the_users_own_overrides_are_kept(capsys, model, option):
+    line = dry_run(capsys, model, "--prune", "stage1_only", *option)
+    assert overrides_of(line)["a"] == {"b": 1}
+    assert settings_of(line).config == PRESETS["stage1_only"]
+    assert line.count("--hf-overrides") == 1
+    assert not any(part.startswith("--hf_overrides") for part in line)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--prune", "magic"], "preset='magic': unknown; known presets: baseline"),
+        (["--prune", '{"keep_ratio": 0}'], "keep_ratio=0: must be above 0"),
+        (["--prune", '{"keep_ratio": NaN}'], "keep_ratio=nan: must be above 0"),
+        (["--prune", "{"], "not valid JSON"),
+        (["--hf-overrides", "{"], "--hf-overrides '{': not valid JSON"),
+        (["--hf-overrides", "[1]"], "must be a JSON object"),
+        (["--hf-overrides.vllm_prune", "{}"], "--hf-overrides.vllm_prune: give it as one JSON object"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(capsys, model, arguments, said):
+    assert main(["serve", model, *arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("vllm-prune serve: ")
+    assert said in error
+    assert error.count("\n") == 1
+
+
+def test_a_wrong_policy_lists_the_known_ones(capsys, model):
+    with pytest.raises(SystemExit):
+        main(["serve", model, "--prune-override", "all"])
+    assert "none" in (error := capsys.readouterr().err)
+    assert "tighten" in error
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"architectures": ["LlamaForCausalLM"]}, ["'LlamaForCausalLM' has no pruning variant", ARCHITECTURE]),
+        ({"model_type": "llama"}, ["names no architecture"]),
+        (None, ["no readable config.json"]),
+        ("{broken", ["no readable config.json"]),
+    ],
+)
+def test_models_without_a_variant(capsys, tmp_path, config, said):
+    if config is not None:
+        (tmp_path / "config.json").write_text(config if isinstance(config, str) else json.dumps(config))
+    assert main(["serve", str(tmp_path), "--prune", "stage1_only"]) == 2
+    error = capsys.readouterr().err
+    assert all(part in error for part in said), error
+
+
+def test_engine_args_are_the_same_settings(model):
+    arguments = engine_args(model, "stage1_only", override="none", hf_overrides={"a": 1}, max_model_len=5)
+    assert arguments["model"] == model
+    assert arguments["max_model_len"] == 5
+    assert arguments["hf_overrides"]["a"] == 1
+    settings = read_settings(SimpleNamespace(**arguments["hf_overrides"]))
+    assert (settings.config, settings.override) == (PRESETS["stage1_only"], "none")
+    with pytest.raises(ValueError, match="must be a dictionary"):
+        engine_args(model, "stage1_only", hf_overrides=lambda config: config)
+    with pytest.raises(ValueError, match="none, tighten, any"):
+        engine_args(model, "stage1_only", override="all")
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("default", "must be an object"),
+        ({"configs": {}}, "unknown key 'configs'"),
+        ({"config": {"keep_ratio": 2}}, "keep_ratio=2"),
+        ({"config": [], "override": "any"}, "must be a preset's name"),
+        ({"override": "all"}, "override='all'"),
+    ],
+)
+def test_settings_written_by_hand_are_checked(value, said):
+    with pytest.raises(ValueError, match=said):
+        read_settings(SimpleNamespace(vllm_prune=value))
+
+
+def test_serve_stops_at_a_mistake_at_once(model):
+    """Before vLLM is imported: in a second or a few, where a server takes half a minute."""
+    started = time.monotonic()
+    command = [sys.executable, "-X", "importtime", "-m", "vllm_prune.cli.main", "serve", model, "--prune", "magic"]
+    process = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert process.returncode == 2
+    assert time.monotonic() - started < 30
+    assert not any(line.endswith("| vllm") or line.endswith("| torch") for line in process.stderr.splitlines())
+
+
+class TestChat:
+    def test_addresses_stay(self):
+        for url in ("http://host/clip.mp4", "https://host/clip.mp4", "data:video/mp4;base64,AAAA", "file:///clip.mp4"):
+            assert video_url(url) == url
+
+    def test_a_file_becomes_a_data_url(self, tmp_path):
+        for name, kind in {"clip.mp4": "video/mp4", "clip.webm": "video/webm", "clip": "video/mp4"}.items():
+            (tmp_path / name).write_bytes(b"abc")
+            assert video_url(str(tmp_path / name)) == f"data:{kind};base64,YWJj"
+
+    def test_what_is_no_file_is_refused(self, tmp_path, capsys):
+        for missing in (str(tmp_path / "none.mp4"), str(tmp_path)):
+            assert main(["chat", missing, "What?"]) == 2
+            assert "no such file" in capsys.readouterr().err
+
+    def test_prune(self, capsys):
+        assert parse_prune(None) is None
+        assert parse_prune("default") == "default"
+        assert parse_prune(' {"keep_ratio": 0.5}') == {"keep_ratio": 0.5}
+        assert main(["chat", "data:video/mp4;base64,AAAA", "What?", "--prune", "{"]) == 2
+        assert "not valid JSON" in capsys.readouterr().err
+
+    def test_no_server(self, capsys):
+        assert main(["chat", "data:video/mp4;base64,AAAA", "What?", "--url", "http://127.0.0.1:9/v1"]) == 1
+        assert "no server at http://127.0.0.1:9/v1" in (error := capsys.readouterr().err)
+        assert "vllm-prune serve" in error
