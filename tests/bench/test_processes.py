@@ -10,7 +10,6 @@ from vllm_prune.bench.throughput.errors import BenchmarkError
 from vllm_prune.bench.throughput.processes import (
     end_group,
     free_port,
-    group_cpu_seconds,
     process_group,
     wait_for_end,
     wait_until_healthy,
@@ -108,17 +107,3 @@ def test_a_client_that_hangs_times_out(tmp_path):
     hanging = process_group(SLEEP, {}, tmp_path / "log")
     with hanging as process, pytest.raises(BenchmarkError, match="raise --run-timeout"):
         wait_for_end(process, 0.2, lambda: None)
-
-
-def test_cpu_seconds_are_those_of_the_whole_group(tmp_path):
-    # Leader and child each burn 0.3 s, then both wait.
-    burn = "import time\nwhile time.process_time() < 0.3: pass\n"
-    child = f"import time\n{burn}print('done', flush=True)\ntime.sleep(600)"
-    leader = f"import subprocess, sys, time\n{burn}subprocess.Popen([sys.executable, '-c', {child!r}])\ntime.sleep(600)"
-    with process_group([sys.executable, "-c", leader], {}, tmp_path / "log") as process:
-        first_line(tmp_path / "log")
-        assert 0.55 < group_cpu_seconds(process.pid) < 2
-
-
-def test_no_group_no_cpu_seconds():
-    assert group_cpu_seconds(2**30) == 0

@@ -95,8 +95,8 @@ def test_a_run_interleaves_measures_and_writes(fake, tmp_path):
     assert ours["ratio_to"]["stock"]["ttft_mean_ms"]["mean"] == 0.25
     assert ours["ratio_to"]["evs:0.75"]["requests_per_s"]["mean"] == 4.0
     report = (tmp_path / "out" / "throughput.md").read_text()
-    assert "| `ours` | 250 ± 0 | 25.0 ± 0.0 | 4.000 ± 0.000 | 2 ± 0 | " in report
-    assert " | 0.25 ± 0.00 | 4.00 ± 0.00 | 0.20 ± 0.00 | " in report  # to stock: TTFT, requests a second, KV blocks
+    assert "| `ours` | 250 ± 0 | 25.0 ± 0.0 | 4.000 ± 0.000 | 2 ± 0 |" in report
+    assert " | 0.25 ± 0.00 | 4.00 ± 0.00 | 0.20 ± 0.00 |" in report  # to stock: TTFT, requests a second, KV blocks
     assert (tmp_path / "out" / "throughput.png").read_bytes().startswith(b"\x89PNG")
 
 

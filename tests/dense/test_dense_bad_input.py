@@ -36,7 +36,6 @@ def test_configurations_that_cannot_be(eager, changes, message):
     assert message in answer.error
 
 
-@pytest.mark.xfail(run=False, reason="reaches the model, where it ends the engine")
 @pytest.mark.parametrize("layer", [5, 99])
 def test_layers_that_the_model_does_not_have(eager, layer):
     (answer,) = eager.run([Case(QUESTION, (video(1),), config={**ATTENTION, "layers": [layer]}).prompt()])

@@ -90,3 +90,15 @@ def test_a_broken_third_party_method_is_named(monkeypatch: pytest.MonkeyPatch, t
     _install(monkeypatch, broken=target)
     with pytest.raises(ValueError, match="method 'broken'"):
         create("broken")
+
+
+def test_built_in_methods_do_not_look_for_entry_points(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every request creates its method, and the look takes 10 ms."""
+
+    def look(group: str) -> None:
+        raise AssertionError(group)
+
+    monkeypatch.setattr(registry, "entry_points", look)
+    assert registry.create("uniform").name == "uniform"
+    with pytest.raises(AssertionError):
+        registry.create("third_party")

@@ -160,6 +160,13 @@ class Engine:
         return self.scheduler.kv_cache_manager.block_pool.get_num_free_blocks()
 
 
+def check_positions(found: np.ndarray, expected: np.ndarray, message: str = "") -> None:
+    """Rows that were computed are as expected; those of a prefix-cache hit were not computed."""
+    assert found.shape == expected.shape, message
+    computed = found[0] >= 0
+    np.testing.assert_array_equal(found[:, computed], expected[:, computed], err_msg=message)
+
+
 def client_id(request_id: str) -> str:
     """vLLM appends a random suffix to the ids it gives out, in the core only."""
     return request_id.partition("-")[0]

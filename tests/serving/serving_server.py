@@ -36,19 +36,24 @@ def environment() -> dict[str, str]:
 class Server:
     """A running server; use it in a `with` statement."""
 
-    def __init__(self, model: str, folder: Path, *, prune: str, override: str = "tighten") -> None:
+    model: str
+    """Its name, as requests have to give it."""
+
+    def __init__(
+        self, model: str, folder: Path, *, prune: str, override: str = "tighten", options: tuple[str, ...] = OPTIONS
+    ) -> None:
         self.port = free_port()
         self.root = f"http://127.0.0.1:{self.port}"
-        self.model = model
         self._log = folder / "server.log"
-        self._command = serve_command(model, "--prune", prune, "--prune-override", override, "--port", str(self.port))
+        settings = ("--prune", prune, "--prune-override", override, "--port", str(self.port))
+        self._command = serve_command(model, *settings, *options)
         # No retries: a connection that the server closed after a failure must be seen.
         self.client = openai.OpenAI(base_url=f"{self.root}/v1", api_key="none", max_retries=0, timeout=120)
 
     def __enter__(self) -> Server:
         with self._log.open("w") as log:
             self._process = subprocess.Popen(
-                [*self._command, *OPTIONS],
+                self._command,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=environment(),
@@ -59,6 +64,7 @@ class Server:
             assert self._process.poll() is None, self.log()[-3000:]
             assert time.monotonic() < deadline, self.log()[-3000:]
             time.sleep(0.5)
+        self.model = self.client.models.list().data[0].id
         return self
 
     def __exit__(self, *_: object) -> None:

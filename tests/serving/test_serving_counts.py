@@ -13,6 +13,7 @@ from serving_media import image_item, video_item
 
 from vllm_prune.budget import plan_counts
 from vllm_prune.config import PruneConfig
+from vllm_prune.methods import registry
 
 METHODS = [
     {"stage1": {"cluster_ratio": 0.5}},
@@ -20,6 +21,7 @@ METHODS = [
     {"stage1": {"cluster_ratio": 0.5}, "method": "uniform", "keep_ratio": 0.5},
     {"method": "uniform", "target_token_num": 1},
     {"method": "random", "keep_ratio": 0.1, "params": {"seed": 3}},
+    {"preset": "default"},
 ]
 VIDEOS = {name: case for name, case in CASES.items() if "video" in case.get("multi_modal_data", {})}
 
@@ -57,11 +59,28 @@ def num_rows(shared_engine: Engine):
 def test_placeholders_are_rows_for_every_method_and_grid(engine, stock, config):
     fewest = config.get("target_token_num", 1)
     videos = {name: case for name, case in VIDEOS.items() if min(grids_of(case)) >= fewest}
+    if PruneConfig.parse(config).query_aware:  # needs a question behind the video
+        videos = {name: case for name, case in videos.items() if not case["prompt"].endswith("<|video_pad|>")}
     assert len(videos) > 6
     answers = engine.run([prune(case, config) for case in videos.values()], max_tokens=1)
     for (name, case), answer in zip(videos.items(), answers, strict=True):
         removed = sum(grids_of(case)) - kept_of(case, config)
         assert answer.prompt_len == stock[name].prompt_len - removed, name
+
+
+QUERY_FREE = [name for name in registry.names() if getattr(registry.load(name), "relevance", "unused") != "required"]
+
+
+@pytest.mark.parametrize("method", QUERY_FREE)
+def test_every_method_serves_the_smallest_videos(engine, method):
+    """A worker that raises ends the server, so whatever a request may name must work on whatever a video may be."""
+    names = ["one token", "two tokens", "one frame", "odd number of frames"]
+    for ratio in (0.01, 0.5):
+        config = {"method": method, "keep_ratio": ratio}
+        answers = engine.run([prune(CASES[name], config) for name in names], max_tokens=1)
+        video_token_id = engine.model.config.video_token_id
+        for name, answer in zip(names, answers, strict=True):
+            assert answer.prompt_token_ids.count(video_token_id) == kept_of(CASES[name], config), name
 
 
 @settings(deadline=None, max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -157,6 +176,21 @@ def test_images_are_never_pruned(engine, stock):
     (answer,) = engine.run([prune(case, {"method": "uniform", "keep_ratio": 0.1})])
     assert answer.prompt_len == stock["image"].prompt_len
     assert answer.token_ids == stock["image"].token_ids
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"method": "attention", "layers": [5]}, r"layers=\[5\]: must lie between 0 and 4"),
+        ({"method": "attention", "layers": [1, 99]}, r"layers=\[1, 99\]: must lie between"),
+        ({"method": "random", "params": {"seed": -1}}, "seed=-1"),
+    ],
+)
+def test_what_would_fail_in_a_worker_is_refused_before(engine, config, said):
+    with pytest.raises(ValueError, match=said):
+        engine.run([prune(CASES["video"], config)], max_tokens=1)
+    (answer,) = engine.run([CASES["video"]], max_tokens=1)
+    assert len(answer.token_ids) == 1
 
 
 def test_videos_of_one_prompt_keep_their_own_shares(engine):

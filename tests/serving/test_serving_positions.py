@@ -11,7 +11,7 @@ from itertools import groupby
 import numpy as np
 import pytest
 from serving_cases import CASES, QUESTION, SCRIPT_PRUNE, VIDEO, chat, prompt
-from serving_engine import BLOCK_SIZE, Answer, prune
+from serving_engine import BLOCK_SIZE, Answer, check_positions, prune
 from serving_media import video_item
 
 SAME = 1e-4
@@ -39,13 +39,6 @@ def kept_rows(unpruned: Answer, video_token_id: int) -> np.ndarray:
 def expected(stock, shared_engine) -> dict[str, np.ndarray]:
     video_token_id = shared_engine.model.config.video_token_id
     return {name: answer.positions[:, kept_rows(answer, video_token_id)] for name, answer in stock.items()}
-
-
-def check_positions(found: np.ndarray, expected: np.ndarray, message: str = "") -> None:
-    """Rows that were computed are as expected; those of a prefix-cache hit were not computed."""
-    assert found.shape == expected.shape, message
-    computed = found[0] >= 0
-    np.testing.assert_array_equal(found[:, computed], expected[:, computed], err_msg=message)
 
 
 def test_the_cases_are_hard_enough(stock):

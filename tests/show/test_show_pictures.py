@@ -92,7 +92,7 @@ def test_a_sheet_has_a_row_for_every_configuration(tmp_path):
         assert image.convert("RGB").getpixel((2, 2)) == PAPER
 
 
-@pytest.mark.parametrize("grid", [(1, 1, 1), (1, 3, 2), (40, 1, 9), (3, 9, 1)])
+@pytest.mark.parametrize("grid", [(1, 1, 1), (1, 3, 2), (12, 1, 9), (2, 9, 1)])
 def test_any_grid_gives_a_sheet_a_film_and_a_page(tmp_path, grid):
     story = make_story(tmp_path, ["default", {"method": "uniform"}], grid)
     save_sheet(story, tmp_path / "a.png", SheetOptions(width=600))
@@ -174,7 +174,7 @@ def test_a_page_is_one_file_that_fetches_nothing(tmp_path):
 def browse(path, state: str = "", *options: str) -> str:
     """What headless Chromium makes of a page."""
     flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
-    flags += ["--hide-scrollbars", "--window-size=1240,900", "--virtual-time-budget=10000"]
+    flags += ["--hide-scrollbars", "--window-size=1240,900"]
     profile = f"--user-data-dir={path.parent / 'profile'}"
     command = [CHROMIUM, *flags, profile, *options, f"{path.as_uri()}#{state}"]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout

@@ -122,6 +122,9 @@ class Estimate:
 def estimate(dims: ModelDims, request: Request, config: PruneConfig, limits: PixelLimits | None = None) -> Estimate:
     """What `config` saves on `request`.
 
+    With stage 1 before the encoder (`stage1.where="processor"`) counts follow the pixels, which nobody knows here: they
+    are taken as those after the encoder, and the encoder's work as that of a video without still cells.
+
     Raises:
         EstimateError: The video or the text is out of range.
         PruneConfigError: A pruning layer is beyond the model's depth.
@@ -159,7 +162,7 @@ def _cost(dims: ModelDims, request: Request, encoder: Flops, counts: TokenCounts
 def layer_rows(depth: int, text_tokens: int, counts: TokenCounts, layers: tuple[int, ...]) -> list[int]:
     """Rows that each of `depth` decoder layers computes; a pruning layer itself still sees what it prunes.
 
-    >>> layer_rows(5, 10, TokenCounts(total=100, stage1=50, entering=50, layers=(20,)), (1,))
+    >>> layer_rows(5, 10, plan_counts(PruneConfig.parse("default"), 100), (1,))
     [60, 60, 30, 30, 30]
     """
     rows = []

@@ -43,7 +43,12 @@ def table(labels: Sequence[str], estimates: Sequence[Estimate], request: Request
         f"a grid of {t} x {h} x {w} tokens; {request.text_tokens} tokens of text; "
         f"KV blocks of {request.block_size} tokens"
     )
-    return f"{head}\n\n{_align(rows)}\n\nPredicted times are ratios of FLOPs, not measurements."
+    notes = ["Predicted times are ratios of FLOPs, not measurements."]
+    if any(found.config.stage1 is not None and found.config.stage1.where == "processor" for found in estimates):
+        notes.append(
+            "With stage 1 before the encoder, still cells are not encoded either: how many, only the video tells."
+        )
+    return "\n\n".join([head, _align(rows), "\n".join(notes)])
 
 
 def _token_rows(estimates: Sequence[Estimate]) -> list[list[str]]:

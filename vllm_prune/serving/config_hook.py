@@ -5,6 +5,8 @@ vLLM calls these hooks by architecture (`MODELS_CONFIG_MAP`), in the process tha
 
 from __future__ import annotations
 
+import sys
+
 from vllm.config import CUDAGraphMode, ModelConfig, VllmConfig
 from vllm.model_executor.models.config import VerifyAndUpdateConfig
 
@@ -49,25 +51,28 @@ class PruneConfigHook(VerifyAndUpdateConfig):
             raise PruneConfigError(
                 "speculative_config: the drafter's look-ahead would be given positions of the wrong rows; leave it out"
             )
+        if vllm_config.ec_transfer_config is not None:
+            raise PruneConfigError(
+                "ec_transfer_config: encoder rows of pruned videos are understood by the worker that made them only; "
+                "leave it out"
+            )
         settings = read_settings(vllm_config.model_config.hf_config)
         if settings.may_query:
             _check_dense_prefix(vllm_config)
             settings.config.resolved_layers(vllm_config.model_config.get_total_num_hidden_layers())
-        max_step_tokens = vllm_config.scheduler_config.max_num_batched_tokens
+        scheduler = vllm_config.scheduler_config
+        max_step_tokens = min(scheduler.max_num_batched_tokens, scheduler.max_num_scheduled_tokens or sys.maxsize)
         write_max_step_tokens(vllm_config.model_config.hf_config, max_step_tokens)
 
 
 def _check_dense_prefix(vllm_config: VllmConfig) -> None:
     """Refuses what the dense prefix cannot be combined with, each with its reason."""
+    precision = str(vllm_config.model_config.dtype).removeprefix("torch.")
     refused = {
         "lora_config": (vllm_config.lora_config is not None, "layers called one by one have no adapter mapping"),
         "kv_transfer_config": (
             vllm_config.kv_transfer_config is not None,
             "a connector may hand over blocks that end between a video and its question",
-        ),
-        "ec_transfer_config": (
-            vllm_config.ec_transfer_config is not None,
-            "encoder rows of pruned videos are understood by the worker that made them only",
         ),
         "prefill_context_parallel_size": (
             getattr(vllm_config.parallel_config, "prefill_context_parallel_size", 1) > 1,
@@ -78,8 +83,16 @@ def _check_dense_prefix(vllm_config: VllmConfig) -> None:
             "the compacted keys and values are written to every rank's cache",
         ),
         "cache_dtype": (
-            vllm_config.cache_config.cache_dtype not in ("auto", vllm_config.model_config.dtype),
+            vllm_config.cache_config.cache_dtype not in ("auto", precision),
             "importance reads keys back from the cache at the model's precision",
+        ),
+        "long_prefill_token_threshold": (
+            vllm_config.scheduler_config.long_prefill_token_threshold > 0,
+            "a video and its question would wait for ever for a step that may hold both",
+        ),
+        "mm_processor_cache_type": (
+            vllm_config.model_config.get_multimodal_config().mm_processor_cache_type == "shm",
+            "the engine core has to see which videos the question prunes, and shared memory is open to workers only",
         ),
         "cudagraph_mode": (
             vllm_config.compilation_config.cudagraph_mode == CUDAGraphMode.FULL,

@@ -119,6 +119,8 @@ class PruningProcessorMixin(BaseMultiModalProcessor[Any]):
 
     def _with_resolved_config(self, inputs: ProcessorInputs) -> ProcessorInputs:
         config = self._settings.resolve(inputs.hf_processor_mm_kwargs.get(REQUEST_KEY))
+        if config.query_aware:  # checked here, since a worker that raises ends the server
+            config.resolved_layers(self.info.ctx.model_config.get_total_num_hidden_layers())
         if config.stage1 is not None and isinstance(inputs, ProfilingInputs):
             # The dummy video is still, and what it has to show is the cost of one that is not.
             config = dataclasses.replace(config, stage1=config.stage1.after_encoder())

@@ -10,7 +10,7 @@ import numpy as np
 
 from vllm_prune.show.canvas import FAINT, Canvas
 from vllm_prune.show.errors import ShowError
-from vllm_prune.show.paint import fit, paint_cells, paint_heat
+from vllm_prune.show.paint import fit, fit_tile, paint_cells, paint_heat
 from vllm_prune.show.story import Panel, Story
 from vllm_prune.show.timeline import HEIGHT, draw_timeline
 
@@ -41,18 +41,18 @@ def frame_rate(story: Story) -> float:
 def draw_frame(story: Story, index: int) -> np.ndarray:
     """Frame number `index` under every configuration."""
     _, rows, columns = story.grid
-    tile_height = max(64, round(_TILE_PIXELS * rows / columns))
+    tile = fit_tile(_TILE_PIXELS, _TILE_PIXELS, rows, columns)
     across = min(len(story.panels), 3)
     down = math.ceil(len(story.panels) / across)
     heat = any(panel.cells.heat is not None for panel in story.panels)
-    cell = _TITLE + tile_height * (2 if heat else 1) + HEIGHT + _MARGIN
+    cell = _TITLE + tile[1] * (2 if heat else 1) + HEIGHT + _MARGIN
     width = across * (_TILE_PIXELS + _MARGIN) + _MARGIN
     canvas = Canvas(_even(width), _even(_HEADER + down * cell))
     title = story.question or story.frames.name
     canvas.text(_MARGIN, _HEADER / 2, canvas.shorten(title, _NORMAL, width - 120, bold=True), _NORMAL, bold=True)
     second = f"{float(story.frames.seconds[min(index, len(story.frames.seconds) - 1)]):.1f} s"
     canvas.text(width - _MARGIN, _HEADER / 2, second, _NORMAL, colour=FAINT, anchor="rm")
-    image = fit(story.frames.images[index], _TILE_PIXELS, tile_height)
+    image = fit(story.frames.images[index], *tile)
     for number, panel in enumerate(story.panels):
         x = _MARGIN + (number % across) * (_TILE_PIXELS + _MARGIN)
         _draw_panel(canvas, x, _HEADER + (number // across) * cell, panel, image, index // story.frames_per_step)

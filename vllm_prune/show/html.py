@@ -12,10 +12,10 @@ import cv2
 import numpy as np
 
 from vllm_prune.show.cells import Cells
-from vllm_prune.show.paint import fit
+from vllm_prune.show.paint import fit, fit_tile
 from vllm_prune.show.story import Panel, Story
 
-_WIDTH = 640
+_LARGEST, _SMALLEST = 640, 224  # of the longer side of a frame
 _JPEG_QUALITY = 82
 _TEMPLATE = Path(__file__).with_name("page.html")
 
@@ -69,8 +69,8 @@ def _encode(array: np.ndarray) -> str:
 
 def _jpeg(image: np.ndarray, grid: tuple[int, int, int]) -> str:
     """A frame as the model sees it: in the proportions of the grid."""
-    width = min(_WIDTH, max(image.shape[1], 224))
-    small = fit(image, width, max(1, round(width * grid[1] / grid[2])))
+    side = min(_LARGEST, max(*image.shape[:2], _SMALLEST))
+    small = fit(image, *fit_tile(side, side, grid[1], grid[2]))
     _, data = cv2.imencode(".jpg", cv2.cvtColor(small, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
     return "data:image/jpeg;base64," + base64.b64encode(data.tobytes()).decode()
 

@@ -13,6 +13,7 @@ from vllm_prune.show.cells import Cells, State
 TINT = 0.26
 """How much of a merged cell is its cluster's colour."""
 _DIM_GAIN, _DIM_LIFT = 0.3, 22
+_FAINTEST = 0.45
 _HEAT_STOPS = np.array([[8, 8, 24], [70, 16, 96], [186, 40, 84], [246, 128, 40], [252, 244, 164]], dtype=np.float32)
 _HEAT_GAMMA, _HOTTEST = 0.5, 0.99  # attention is spiky: without these all but a few cells would look cold
 
@@ -35,6 +36,16 @@ def fit(image: np.ndarray, width: int, height: int) -> np.ndarray:
     return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
 
 
+def fit_tile(width: int, height: int, rows: int, columns: int) -> tuple[int, int]:
+    """The largest tile of the grid's proportions within a box, at least one pixel each way.
+
+    >>> fit_tile(400, 300, 10, 20), fit_tile(400, 300, 9, 1)
+    ((400, 200), (33, 300))
+    """
+    scale = min(width / columns, height / rows)
+    return max(1, round(columns * scale)), max(1, round(rows * scale))
+
+
 def dim(image: np.ndarray) -> np.ndarray:
     """Grey and dark: what is dropped. float32."""
     grey = image.astype(np.float32).mean(axis=2, keepdims=True)
@@ -51,11 +62,15 @@ def paint_cells(image: np.ndarray, cells: Cells, step: int) -> np.ndarray:
     painted: np.ndarray = image.astype(np.float32)
     painted = np.where(merged[..., None], painted * (1 - TINT) + colours * TINT, painted)
     painted = np.where(alive[..., None], painted, dim(image))
-    # One outline around each merged token, and one around neighbours that are kept alone.
+    # One outline around each merged token, one around neighbours that are kept alone, fainter lines between these.
     edge = _edges(np.where(merged, token + 1, np.where(alive, 0, -1)))
     strength = _outline_strength(image, cells)
     painted = np.where((edge & merged)[..., None], painted * (1 - strength) + colours * strength, painted)
-    painted = np.where((edge & (state == State.KEPT))[..., None], 255.0, painted)
+    kept = state == State.KEPT
+    painted = np.where((edge & kept)[..., None], 255.0, painted)
+    between = _edges(token) & kept & ~edge
+    faint = strength - _FAINTEST
+    painted = np.where(between[..., None], painted * (1 - faint) + 255.0 * faint, painted)
     return _dot_anchors(painted.astype(np.uint8), cells, step)
 
 
@@ -94,7 +109,7 @@ def _edges(token: np.ndarray) -> np.ndarray:
 def _outline_strength(image: np.ndarray, cells: Cells) -> float:
     """Outlines of small cells are fainter, or nothing would be seen between them."""
     side = image.shape[1] / cells.grid[2]
-    return float(np.clip(side / 30, 0.45, 1.0))
+    return float(np.clip(side / 30, _FAINTEST, 1.0))
 
 
 def _dot_anchors(image: np.ndarray, cells: Cells, step: int) -> np.ndarray:

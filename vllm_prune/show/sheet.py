@@ -10,15 +10,16 @@ import numpy as np
 from PIL import Image
 
 from vllm_prune.show.canvas import FAINT, INK, PAPER, RULE, Canvas
-from vllm_prune.show.cells import Cells, State
-from vllm_prune.show.paint import fit, heat_colours, paint_cells, paint_heat
+from vllm_prune.show.legend import draw_legend, legend_height, list_entries
+from vllm_prune.show.paint import fit, fit_tile, paint_cells, paint_heat
 from vllm_prune.show.story import Panel, Story
 from vllm_prune.show.timeline import BAR, BAR_OFF, HEIGHT, SHADES, draw_timeline
 
 _MARGIN, _GAP = 24, 6
-_HEADER, _LEGEND, _TITLE, _BETWEEN = 64, 30, 30, 20
+_HEADER, _TITLE, _BETWEEN = 64, 30, 20
 _LARGE, _NORMAL, _SMALL = 20, 15, 12
-_WIDEST = 448
+_LARGEST = 448  # side of a frame
+_SAMPLING = 3  # the palette is made from every third pixel each way
 _PHOTO_COLOURS = 244  # a palette makes a sheet of photographs a third as large
 _FLAT_COLOURS = (PAPER, INK, FAINT, RULE, BAR, BAR_OFF, *SHADES)
 
@@ -43,7 +44,8 @@ def save_sheet(story: Story, path: Path, options: SheetOptions | None = None) ->
 
 def _reduce_colours(image: Image.Image) -> Image.Image:
     """256 colours, among them exactly those of text and bars."""
-    photo = image.quantize(_PHOTO_COLOURS, kmeans=1).getpalette()
+    sample = image.resize((-(-image.width // _SAMPLING), -(-image.height // _SAMPLING)), Image.Resampling.NEAREST)
+    photo = sample.quantize(_PHOTO_COLOURS, kmeans=1).getpalette()
     palette = Image.new("P", (1, 1))
     palette.putpalette([*(photo or [])[: 3 * _PHOTO_COLOURS], *(part for colour in _FLAT_COLOURS for part in colour)])
     return image.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG)
@@ -55,9 +57,8 @@ def draw_sheet(story: Story, options: SheetOptions) -> Canvas:
     canvas = Canvas(options.width, layout.height)
     _draw_header(canvas, story)
     y = _HEADER + _MARGIN
-    cells = [panel.cells for panel in story.panels]
-    _draw_legend(canvas, y, any(c.heat is not None for c in cells), any(c.segment is not None for c in cells))
-    y += _LEGEND
+    draw_legend(canvas, _MARGIN, y, layout.legend, layout.inner)
+    y += layout.legend_height
     y = _draw_original(canvas, y, story, layout)
     for panel in story.panels:
         y = _draw_panel(canvas, y + _BETWEEN, story, panel, layout)
@@ -72,11 +73,13 @@ class _Layout:
         self.steps = options.steps or spread(steps, options.columns)
         self.inner = options.width - 2 * _MARGIN
         count = len(self.steps)
-        self.tile_width = min((self.inner - _GAP * (count - 1)) // count, _WIDEST)
-        self.tile_height = max(1, round(self.tile_width * rows / columns))
+        available = min((self.inner - _GAP * (count - 1)) // count, _LARGEST)
+        self.tile_width, self.tile_height = fit_tile(available, _LARGEST, rows, columns)
         heights = [self._panel_height(panel) for panel in story.panels]
+        self.legend = list_entries(story)
+        self.legend_height = legend_height(self.legend, self.inner) + 4
         original = _SMALL + 10 + self.tile_height
-        self.height = _HEADER + _LEGEND + 2 * _MARGIN + original + sum(heights) + _BETWEEN * len(heights)
+        self.height = _HEADER + self.legend_height + 2 * _MARGIN + original + sum(heights) + _BETWEEN * len(heights)
 
     def _panel_height(self, panel: Panel) -> int:
         rows = 1 if panel.cells.heat is None else 2
@@ -112,40 +115,6 @@ def _draw_header(canvas: Canvas, story: Story) -> None:
         f"{t * h * w:,} tokens; each covers {story.frames_per_step} frames x {side} x {side} pixels"
     )
     canvas.text(_MARGIN, _MARGIN + 38, canvas.shorten(facts, _NORMAL, room), _NORMAL, colour=FAINT)
-
-
-def _draw_legend(canvas: Canvas, y: int, with_heat: bool, with_segments: bool) -> None:
-    x = float(_MARGIN)
-    size = 16
-    for state, words in (
-        (State.KEPT, "kept alone"),
-        (State.MERGED, "merged: cells of one colour share a token, at the dot"),
-        (State.DROPPED, "dropped"),
-    ):
-        canvas.paste(_sample(state, size), x, y)
-        x = canvas.text(x + size + 26, y + size / 2, words, _SMALL) + 26
-    if with_heat:
-        canvas.paste(heat_colours(np.tile(np.linspace(0, 1, 48), (size, 1))).astype(np.uint8), x, y)
-        x = canvas.text(x + 56, y + size / 2, "importance for the question", _SMALL) + 26
-    for index, height in enumerate((6, 12, 9)):
-        canvas.box(x + 9 * index, y + size - height, 8, height, fill=BAR)
-    x = canvas.text(x + 34, y + size / 2, "tokens kept per step", _SMALL) + 26
-    if with_segments:
-        for index, shade in enumerate(SHADES):
-            canvas.box(x + 17 * index, y + 2, 16, size - 4, fill=shade)
-        canvas.text(x + 42, y + size / 2, "temporal segments", _SMALL)
-
-
-def _sample(state: State, size: int) -> np.ndarray:
-    """Two cells in the look of `state`."""
-    shape = (1, 1, 2)
-    merged = state == State.MERGED
-    token = np.array([[[2, 2 if merged else 3]]], dtype=np.int32)
-    anchor = np.array([[[True, not merged]]])
-    cells = Cells(np.full(shape, state, dtype=np.uint8), token, anchor, None, None)
-    photo: np.ndarray = np.full((size, 2 * size, 3), (120, 150, 120), dtype=np.uint8)
-    photo[size // 2 :] = (156, 124, 88)
-    return paint_cells(photo, cells, 0)
 
 
 def _draw_original(canvas: Canvas, y: int, story: Story, layout: _Layout) -> int:

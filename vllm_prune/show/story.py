@@ -117,7 +117,8 @@ def label_of(value: object) -> str:
     config = PruneConfig.parse(value)
     parts = []
     if config.stage1 is not None:
-        parts.append(f"stage 1, {config.stage1.cluster_ratio:.0%}")
+        where = " on pixels" if config.stage1.where == "processor" else ""
+        parts.append(f"stage 1{where}, {config.stage1.cluster_ratio:.0%}")
     if config.method != NO_METHOD:
         parts.append(config.method + _amount(config))
     return " + ".join(parts) or "unpruned"

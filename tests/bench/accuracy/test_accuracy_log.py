@@ -108,6 +108,14 @@ def test_broken_lines_are_located(path):
             AnswerLog(path, SETTINGS, resume=True)
 
 
+def test_sessions_come_back(path):
+    with AnswerLog(path, SETTINGS, resume=False) as log:
+        log.add([answer("a")])
+        log.add_session({"seconds": 3})
+    with AnswerLog(path, SETTINGS, resume=True) as log:
+        assert (len(log), log.sessions) == (1, [{"seconds": 3}])
+
+
 def test_one_run_at_a_time(path):
     with AnswerLog(path, SETTINGS, resume=False), pytest.raises(BenchmarkError, match="another run writes to it"):
         AnswerLog(path, SETTINGS, resume=True)

@@ -82,7 +82,7 @@ def test_everything_is_asked_once(tmp_path):
     asked = [(task.configuration.name, task.question.key) for task in backend.asked]
     assert len(asked) == len(set(asked)) == 4 * 12  # `again` is `baseline` under another name
     document, entries = summary(tmp_path)
-    assert (document["asked"], document["answers"]) == (48, 60)
+    assert [session["answers"] for session in document["sessions"]] == [48]
     assert entries["stock"]["accuracy"] == {"mean": 1.0, "standard_error": 0.0, "n": 3}
     assert entries["few@10%"]["accuracy"]["mean"] == pytest.approx(8 / 12)
     assert entries["few@10%"]["share_kept"] == 0.1
@@ -103,7 +103,20 @@ def test_an_interrupted_run_goes_on(tmp_path, patience):
     run_plan(plan(tmp_path, second, resume=True))
     asked = [(task.configuration.name, task.question.key) for task in first.asked + second.asked]
     assert len(asked) == len(set(asked)) == 48
-    assert summary(tmp_path)[1] == summary(whole)[1]
+    document, entries = summary(tmp_path)
+    assert entries == summary(whole)[1]
+    assert [session["answers"] for session in document["sessions"]] == [len(first.asked), len(second.asked)]
+
+
+def test_a_finished_run_can_be_shown_anew(tmp_path):
+    run_plan(plan(tmp_path, Backend()))
+    backend = Backend()
+    run_plan(plan(tmp_path, backend, resume=True, title="other", command=["other"]))
+    assert backend.asked == []
+    document, _ = summary(tmp_path)
+    assert (document["title"], document["command"]) == ("other", "other")
+    assert [session["command"] for session in document["sessions"]] == ["bench"]
+    assert "  - Asked by: `bench`" in (tmp_path / "run.md").read_text()
 
 
 def test_a_finished_run_can_be_widened(tmp_path):

@@ -1,4 +1,8 @@
-"""The answers of a run in a JSON Lines file, each written as it comes, so that an interrupted run can go on."""
+"""The answers of a run in a JSON Lines file, each written as it comes, so that an interrupted run can go on.
+
+The first line tells what all of them were asked with. Further lines are answers, or sessions: when, how long, on which
+machine and with which code some of them were asked.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +19,11 @@ from vllm_prune.bench.accuracy.questions import Question
 from vllm_prune.bench.throughput.errors import BenchmarkError
 
 SCHEMA = 1
+_SESSION = "session"
 
 
 class AnswerLog:
-    """Answers by configuration and question. The first line of the file tells what all of them were asked with."""
+    """Answers by configuration and question, and the sessions that they come from."""
 
     def __init__(self, path: Path, settings: Mapping[str, Any], *, resume: bool) -> None:
         """Opens or makes the file.
@@ -33,6 +38,7 @@ class AnswerLog:
                 another run writes to the file.
         """
         self.path = path
+        self.sessions: list[dict[str, Any]] = []
         self._answers: dict[tuple[str, str], Answer] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("a+", encoding="utf-8")
@@ -64,7 +70,11 @@ class AnswerLog:
             raise BenchmarkError(f"{self.path}: has answers of an earlier run; go on with --resume, or give another -o")
         self._check_header(lines[0], header)
         for number, line in enumerate(lines[1:], 2):
-            self._remember(self._parse(number, line))
+            entry = self._object(number, line)
+            if _SESSION in entry:
+                self.sessions.append(entry[_SESSION])
+            else:
+                self._remember(self._parse(number, entry))
 
     def _truncate(self, size: int) -> None:
         self._file.truncate(size)
@@ -80,9 +90,9 @@ class AnswerLog:
                     f"{wanted.get(key)!r}; run with the same, or give another -o"
                 )
 
-    def _parse(self, number: int, line: str) -> Answer:
+    def _parse(self, number: int, entry: dict[str, Any]) -> Answer:
         try:
-            return Answer(**self._object(number, line))
+            return Answer(**entry)
         except TypeError as error:
             raise BenchmarkError(f"{self.path}:{number}: not an answer: {error}; give another -o") from error
 
@@ -108,6 +118,11 @@ class AnswerLog:
         """Keep answers, in memory and in the file."""
         self._write([dataclasses.asdict(answer) for answer in answers if self._remember(answer)])
 
+    def add_session(self, session: dict[str, Any]) -> None:
+        """Keep what is to be known about the answers added so far."""
+        self.sessions.append(session)
+        self._write([{_SESSION: session}])
+
     def get(self, configuration: str, question: Question) -> Answer | None:
         """The answer to a question, if it has been asked.
 
@@ -121,6 +136,9 @@ class AnswerLog:
                 f"{question.text!r} ({question.answer}): the dataset has changed; give another -o"
             )
         return answer
+
+    def __len__(self) -> int:
+        return len(self._answers)
 
     def close(self) -> None:
         """Close the file; another run may then go on with it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from vllm_prune.bench.accuracy import series
 from vllm_prune.bench.accuracy.asking import identity
@@ -115,16 +116,10 @@ def _group_table(results: Results, groups: Sequence[str], scores: Mapping[str, M
 
 def _provenance(results: Results) -> str:
     settings = results.settings
-    machine = settings["machine"]
-    gpus = f"; GPUs: {', '.join(machine['gpus'])}" if machine["gpus"] else "; no GPU"
     unreadable = {name: score.unreadable for name, score in results.scores.items() if score.unreadable}
     lines = [
         f"- Command: `{settings['command']}`",
-        f"- When: {settings['started']}; {settings['seconds']:.0f} s for {settings['asked']} answers of "
-        f"{settings['answers']}, the others were there from an earlier run",
-        f"- Machine: {machine['cpu_cores']} cores of {machine['cpu']}, {machine['memory_gib']} GiB{gpus}",
-        f"- Versions: {', '.join(f'{name} {version}' for name, version in settings['versions'].items())}",
-        f"- Commit: {settings['commit'] or 'not a git checkout'}; SHA-256 of the code {settings['source_sha256'][:16]}",
+        *(line for session in settings["sessions"] for line in _session(session, settings["command"])),
         f"- Asked: {', '.join(f'{key} {value}' for key, value in settings['asked_with'].items())}",
         f"- Samples: seeds {', '.join(map(str, settings['seeds']))}",
         f"- Replies that name no option: {unreadable or 'none'}",
@@ -132,3 +127,16 @@ def _provenance(results: Results) -> str:
         *(f"  - `{configuration.name}`: `{identity(configuration)}`" for configuration in results.configurations),
     ]
     return "\n".join(lines)
+
+
+def _session(session: Mapping[str, Any], command: str) -> list[str]:
+    machine = session["machine"]
+    gpus = f"; GPUs: {', '.join(machine['gpus'])}" if machine["gpus"] else "; no GPU"
+    return [
+        f"- {session['answers']} answers in {session['seconds']:.0f} s from {session['started']}, on "
+        f"{machine['cpu_cores']} cores of {machine['cpu']}, {machine['memory_gib']} GiB{gpus}; load average before it "
+        f"{machine['load_average_at_start']}",
+        *([f"  - Asked by: `{session['command']}`"] if session["command"] != command else []),
+        f"  - Versions: {', '.join(f'{name} {version}' for name, version in session['versions'].items())}",
+        f"  - Commit: {session['commit'] or 'not a git checkout'}; SHA-256 of the code {session['source_sha256'][:16]}",
+    ]

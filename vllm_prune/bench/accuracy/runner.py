@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import shlex
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -45,20 +46,15 @@ class Plan:
 
 def run_plan(plan: Plan) -> Results:
     """Ask everything and write JSON, Markdown and PNG."""
-    started, begin = datetime.datetime.now(datetime.UTC), time.monotonic()
     settings = {"dataset": plan.dataset, **plan.backend.describe()}
     with AnswerLog(plan.log, settings, resume=plan.resume) as log:
-        asked = ask_all(plan, log)
+        ask_all(plan, log)
         answers = {c.name: _answers(log, c, plan.questions) for c in plan.configurations}
     results = Results(
         {
             "title": plan.title,
             "command": shlex.join(plan.command),
-            "started": started.isoformat(timespec="seconds"),
-            "seconds": round(time.monotonic() - begin, 1),
-            "asked": asked,
-            "answers": len(plan.questions) * len(plan.configurations),
-            **provenance.describe(),
+            "sessions": log.sessions,
             "asked_with": settings,
             "seeds": sorted({question.seed for question in plan.questions}),
             "videos": len({question.video.key for question in plan.questions}),
@@ -80,17 +76,37 @@ def write_results(results: Results, stem: Path, ttft: Mapping[str, float]) -> No
     plot.draw(results, stem.with_name(f"{stem.name}.png"), ttft)
 
 
-def ask_all(plan: Plan, log: AnswerLog) -> int:
-    """Ask what `log` has no answer to, and return how much that was."""
+def ask_all(plan: Plan, log: AnswerLog) -> None:
+    """Ask what `log` has no answer to."""
     groups = [(group, _open_tasks(group, plan.questions, log)) for group in plan.backend.groups(plan.configurations)]
     missing = sum(len(tasks) for _, tasks in groups)
+    if not missing:
+        return
     total = sum(len(group) for group, _ in groups) * len(plan.questions)
-    with Progress(total, done=total - missing, unit="answer") as progress:
+    with _session(plan, log), Progress(total, done=total - missing, unit="answer") as progress:
         for group, tasks in groups:
             if tasks:
                 progress.begin(f"{group[0].name if len(group) == 1 else f'{len(group)} configurations'}")
                 _ask_group(plan, group, tasks, log, progress)
-    return missing
+
+
+@contextlib.contextmanager
+def _session(plan: Plan, log: AnswerLog) -> Iterator[None]:
+    """Notes when, where and how answers were asked, also those of a run that is interrupted."""
+    started, begin, before = datetime.datetime.now(datetime.UTC), time.monotonic(), len(log)
+    place = provenance.describe()
+    try:
+        yield
+    finally:
+        log.add_session(
+            {
+                "command": shlex.join(plan.command),
+                "started": started.isoformat(timespec="seconds"),
+                "seconds": round(time.monotonic() - begin, 1),
+                "answers": len(log) - before,
+                **place,
+            }
+        )
 
 
 def _open_tasks(group: Sequence[Configuration], questions: Sequence[Question], log: AnswerLog) -> list[Task]:

@@ -26,19 +26,17 @@ METRICS = (
     *_latencies("tpot", "TPOT"),
     *_latencies("itl", "ITL"),
     Metric(key="requests_per_s", title="req/s", digits=3),
-    Metric(key="server_cpu_s", title="server CPU s a request", digits=2),
     Metric(key="prompt_tokens", title="prompt tokens", digits=0),
     Metric(key="kv_blocks_peak", title="KV blocks at peak", digits=0),
 )
 BY_KEY = {metric.key: metric for metric in METRICS}
 
 
-def read_metrics(measured: Mapping[str, Any], server_cpu_s: float, kv_blocks_peak: int | None) -> dict[str, float]:
+def read_metrics(measured: Mapping[str, Any], kv_blocks_peak: int | None) -> dict[str, float]:
     """Pick the metrics from a result of `vllm bench serve` and join what was read from the server.
 
     Args:
         measured: The result. Prompt tokens are those of the server's `usage`, the mean over the requests.
-        server_cpu_s: CPU seconds that all processes of the server used, for each request.
         kv_blocks_peak: KV blocks held at the peak; None, and left out, if none were seen.
     """
     values = {
@@ -48,7 +46,6 @@ def read_metrics(measured: Mapping[str, Any], server_cpu_s: float, kv_blocks_pea
     }
     values["requests_per_s"] = float(measured["request_throughput"])
     values["prompt_tokens"] = measured["total_input_tokens"] / measured["completed"]
-    values["server_cpu_s"] = server_cpu_s
     if kv_blocks_peak is not None:
         values["kv_blocks_peak"] = float(kv_blocks_peak)
     return values

@@ -65,22 +65,6 @@ def end_group(process: subprocess.Popen[bytes], grace_seconds: float = TERM_GRAC
     process.wait()
 
 
-def group_cpu_seconds(group: int) -> float:
-    """CPU seconds that the living processes of a group have used, all threads together."""
-    ticks = sum(used for number, used in map(_group_and_ticks, Path("/proc").glob("[0-9]*/stat")) if number == group)
-    return ticks / os.sysconf("SC_CLK_TCK")
-
-
-def _group_and_ticks(stat: Path) -> tuple[int, int]:
-    """Process group and CPU ticks of a process, from its `/proc/PID/stat`; zeros if it has just ended."""
-    try:
-        # After the command's name, which may hold spaces and brackets: state, parent, group, ..., user and system time.
-        fields = stat.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
-        return 0, 0
-    return int(fields[2]), int(fields[11]) + int(fields[12])
-
-
 def _signal_group(group: int, number: signal.Signals) -> None:
     # The group's id stays taken as long as one of its processes lives; when none does, there is nothing to end.
     with contextlib.suppress(ProcessLookupError):

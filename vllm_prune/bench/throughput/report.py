@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from vllm_prune.bench.throughput.metrics import BY_KEY
 from vllm_prune.bench.throughput.results import Results
 
-MAIN = ("prompt_tokens", "ttft_mean_ms", "requests_per_s", "kv_blocks_peak", "server_cpu_s")
+MAIN = ("prompt_tokens", "ttft_mean_ms", "requests_per_s", "kv_blocks_peak")
 DETAIL = tuple(f"{kind}_{statistic}_ms" for kind in ("ttft", "tpot", "itl") for statistic in ("mean", "median", "p99"))
-RATIOS = {"ttft_mean_ms": "TTFT", "requests_per_s": "req/s", "kv_blocks_peak": "KV blocks", "server_cpu_s": "CPU s"}
+RATIOS = {"ttft_mean_ms": "TTFT", "requests_per_s": "req/s", "kv_blocks_peak": "KV blocks"}
 
 
 def markdown(results: Results) -> str:
@@ -30,8 +30,7 @@ def _introduction(results: Results) -> str:
     return (
         f"Mean ± standard error over {repeats} repeat(s); a repeat starts every server anew, one after the other. "
         "Ratios are taken within a repeat. TTFT, TPOT and ITL: time to the first token, per further token, between "
-        "tokens. KV blocks: the most seen held at once. Server CPU seconds are those of all its processes; unlike the "
-        f"other times they hardly change with what else the machine does.{state}"
+        f"tokens. KV blocks: the most seen held at once.{state}"
     )
 
 

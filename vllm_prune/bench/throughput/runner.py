@@ -150,11 +150,9 @@ class _Runner:
                     warmups=plan.warmups,
                     seed=plan.seed + repeat,
                 )
-                self._measure_load(configuration, repeat, load, port, server.pid)
+                self._measure_load(configuration, repeat, load, port)
 
-    def _measure_load(
-        self, configuration: Configuration, repeat: int, load: Load, port: int, server_group: int
-    ) -> None:
+    def _measure_load(self, configuration: Configuration, repeat: int, load: Load, port: int) -> None:
         plan = self._plan
         stem = f"{_file_name(plan, configuration)}-{repeat}-{load.clients}c"
         result, log = (plan.work / "raw" / f"{stem}.json").resolve(), plan.work / "logs" / f"{stem}.log"
@@ -162,11 +160,9 @@ class _Runner:
         result.unlink(missing_ok=True)
         command = load.command(port, str(plan.model.path), result)
         self._progress.begin(f"repeat {repeat + 1}, {configuration.name}: {load.clients} client(s)")
-        cpu_before = processes.group_cpu_seconds(server_group)
         with KvSampler(port, plan.kv_interval_s) as sampler:
             measured = send(command, load.num_prompts, result, log, plan.run_timeout_s, self._progress.tick)
-        cpu_s = (processes.group_cpu_seconds(server_group) - cpu_before) / (load.num_prompts + load.warmups)
-        values = read_metrics(measured, cpu_s, sampler.peak)
+        values = read_metrics(measured, sampler.peak)
         self._results.runs.append(
             Run(configuration=configuration.name, clients=load.clients, repeat=repeat, values=values)
         )

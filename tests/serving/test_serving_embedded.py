@@ -1,0 +1,51 @@
+"""The embedded model through a server that lets requests ask for anything: it answers, and pruning leaves it able to."""
+
+from __future__ import annotations
+
+import pytest
+from serving_media import data_url
+from serving_server import Server, text, video
+
+from vllm_prune.embedded import clips
+
+OPTIONS = ("--host", "127.0.0.1", "--enforce-eager", "--gpu-memory-utilization", "0.1", "--max-num-seqs", "16")
+
+
+@pytest.fixture(scope="module")
+def embedded(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("embedded")
+    with Server("embedded", folder, prune="stage1_only", override="any", options=OPTIONS) as running:
+        yield running
+
+
+def share_right(server: Server, prune: object) -> tuple[float, float]:
+    """Shares of the sample questions answered right, and of the video tokens kept."""
+    right, kept, before, asked = 0, 0, 0, 0
+    for clip in clips():
+        url = video(data_url(clip.path.read_bytes()))
+        for item in clip.questions:
+            completion = server.ask(url, text(item.question), prune=prune, max_tokens=1)
+            tokens = completion.usage.prompt_tokens_details.multimodal_tokens
+            asked += 1
+            right += completion.choices[0].message.content.strip() == item.answer
+            kept += tokens["video"]
+            before += tokens["video_before_pruning"]
+    return right / asked, kept / before
+
+
+@pytest.mark.parametrize(
+    ("prune", "least_right", "kept"),
+    [("baseline", 0.85, 1.0), (None, 0.6, 0.5), ({"stage1": {"cluster_ratio": 0.25}}, 0.5, 0.25)],
+    ids=["unpruned", "half", "quarter"],
+)
+def test_answers(embedded, prune, least_right, kept):
+    right, share = share_right(embedded, prune)
+    assert share == pytest.approx(kept, abs=0.01)
+    assert right >= least_right
+
+
+@pytest.mark.parametrize("prune", ["default", {"method": "attention", "keep_ratio": 0.25}, {"preset": "aggressive"}])
+def test_the_question_may_choose(embedded, prune):
+    right, share = share_right(embedded, prune)
+    assert share < 0.3
+    assert right >= 0.5
