@@ -6,7 +6,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 readonly BIN=${VLLM_PRUNE_VENV:-.venv}/bin
-readonly PRESET=${VLLM_PRUNE_PRESET:-stage1_only}
+readonly PRESET=${VLLM_PRUNE_PRESET:-default}
 readonly START_TIMEOUT_S=300
 WORK=$(mktemp -d)
 SERVER=""

@@ -45,8 +45,8 @@ PATCH = Patch(
     process="API server",
     trigger=_MODULE,
     why=(
-        "`usage.prompt_tokens_details.multimodal_tokens` counts the placeholders that are left; a client cannot tell how "
-        "many tokens its video had, and vLLM has no field for it."
+        "`usage.prompt_tokens_details.multimodal_tokens` counts the placeholders that are left; a client cannot tell "
+        "how many tokens its video had, and vLLM has no field for it."
     ),
     how="Wraps the function that makes the counts and adds `video_before_pruning` from our processor's report.",
     upstream=("https://github.com/vllm-project/vllm/issues/45098",),

@@ -80,7 +80,7 @@ def test_partly_warm(eager, oracle, size):
 
 @pytest.mark.parametrize("size", [7, 8])
 def test_preempted(eager, oracle, size):
-    """The cache holds all prompts and one block more: those begun last make room for what is generated, and begin again."""
+    """The cache holds all prompts and one block more: those begun last make room for new tokens, and begin again."""
     cases = batch_of(size)
     free = 1 + sum(-(-oracle(case, LONG).prompt_len_kept // BLOCK_SIZE) for case in cases)
     answers = answer_all(eager, oracle, cases, max_tokens=LONG, free_blocks=free)

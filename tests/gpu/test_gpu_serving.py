@@ -34,7 +34,8 @@ llm = LLM(**(engine_args(model, config, override="any", **options) if config els
 asked = [(clip, question) for clip in clips() for question in clip.questions]
 conversations = [
     [{"role": "user", "content": [
-        {"type": "video_url", "video_url": {"url": video_url(str(clip.path))}}, {"type": "text", "text": question.question}]}]
+        {"type": "video_url", "video_url": {"url": video_url(str(clip.path))}},
+        {"type": "text", "text": question.question}]}]
     for clip, question in asked
 ]
 outputs = llm.chat(conversations, SamplingParams(max_tokens=4, temperature=0.0), use_tqdm=False)

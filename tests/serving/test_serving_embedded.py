@@ -1,4 +1,4 @@
-"""The embedded model through a server that lets requests ask for anything: it answers, and pruning leaves it able to."""
+"""The embedded model on a server that lets requests ask for anything: it answers, also from pruned videos."""
 
 from __future__ import annotations
 

@@ -200,6 +200,7 @@ def _backend(args: argparse.Namespace) -> Backend:
 
     return InProcess(
         model=_model(args.model or EMBEDDED),
+        name=args.model or EMBEDDED,
         on_cpu=provenance.runs_on_cpu(),
         processes=args.engines,
         arguments=args.engine_args,

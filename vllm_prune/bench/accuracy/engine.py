@@ -54,6 +54,7 @@ class InProcess:
 
     Args:
         model: The model's folder.
+        name: What it is called in results.
         on_cpu: Whether engines run on the CPU.
         processes: Engines side by side; on the CPU they share its cores.
         arguments: Further arguments of `vllm.LLM`.
@@ -63,6 +64,7 @@ class InProcess:
     """
 
     model: Path
+    name: str
     on_cpu: bool
     processes: int
     arguments: Mapping[str, Any]
@@ -78,7 +80,7 @@ class InProcess:
 
     def describe(self) -> dict[str, Any]:
         return {
-            "model": str(self.model),
+            "model": self.name,
             "model_digest": model_digest(self.model),
             "max_frames": self.max_frames,
             "max_tokens": self.max_tokens,

@@ -1,0 +1,80 @@
+"""Edges of the patches that answer bad input, which no request over HTTP reaches."""
+
+from __future__ import annotations
+
+import pytest
+from serving_media import index_in_front, mp4
+
+from vllm_prune.bench.clips import real_clips
+from vllm_prune.embedded import clips
+from vllm_prune.patches.server_damaged_videos import check_file_is_whole, check_frame_size, check_frames_are_there
+from vllm_prune.patches.server_video_url_errors import explain
+
+
+@pytest.mark.parametrize(("lost", "fine"), [(0, True), (1, True), (2, False), (10, False)])
+def test_one_lost_frame_of_ten_is_a_header_that_counts_badly(lost, fine):
+    if fine:
+        check_frames_are_there(range(10), range(10 - lost))
+    else:
+        with pytest.raises(ValueError, match=f"only {10 - lost} of 10 sampled frames"):
+            check_frames_are_there(range(10), range(10 - lost))
+
+
+def test_a_tenth_may_be_lost_of_many():
+    check_frames_are_there(range(100), range(90))
+    with pytest.raises(ValueError, match="only 89 of 100"):
+        check_frames_are_there(range(100), range(89))
+
+
+def test_whole_files_are_whole():
+    for path in (*real_clips().values(), *(clip.path for clip in clips())):
+        check_file_is_whole(path.read_bytes())
+    check_file_is_whole(index_in_front(mp4()))
+
+
+@pytest.mark.parametrize("missing", [1, 100])
+def test_files_cut_off_are_not(missing):
+    for data in (mp4(), index_in_front(mp4())):
+        with pytest.raises(ValueError, match=r"the file is cut off: '\w{4}' ends at byte"):
+            check_file_is_whole(data[:-missing])
+
+
+def test_lengths_of_the_other_two_kinds():
+    kind = (16).to_bytes(4, "big") + b"ftypisom" + bytes(4)
+    check_file_is_whole(kind + (0).to_bytes(4, "big") + b"mdat" + bytes(50))  # all the rest
+    long = (1).to_bytes(4, "big") + b"mdat" + (66).to_bytes(8, "big") + bytes(50)
+    check_file_is_whole(kind + long)
+    with pytest.raises(ValueError, match="'mdat' ends at byte 82 of 81"):
+        check_file_is_whole(kind + long[:-1])
+
+
+def test_other_containers_are_the_decoders_business():
+    for data in (b"", b"RIFF", b"\x1aE\xdf\xa3" + bytes(50), bytes(100)):
+        check_file_is_whole(data)
+
+
+@pytest.mark.parametrize(("height", "width", "fine"), [(2, 2, True), (1, 50, False), (2, 400, True), (2, 401, False)])
+def test_frame_sizes(height, width, fine):
+    if fine:
+        check_frame_size(height, width)
+    else:
+        with pytest.raises(ValueError, match=f"frames of {width}x{height} pixels"):
+            check_frame_size(height, width)
+
+
+def test_a_long_address_is_not_repeated():
+    error = explain("data:video/mp4;base64," + "A" * 10_000, ValueError("Could not open video stream"))
+    assert "(10022 characters)" in str(error)
+    assert len(str(error)) < 300
+
+
+@pytest.mark.parametrize("prune", [{"prune": {"keep_ratio": 0.5}}, {"prune": {}, "max_pixels": 5}])
+def test_a_server_of_another_model_refuses_prune_as_before(prune):
+    import vllm.plugins
+    from vllm.exceptions import VLLMValidationError
+    from vllm.renderers.online_renderer import validate_request_mm_kwargs
+
+    vllm.plugins.load_general_plugins()
+    with pytest.raises(VLLMValidationError, match="--trust-request-mm-kwargs"):
+        validate_request_mm_kwargs(mm_processor_kwargs=prune, media_io_kwargs=None, trust_request_mm_kwargs=False)
+    validate_request_mm_kwargs(mm_processor_kwargs=prune, media_io_kwargs=None, trust_request_mm_kwargs=True)
