@@ -84,8 +84,11 @@ def bf16(others: dict[str, OtherEngine]) -> dict[str, Answer]:
 
 @pytest.fixture(scope="session")
 def shared_engine(model: str, others: dict[str, OtherEngine]) -> Iterator[Engine]:
-    threads = torch.get_num_threads()
+    # vLLM binds the process to cores and takes `set_num_threads` away; other tests, and what they start, need both.
+    set_num_threads, threads, cores = torch.set_num_threads, torch.get_num_threads(), os.sched_getaffinity(0)
     engine = Engine(**engine_args(model, PruneConfig(), override="any"))
+    torch.set_num_threads = set_num_threads
+    os.sched_setaffinity(0, cores)
     yield engine
     torch.set_num_threads(threads)
 

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 
@@ -68,10 +69,10 @@ class Engine:
     """An engine in this process. `others` are arguments of `vllm.LLM` beyond OPTIONS."""
 
     def __init__(self, **others: Any) -> None:
-        os.environ.update(ENVIRONMENT)
-        from vllm import LLM
+        with patch.dict(os.environ, ENVIRONMENT):  # other tests of this process start servers of their own
+            from vllm import LLM
 
-        self.llm = LLM(**{**OPTIONS, **others})
+            self.llm = LLM(**{**OPTIONS, **others})
         self.core = self.llm.llm_engine.engine_core.engine_core
         self.scheduler = self.core.scheduler
         self.runner = self.core.model_executor.driver_worker.worker.model_runner

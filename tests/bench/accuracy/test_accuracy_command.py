@@ -70,6 +70,7 @@ def test_synthetic_clips_by_seed():
         (["--prune", "stock", "--model", "/nowhere"], r"--model /nowhere: no config\.json there"),
         (["--prune", "stock", "--seeds", "1", "1"], "--seeds 1 1: each seed once"),
         (["--prune", "stock", "--n", "3", "--seeds", "0", "1"], "sample 1 would end at question 6 of 4"),
+        (["--prune", "stock", "--notes", "/nowhere.md"], r"--notes /nowhere\.md: .*No such file"),
         (["--prune-file", "/nowhere.json"], r"/nowhere\.json: no such file"),
         (["--prune", "stock", "--ttft", "/nowhere.json"], "--ttft /nowhere.json: not a result of `vllm-prune"),
     ],

@@ -141,7 +141,7 @@ def test_a_second_run_needs_resume(tmp_path):
 
 
 def test_report_and_picture(tmp_path):
-    run_plan(plan(tmp_path, Backend(), notes=["A remark."], ttft={"stock": 900.0, "few@10%": 100.0}))
+    run_plan(plan(tmp_path, Backend(), notes="A remark.", ttft={"stock": 900.0, "few@10%": 100.0}))
     report = (tmp_path / "run.md").read_text()
     assert "| `stock` (all tokens) | 100.0 ± 0.0 | 100.0 ± 0.0 |" in report
     assert "| `few` | - | **66.7 ± 33.3** |" in report  # wrong answers are all of one seed

@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--name", default="accuracy", help="name of the result files, without suffix")
     group.add_argument("--resume", action="store_true", help="go on with the answers that are there")
     group.add_argument("--title", help="default: dataset and model")
-    group.add_argument("--note", action="append", default=[], metavar="TEXT", help="a paragraph for the report")
+    group.add_argument("--notes", type=Path, metavar="FILE", help="Markdown for the report, after its introduction")
     group.add_argument(
         "--ttft", type=Path, metavar="JSON", help="result of `bench throughput`: draws accuracy against TTFT as well"
     )
@@ -152,7 +152,7 @@ def make_plan(args: argparse.Namespace) -> Plan:
         resume=args.resume,
         output=args.output,
         name=args.name,
-        notes=args.note,
+        notes=_read_notes(args.notes) if args.notes else "",
         ttft=read_ttft(args.ttft) if args.ttft else {},
     )
 
@@ -170,6 +170,13 @@ def _read_configurations(path: Path) -> dict[str, str]:
     if not isinstance(content, dict):
         raise BenchmarkError(f"--prune-file {path}: must be an object of names and configurations")
     return {name: value if isinstance(value, str) else json.dumps(value) for name, value in content.items()}
+
+
+def _read_notes(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise BenchmarkError(f"--notes {path}: {error}") from error
 
 
 def _questions(args: argparse.Namespace) -> list[Question]:

@@ -17,7 +17,9 @@ UNKNOWN = "not told"
 
 def markdown(results: Results) -> str:
     """The whole report."""
-    parts = [f"# Accuracy: {results.settings['title']}", _introduction(results), *results.settings["notes"]]
+    parts = [f"# Accuracy: {results.settings['title']}", _introduction(results)]
+    if results.settings["notes"]:
+        parts.append(results.settings["notes"])
     if len(series.budgets(results.names)) > 1:
         parts += ["## Methods by budget", _budget_table(results, lambda name: results.scores.get(name))]
     parts += ["## Beside the baseline", _baseline_table(results)]

@@ -35,7 +35,7 @@ class Plan:
     resume: bool
     output: Path  # folder
     name: str  # of the result files, without suffix
-    notes: Sequence[str] = ()
+    notes: str = ""  # Markdown
     ttft: Mapping[str, float] = field(default_factory=dict)  # milliseconds, by configuration
 
     @property
@@ -58,7 +58,7 @@ def run_plan(plan: Plan) -> Results:
             "asked_with": settings,
             "seeds": sorted({question.seed for question in plan.questions}),
             "videos": len({question.video.key for question in plan.questions}),
-            "notes": list(plan.notes),
+            "notes": plan.notes,
         },
         plan.configurations,
         plan.baseline,
