@@ -30,7 +30,7 @@ def entries(folder):
 
 def answers(folder):
     lines = (folder / "accuracy.answers.jsonl").read_text().splitlines()[1:]
-    return [json.loads(line) for line in lines]
+    return [entry for entry in map(json.loads, lines) if "session" not in entry]
 
 
 def session(leader):
