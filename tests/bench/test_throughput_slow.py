@@ -9,20 +9,20 @@ import pytest
 pytestmark = pytest.mark.slow
 
 
-def processes():
-    """Command lines of the servers that run."""
-    listed = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True).stdout
-    return {line for line in listed.splitlines() if "vllm" in line and " serve " in line}
+def servers(folder):
+    """Command lines of the servers that run and were given files of `folder`."""
+    listed = subprocess.run(["ps", "-eo", "pid,args", "-ww"], capture_output=True, text=True, check=True).stdout
+    return [line for line in listed.splitlines() if " serve " in line and str(folder) in line]
 
 
 def test_stock_evs_and_ours_on_the_embedded_model(tmp_path):
-    before = processes()
     command = [sys.executable, "-m", "vllm_prune.cli.main", "bench", "throughput", "--model", "embedded"]
     command += ["--configs", "stock", "evs:0.75", 'uniform={"method": "uniform", "keep_ratio": 0.25}']
     command += ["--frames", "16", "--size", "112x112", "--clients", "4", "--num-prompts", "8", "--repeats", "1"]
     # Long answers, so that their KV blocks are seen.
     command += ["--output-len", "400", "--kv-interval", "0.05", "--server-args=--enforce-eager"]
-    done = subprocess.run([*command, "-o", str(tmp_path)], capture_output=True, text=True, timeout=900)
+    work = tmp_path / "work"
+    done = subprocess.run([*command, "-o", str(tmp_path), "--work", str(work)], capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "throughput.json").read_text())
     metrics = {(entry["configuration"], entry["clients"]): entry["metrics"] for entry in result["summary"]}
@@ -35,4 +35,6 @@ def test_stock_evs_and_ours_on_the_embedded_model(tmp_path):
     assert metrics["uniform", 4]["kv_blocks_peak"]["mean"] < metrics["stock", 4]["kv_blocks_peak"]["mean"]
     for values in metrics.values():
         assert all(values[key]["mean"] > 0 for key in ("ttft_mean_ms", "tpot_mean_ms", "requests_per_s"))
-    assert processes() - before == set()
+    (log,) = work.glob("logs/server0-0.log")
+    assert str(work) in log.read_text()  # or the next line would find nothing whatever runs
+    assert servers(work) == []

@@ -54,5 +54,6 @@ CASES: dict[str, dict[str, Any]] = {
     "two tokens": ask(3, 28, 28, seed=8),
     "tall": ask(6, 280, 56, seed=9),
     "fractional frame rate": ask(16, 112, 140, seed=10, fps=2.997),
-    "many positions": ask(16, 112, 112, seed=11, fps=2 / 40.5),  # 81 positions from one pair of frames to the next
+    # 315 tokens; 162 positions from one pair of frames to the next
+    "many positions": ask(18, 140, 196, seed=11, fps=2 / 40.5),
 }

@@ -167,11 +167,11 @@ def test_preemption_changes_nothing(engine, config):
         np.testing.assert_allclose(other.logprobs, one.logprobs, atol=SAME, err_msg=name)
 
 
-def test_positions_above_256_in_bf16(bf16, expected):
-    """bf16 holds no odd integer above 256, so a position that travelled in it, or an offset, would be off."""
-    case = expected["many positions"]
-    start = 4  # behind the header of the turn and the token that opens a video
-    for carried in (torch.from_numpy(case[0]), torch.from_numpy(case[0, start:] - start)):
-        assert not torch.equal(carried.bfloat16().long(), carried)
+def test_integers_above_256_in_bf16(bf16, expected):
+    """bf16 holds no odd integer above 256: positions, or the tokens' cells that they follow from, would be off."""
+    positions = torch.from_numpy(expected["many positions"][0])
+    cells = torch.arange(79) * 315 // 79
+    for integers in (positions, cells):
+        assert not torch.equal(integers.bfloat16().long(), integers)
     for name, answer in bf16.items():
         check_positions(answer.positions, expected[name], name)
