@@ -22,7 +22,8 @@ def test_stock_evs_and_ours_on_the_embedded_model(tmp_path):
     # Long answers, so that their KV blocks are seen.
     command += ["--output-len", "400", "--kv-interval", "0.05", "--server-args=--enforce-eager"]
     work = tmp_path / "work"
-    done = subprocess.run([*command, "-o", str(tmp_path), "--work", str(work)], capture_output=True, text=True, timeout=900)
+    command += ["-o", str(tmp_path), "--work", str(work)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "throughput.json").read_text())
     metrics = {(entry["configuration"], entry["clients"]): entry["metrics"] for entry in result["summary"]}
