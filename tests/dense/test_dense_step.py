@@ -72,17 +72,17 @@ def test_rows_that_are_left(step):
     left = rows.select(kept)
     assert left.alive.tolist() == kept.tolist()
     assert left.lengths == [17, 5]
-    assert [(origin, start, end) for _, origin, start, end in left.requests()] == [(0, 0, 17), (19, 17, 22)]
+    one, other = left.requests()
+    assert [(live.origin, live.start, live.end) for live in (one, other)] == [(0, 0, 17), (19, 17, 22)]
     (first, second), (third,) = (request.videos for request in step.requests)
-    assert [left.video_range(first, 0), left.video_range(second, 0), left.video_range(third, 19)] == [
-        (2, 5),
-        (8, 11),
-        (17, 20),
-    ]
+    ranges = [left.video_range(one, first), left.video_range(one, second), left.video_range(other, third)]
+    assert ranges == [(2, 5), (8, 11), (17, 20)]
+    assert left.tokens_left(one, first).tolist() == [0, 2, 4]
+    assert left.question(other, third).tolist() == [20, 21]
     again = left.select(torch.tensor([i for i in range(22) if i not in (2, 21)]))
     assert again.lengths == [16, 4]
     assert again.alive[2] == 4
-    assert again.video_range(first, 0) == (2, 4)
+    assert again.video_range(one, first) == (2, 4)
 
 
 def test_a_request_that_loses_nothing_and_one_that_loses_its_last_rows(step):

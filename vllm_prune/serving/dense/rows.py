@@ -10,6 +10,19 @@ import torch
 from vllm_prune.serving.dense.step import DenseRequest, DenseStep, VideoRows
 
 
+@dataclass(frozen=True)
+class LiveRequest:
+    """A request and where its dense rows are."""
+
+    request: DenseRequest
+    origin: int
+    """Its first row, as numbered at first."""
+    start: int
+    """Its first row, as numbered now."""
+    end: int
+    """Behind its last row, as numbered now."""
+
+
 @dataclass(eq=False)
 class DenseRows:
     """Dense rows that are left, numbered anew after every drop.
@@ -27,25 +40,36 @@ class DenseRows:
         lengths = [request.length for request in step.requests]
         return cls(step, torch.arange(sum(lengths)), lengths)
 
-    def requests(self) -> Iterator[tuple[DenseRequest, int, int, int]]:
-        """Every request, its first original row, and start and end of the rows that it has left."""
+    def requests(self) -> Iterator[LiveRequest]:
+        """Every request, in order."""
         origin = start = 0
         for request, length in zip(self.step.requests, self.lengths, strict=True):
-            yield request, origin, start, start + length
+            yield LiveRequest(request, origin, start, start + length)
             origin += request.length
             start += length
 
     def leading(self) -> torch.Tensor:
         """Original rows [n] before the first video of each request."""
-        return torch.cat([torch.arange(origin, origin + r.num_leading) for r, origin, _, _ in self.requests()])
+        return torch.cat(
+            [torch.arange(live.origin, live.origin + live.request.num_leading) for live in self.requests()]
+        )
 
     def select(self, kept: torch.Tensor) -> DenseRows:
         """Only the rows `kept` [m] (increasing, of the current numbering)."""
-        bounds = [end for _, _, _, end in self.requests()]
-        counts = torch.searchsorted(kept, torch.tensor(bounds)).diff(prepend=torch.zeros(1, dtype=torch.long))
+        bounds = torch.tensor([live.end for live in self.requests()])
+        counts = torch.searchsorted(kept, bounds).diff(prepend=torch.zeros(1, dtype=torch.long))
         return DenseRows(self.step, self.alive[kept], counts.tolist())
 
-    def video_range(self, video: VideoRows, origin: int) -> tuple[int, int]:
-        """Start and end of the rows that a video of the request at `origin` has left."""
-        bounds = torch.searchsorted(self.alive, torch.tensor([origin + video.start, origin + video.end]))
+    def video_range(self, live: LiveRequest, video: VideoRows) -> tuple[int, int]:
+        """Start and end of the rows that a video of a request has left."""
+        bounds = torch.searchsorted(self.alive, torch.tensor([video.start, video.end]) + live.origin)
         return int(bounds[0]), int(bounds[1])
+
+    def tokens_left(self, live: LiveRequest, video: VideoRows) -> torch.Tensor:
+        """Which of a video's N1 tokens are left, [n], increasing."""
+        first, last = self.video_range(live, video)
+        return self.alive[first:last] - live.origin - video.start
+
+    def question(self, live: LiveRequest, video: VideoRows) -> torch.Tensor:
+        """Rows [Q] of the text that asks about a video, as numbered now."""
+        return torch.searchsorted(self.alive, live.origin + video.question)
