@@ -54,7 +54,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="requests a load, or one number for each of --clients",
     )
     parser.add_argument("--output-len", type=_positive, default=16, metavar="TOKENS", help="of an answer (default 16)")
-    parser.add_argument("--repeats", type=_positive, default=3, help="times that every server is started (default 3)")
+    parser.add_argument("--repeats", type=_positive, default=3, help="times that every load is sent (default 3)")
+    parser.add_argument(
+        "--side-by-side",
+        action="store_true",
+        help="keep all servers up, if memory allows, and send loads in turn: ratios with less noise than a fresh start "
+        "of each server in every repeat gives",
+    )
     parser.add_argument(
         "--warmups", type=_not_negative, default=1, help="requests before each load, not counted (default 1)"
     )
@@ -147,6 +153,7 @@ def make_plan(args: argparse.Namespace, work: Path) -> Plan:
         model=resolve_model(args.model, args.model_dims, work.resolve()),
         output_len=args.output_len,
         repeats=args.repeats,
+        side_by_side=args.side_by_side,
         warmups=args.warmups,
         seed=args.seed,
         kv_interval_s=args.kv_interval,

@@ -26,9 +26,11 @@ def markdown(results: Results) -> str:
 
 def _introduction(results: Results) -> str:
     repeats = max((run.repeat for run in results.runs), default=-1) + 1
+    side_by_side = results.settings["workload"]["side_by_side"]
+    servers = "all servers up, loads in turn" if side_by_side else "a repeat starts every server anew, one by one"
     state = "" if results.complete else " **The run was cut short; repeats may differ in number.**"
     return (
-        f"Mean ± standard error over {repeats} repeat(s); a repeat starts every server anew, one after the other. "
+        f"Mean ± standard error over {repeats} repeat(s); {servers}. "
         "Ratios are taken within a repeat. TTFT, TPOT and ITL: time to the first token, per further token, between "
         f"tokens. KV blocks: the most seen held at once.{state}"
     )

@@ -1,11 +1,12 @@
-"""The run itself: for each repeat and each server, start it, send every load, end it."""
+"""The run itself: start servers, send every load to each, end them; again for every repeat."""
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ class Plan:
     num_prompts: Sequence[int]  # one for each of `clients`
     output_len: int  # tokens
     repeats: int
+    side_by_side: bool  # all servers up at once, loads in turn; else each is started anew in every repeat
     warmups: int
     seed: int
     kv_interval_s: float
@@ -49,7 +51,8 @@ class Plan:
     def steps(self) -> int:
         """Steps of the progress bar."""
         prepared = max(self.num_prompts) if self.clips else 0
-        return prepared + self.repeats * len(self.configurations) * (1 + len(self.clients))
+        starts = 1 if self.side_by_side else self.repeats
+        return prepared + (starts + self.repeats * len(self.clients)) * len(self.configurations)
 
 
 def run_plan(plan: Plan) -> Results:
@@ -93,6 +96,7 @@ def _settings(plan: Plan) -> dict[str, Any]:
             "output_len": plan.output_len,
             "num_prompts": dict(zip(plan.clients, plan.num_prompts, strict=True)),
             "seed": plan.seed,
+            "side_by_side": plan.side_by_side,
             "kv_interval_s": plan.kv_interval_s,
         },
     }
@@ -116,10 +120,22 @@ class _Runner:
 
     def run(self) -> None:
         dataset = self._prepare()
+        if self._plan.side_by_side:
+            self._run_side_by_side(dataset)
+            return
         # A B C, A B C: drift of the machine hits all configurations alike.
         for repeat in range(self._plan.repeats):
             for configuration in self._plan.configurations:
-                self._measure_server(configuration, repeat, dataset)
+                with self._serving(configuration, f"-{repeat}") as port:
+                    self._measure_loads(configuration, repeat, dataset, port)
+
+    def _run_side_by_side(self, dataset: Sequence[str]) -> None:
+        """A B C, C B A, A B C: neighbours find the machine most alike, and no one is always first."""
+        with contextlib.ExitStack() as stack:
+            servers = [(c, stack.enter_context(self._serving(c))) for c in self._plan.configurations]
+            for repeat in range(self._plan.repeats):
+                for configuration, port in servers if repeat % 2 == 0 else reversed(servers):
+                    self._measure_loads(configuration, repeat, dataset, port)
 
     def _prepare(self) -> list[str]:
         plan = self._plan
@@ -131,26 +147,32 @@ class _Runner:
             plan.clips, max(plan.num_prompts), plan.shape, self._media_folder, plan.seed, self._progress.finish
         )
 
-    def _measure_server(self, configuration: Configuration, repeat: int, dataset: Sequence[str]) -> None:
+    @contextlib.contextmanager
+    def _serving(self, configuration: Configuration, log_suffix: str = "") -> Iterator[int]:
+        """A running server of `configuration`; yields its port."""
         plan, port = self._plan, processes.free_port()
         command = configuration.serve_command(str(plan.model.path), self._shared.arguments(port))
         self._results.commands.setdefault(configuration.name, command)
         environment = {**self._shared.environment(), **configuration.environment}
-        log = plan.work / "logs" / f"{_file_name(plan, configuration)}-{repeat}.log"
-        self._progress.begin(f"repeat {repeat + 1}, {configuration.name}: starting")
+        log = plan.work / "logs" / f"{_file_name(plan, configuration)}{log_suffix}.log"
+        self._progress.begin(f"{configuration.name}: starting")
         with processes.process_group(command, environment, log) as server:
             processes.wait_until_healthy(server, port, log, plan.start_timeout_s, self._progress.tick)
             self._progress.finish()
-            for clients, num_prompts in zip(plan.clients, plan.num_prompts, strict=True):
-                load = Load(
-                    dataset_arguments=dataset,
-                    clients=clients,
-                    num_prompts=num_prompts,
-                    output_len=plan.output_len,
-                    warmups=plan.warmups,
-                    seed=plan.seed + repeat,
-                )
-                self._measure_load(configuration, repeat, load, port)
+            yield port
+
+    def _measure_loads(self, configuration: Configuration, repeat: int, dataset: Sequence[str], port: int) -> None:
+        plan = self._plan
+        for clients, num_prompts in zip(plan.clients, plan.num_prompts, strict=True):
+            load = Load(
+                dataset_arguments=dataset,
+                clients=clients,
+                num_prompts=num_prompts,
+                output_len=plan.output_len,
+                warmups=plan.warmups,
+                seed=plan.seed + repeat,
+            )
+            self._measure_load(configuration, repeat, load, port)
 
     def _measure_load(self, configuration: Configuration, repeat: int, load: Load, port: int) -> None:
         plan = self._plan
