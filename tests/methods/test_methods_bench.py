@@ -44,6 +44,16 @@ def test_it_writes_json_markdown_and_a_picture(tmp_path: Path) -> None:
     assert (tmp_path / "methods.png").stat().st_size > 10_000
 
 
+def test_it_reports_what_the_modes_of_the_dpp_lose(tmp_path: Path) -> None:
+    assert _run(*SMALL, "--methods", "uniform", "--approximations", "-o", str(tmp_path)) == 0
+    rows = json.loads((tmp_path / "methods.json").read_text())["approximations"]
+    assert [(row["tokens"], row["kept"]) for row in rows] == [(12, 6), (48, 24), (192, 96)]
+    for row in rows[:1]:  # with more tokens than channels every choice is singular
+        assert all(row["exact"] >= row[name] - 1e-6 for name in ("top relevance", "random", "uniform"))
+    gap = rows[0]["lowrank"] - rows[0]["exact"]
+    assert f"| {gap:+.2f} |" in (tmp_path / "methods.md").read_text()
+
+
 def test_it_refuses_to_keep_more_than_there_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert _run("--tokens-per-frame", "4", "--keep", "5", "-o", str(tmp_path)) == 2
     assert "--keep 5: must be at most --tokens-per-frame 4" in capsys.readouterr().err

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from hypothesis import given
@@ -10,6 +12,8 @@ from method_cases import EXTENTS, SEEDS, assign, budgets_of, mixed_video, noise,
 from vllm_prune.methods import Assignment, Method, VideoTokens, compact, create, names
 
 pytestmark = pytest.mark.parametrize("name", names())
+NEED_ALL = {"evs", "fastvid", "flashvid", "prunevid", "vidcom2"}
+"""Methods that compare a token with others at or near its place in other frames."""
 
 
 def _check(tokens: VideoTokens, method: Method, budget: int) -> Assignment:
@@ -96,6 +100,17 @@ def test_identical_tokens(name: str) -> None:
     tokens = VideoTokens.from_features(torch.ones(96, 5), (6, 4, 4))
     for budget in (1, 7, 48, 95):
         _check(tokens, create(name), budget)
+
+
+def test_frames_without_tokens(name: str) -> None:
+    """What an earlier step left of a video: methods take it or say that they need all of it."""
+    whole = mixed_video(10, (6, 4, 4))
+    some = (whole.grid[:, 0] % 3 != 1) & (whole.grid[:, 2] > 0)
+    tokens = VideoTokens(whole.features[some], whole.grid[some], whole.grid_thw)
+    said = rf"48 tokens for grid_thw=\(6, 4, 4\); {name} needs the unpruned video"
+    for budget in (1, 3, 20, 47):
+        with pytest.raises(ValueError, match=said) if name in NEED_ALL else nullcontext():
+            _check(tokens, create(name), budget)
 
 
 @pytest.mark.parametrize("budget", [0, -1, 97])

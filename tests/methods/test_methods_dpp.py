@@ -15,6 +15,7 @@ from vllm_prune.methods._greedy_map import greedy_map
 from vllm_prune.methods._ragged import sizes
 from vllm_prune.methods._share import share_budget
 from vllm_prune.methods.dpp import DPP, normalize_relevance
+from vllm_prune.methods.topk import best_in_groups
 
 
 def kernel_of(features: torch.Tensor, relevance: torch.Tensor | None) -> torch.Tensor:
@@ -153,6 +154,31 @@ def test_a_relevance_may_be_broken() -> None:
 def test_a_relevance_must_fit() -> None:
     with pytest.raises(ValueError, match=r"relevance: shape \(3,\); use \[8\]"):
         DPP().assign(random_video(0, (2, 2, 2)), 3, torch.ones(3))
+
+
+@pytest.mark.parametrize(
+    ("quota", "message"),
+    [
+        ([3, 9, 1], r"quota\[1\]=9 for a group of 8 tokens; use 0..8"),
+        ([3, -1, 1], r"quota\[1\]=-1 for a group of 8 tokens"),
+        ([3, 2], r"quota of shape \(2,\) .* up to 2; use one number for each group"),
+        ([3, 2, 1, 1], r"quota\[3\]=1 for a group of 0 tokens; use 0..0"),
+    ],
+)
+def test_budgets_of_segments_must_fit_them(quota: list[int], message: str) -> None:
+    features, segment = noise(0, 24, 16), torch.arange(3).repeat_interleave(8)
+    with pytest.raises(ValueError, match=message):
+        DPP().rank_tokens(features, segment, torch.tensor(quota), None)
+    with pytest.raises(ValueError, match=message):
+        best_in_groups(features[:, 0], segment, torch.tensor(quota))
+
+
+def test_segments_may_be_empty_and_their_budgets_unequal() -> None:
+    features = noise(1, 20, 32).double()
+    segment = torch.tensor([0] * 7 + [2] * 9 + [3] * 4)
+    quota = torch.tensor([5, 0, 2, 0, 0])
+    gain, _ = DPP().rank_tokens(features, segment, quota, None)
+    assert gain.isfinite().nonzero().squeeze(1).tolist() == textbook(kernel_of(features, None), segment, quota)
 
 
 class Watch(TorchDispatchMode):

@@ -72,10 +72,10 @@ QUERY_FREE = [name for name in registry.names() if getattr(registry.load(name), 
 
 
 @pytest.mark.parametrize("method", QUERY_FREE)
-def test_every_method_serves_the_smallest_videos(engine, method):
+def test_every_method_serves_small_and_large_videos(engine, method):
     """A worker that raises ends the server, so whatever a request may name must work on whatever a video may be."""
-    names = ["one token", "two tokens", "one frame", "odd number of frames"]
-    for ratio in (0.01, 0.5):
+    names = ["one token", "two tokens", "one frame", "odd number of frames", "tall", "many positions"]
+    for ratio in (0.01, 0.2, 0.5):
         config = {"method": method, "keep_ratio": ratio}
         answers = engine.run([prune(CASES[name], config) for name in names], max_tokens=1)
         video_token_id = engine.model.config.video_token_id

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 
@@ -17,6 +18,18 @@ def check_relevance(relevance: Tensor | None, num_tokens: int) -> None:
     """Raise ValueError unless `relevance` is None or holds one number per token."""
     if relevance is not None and tuple(relevance.shape) != (num_tokens,):
         raise ValueError(f"relevance: shape {tuple(relevance.shape)}; use [{num_tokens}], one number per token")
+
+
+def check_quota(quota: Tensor, group: Tensor) -> None:
+    """Raise ValueError unless `quota` [G] has a number, from 0 to its tokens, for each of the groups of `group` [N]."""
+    if group.ndim != 1 or quota.ndim != 1 or int(group.max()) >= len(quota):
+        shapes = f"quota of shape {tuple(quota.shape)} for groups of shape {tuple(group.shape)}"
+        raise ValueError(f"{shapes}, up to {int(group.max())}; use one number for each group, from group 0 on")
+    size = torch.bincount(group, minlength=len(quota))
+    wrong = ((quota < 0) | (quota > size)).nonzero().flatten().tolist()
+    if wrong:
+        first, have = wrong[0], int(size[wrong[0]])
+        raise ValueError(f"quota[{first}]={int(quota[first])} for a group of {have} tokens; use 0..{have}")
 
 
 def check_budget(budget: int, num_tokens: int) -> None:

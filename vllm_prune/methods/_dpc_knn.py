@@ -33,13 +33,13 @@ def squared_distances(points: Tensor, valid: Tensor) -> Tensor:
     Distances within the rounding noise of the products they come from (about 1e-6 of the squared norms) are 0, so that
     duplicates tie, and ties then keep the earlier.
     """
+    channels = points.shape[2]
     product = points @ points.mT
-    square = product.diagonal(dim1=1, dim2=2)
+    square = (product.diagonal(dim1=1, dim2=2) / channels).masked_fill(~valid, torch.inf)
     scale = square[:, :, None] + square[:, None, :]
-    distance = torch.add(scale, product, alpha=-2)
-    distance.masked_fill_(distance <= scale * (8 * torch.finfo(points.dtype).eps), 0)
-    distance /= points.shape[2]
-    return distance.masked_fill_(~(valid[:, :, None] & valid[:, None, :]), torch.inf)
+    distance = torch.add(scale, product, alpha=-2 / channels)
+    noise = scale.mul_(8 * torch.finfo(points.dtype).eps)
+    return distance.masked_fill_(distance < noise, 0)
 
 
 def pick_centres(distance: Tensor, valid: Tensor, quota: Tensor, k: int) -> Tensor:
@@ -61,12 +61,9 @@ def pick_centres(distance: Tensor, valid: Tensor, quota: Tensor, k: int) -> Tens
 
 def _distance_to_denser(distance: Tensor, spread: Tensor) -> Tensor:
     """[B, n] squared distance to the nearest point of smaller `spread` [B, n]; if none, the largest of all."""
-    n = spread.shape[1]
-    earlier = torch.ones(n, n, dtype=torch.bool, device=spread.device).tril(-1)
-    mine, other = spread[:, :, None], spread[:, None, :]
-    denser = (other < mine) | ((other == mine) & earlier)
-    nearest = distance.masked_fill(~denser, torch.inf).amin(2)
-    largest = distance.masked_fill(distance.isinf(), 0).amax((1, 2))
+    rank = rank_descending(-spread)
+    nearest = distance.masked_fill(rank[:, None, :] >= rank[:, :, None], torch.inf).amin(2)
+    largest = distance.masked_fill(distance == torch.inf, 0).amax((1, 2))
     return torch.where(nearest.isinf(), largest[:, None], nearest)
 
 

@@ -31,13 +31,14 @@ def greedy_map(
     leftover = weight - 2
     closed = torch.zeros_like(diagonal).masked_fill_(~valid, -torch.inf)
     residual = diagonal.clone()
-    basis = diagonal.new_zeros(segments, min(memory, steps), length)
+    basis = diagonal.new_empty(segments, min(memory, steps), length)
     picks = torch.empty(segments, steps, dtype=torch.int64, device=diagonal.device)
     gains = diagonal.new_empty(segments, steps)
     for step in range(steps):
         if memory and step and step % memory == 0:
             residual = diagonal.clone()
-        score = torch.where(residual > noise, weight * residual, leftover) + closed
+        left = torch.nn.functional.threshold(residual, noise, -torch.inf)  # several times as fast as `where`
+        score = torch.maximum(weight * left, leftover) + closed
         pick = score.argmax(1, keepdim=True)
         picks[:, step : step + 1] = pick
         gains[:, step : step + 1] = score.gather(1, pick)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from vllm_prune.methods._numerics import invert, to_finite
 from vllm_prune.methods._ragged import sizes
-from vllm_prune.methods._segments import segment_by_clusters
+from vllm_prune.methods._segments import average_frames, segment_by_clusters
 from vllm_prune.methods.base import VideoTokens
 
-_FRAMES_AT_ONCE = 64  # a weighted sum over frames is one product per this many, so its cost stays linear in frames
+_FRAMES_AT_ONCE = 16  # a weighted sum over frames is one product per this many, so its cost stays linear in frames
+_SUM_BYTES = 2 << 20  # sums made at a time
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ def measure(tokens: VideoTokens, segments: int, k: int) -> Measure:
     frames, height, width = tokens.grid_thw
     features, norm = to_finite(tokens.features)
     video = features.view(frames, height * width, -1)
-    segment = segment_by_clusters(video.mean(1), segments, k)
+    segment = segment_by_clusters(average_frames(video), segments, k)
     length = sizes(segment, segments)
     similarity = _compare_cells(video, norm.view(frames, -1), segment, length)
     return Measure(features, segment, length, length.cumsum(0) - length, similarity)
@@ -75,7 +78,8 @@ def average_cells(measured: Measure) -> Tensor:
     """[H*W, S, C]: the mean of each cell over each segment."""
     video = measured.features.view(len(measured.segment), -1, measured.features.shape[1])
     weight = (1 / measured.segment_length.to(video.dtype))[measured.segment]
-    return _sum_cells(video, weight[:, None].expand(video.shape[:2]), measured.segment, measured.segment_length)
+    weights = weight[:, None].expand(video.shape[:2])
+    return _sum_cells(video, weights, measured.segment, measured.segment_length, video.shape[2], lambda sums: sums)
 
 
 def _compare_cells(video: Tensor, norm: Tensor, segment: Tensor, length: Tensor) -> Tensor:
@@ -83,19 +87,23 @@ def _compare_cells(video: Tensor, norm: Tensor, segment: Tensor, length: Tensor)
 
     The products of all pairs of n unit vectors sum to |their sum|^2 - n, so no pair is ever formed.
     """
-    total = torch.linalg.vector_norm(_sum_cells(video, invert(norm), segment, length), dim=2).mT
+    norm_of_sums = partial(torch.linalg.vector_norm, dim=2, keepdim=True)
+    total = _sum_cells(video, invert(norm), segment, length, 1, norm_of_sums).squeeze(2).mT
     nonzero = torch.zeros_like(total).index_add_(0, segment, (norm > 0).to(norm.dtype))
     pairs = (length * (length - 1))[:, None]
     return ((total.square() - nonzero) / pairs).masked_fill(pairs == 0, -torch.inf)
 
 
-def _sum_cells(video: Tensor, weight: Tensor, segment: Tensor, length: Tensor) -> Tensor:
-    """[H*W, S, C]: weighted sum of each cell over the frames of each segment.
+def _sum_cells(
+    video: Tensor, weight: Tensor, segment: Tensor, length: Tensor, width: int, finish: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """[H*W, S, width]: what `finish` makes of the weighted sums of each cell over the frames of each segment.
 
-    video: [T, H*W, C]. weight: [T, H*W]. segment: [T]. length: [S]. One batched product per run of segments.
+    video: [T, H*W, C]. weight: [T, H*W]. segment: [T]. length: [S]. finish: from [c, R, C], the sums of some cells and
+    segments, few enough to be in the processor's cache, to [c, R, width].
     """
+    found = video.new_empty(video.shape[1], len(length), width)
     last = length.cumsum(0).tolist()
-    sums = []
     first = start = 0
     while first < len(last):
         stop = first + 1
@@ -103,6 +111,10 @@ def _sum_cells(video: Tensor, weight: Tensor, segment: Tensor, length: Tensor) -
             stop += 1
         frames = slice(start, last[stop - 1])
         member = segment[frames] == torch.arange(first, stop, device=segment.device)[:, None]
-        sums.append((member * weight[frames].mT[:, None, :]) @ video[frames].transpose(0, 1))
+        weights = (member * weight[frames].mT[:, None, :]).contiguous()  # else the product is made matrix by matrix
+        cells = max(1, _SUM_BYTES // (4 * (stop - first) * video.shape[2]))
+        parts = weights.split(cells), video[frames].transpose(0, 1).split(cells), found[:, first:stop].split(cells)
+        for part, features, into in zip(*parts, strict=True):
+            into.copy_(finish(part @ features))
         first, start = stop, last[stop - 1]
-    return sums[0] if len(sums) == 1 else torch.cat(sums, 1)
+    return found

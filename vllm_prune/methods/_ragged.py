@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-_BATCH_BYTES = 32 << 20  # of the padded features or distances, whichever is larger; one group may exceed it
+_BATCH_BYTES = 16 << 20  # of the padded features or distances, whichever is larger; one group may exceed it
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def batches(group: Tensor, num_groups: int, channels: int, limit: int | None = N
     """The non-empty groups, largest first, in batches that pad little and stay small.
 
     group: [N] int64, the group of each of N items or -1. Members of a group keep their order.
-    channels: width of the features of an item; a batch holds B * n * max(n, channels) floats in `limit` bytes (32 MiB).
+    channels: width of the features of an item; a batch holds B * n * max(n, channels) floats in `limit` bytes (16 MiB).
 
     >>> [b.index.tolist() for b in batches(torch.tensor([1, 0, -1, 1]), 2, 1)]
     [[[0, 3], [1, 1]]]

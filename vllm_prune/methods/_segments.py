@@ -29,6 +29,15 @@ def token_segments(tokens: VideoTokens, temporal_segment_ratio: float) -> Tensor
     return segment_by_clusters(average.to(features.dtype) @ features, segments, _NEIGHBOURS)[frame]
 
 
+def average_frames(video: Tensor) -> Tensor:
+    """[T, C] float means over the tokens of each frame of `video` [T, H*W, C].
+
+    As a product it runs at the speed of memory, twice that of `mean` over a middle dimension.
+    """
+    weight = video.new_full((1, 1, 1), 1 / video.shape[1])
+    return (weight.expand(len(video), 1, video.shape[1]) @ video).squeeze(1)
+
+
 def segment_by_clusters(frames: Tensor, count: int, k: int) -> Tensor:
     """The segment of each frame: DPC-KNN picks `count` centre frames, each segment surrounds one.
 

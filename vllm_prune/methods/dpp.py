@@ -8,12 +8,14 @@ into segments that share the budget, all of them are solved as one batch, and th
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from vllm_prune.methods._checks import check_budget, check_integer, check_range, check_relevance
+from vllm_prune.methods._checks import check_budget, check_integer, check_quota, check_range, check_relevance
 from vllm_prune.methods._greedy_map import greedy_map
 from vllm_prune.methods._kernels import cosine_kernel, sketch
 from vllm_prune.methods._ragged import Batch, batches, sizes
@@ -24,6 +26,7 @@ from vllm_prune.methods.topk import best
 
 _KERNEL_BYTES = 256 << 20  # of the kernels solved together
 _LEAST_RELEVANCE = 1e-3
+_TRITON_LIMIT = 4096  # tokens of a segment: more do not fit the registers of one program
 
 Mode = Literal["exact", "greedy", "lowrank"]
 
@@ -45,7 +48,9 @@ class DPP:
     exact_limit, greedy_limit: tokens in a segment, 1 <= exact_limit <= greedy_limit.
     rank: numbers a token is projected to by "lowrank", >= 1.
 
-    Deterministic: ties keep the earlier token. Tokens with NaN or Inf, zero vectors and duplicates come last.
+    Deterministic: ties keep the earlier token. Tokens with NaN or Inf, zero vectors and duplicates come last. On a GPU
+    with Triton all picks of a batch of segments are one kernel, unless mode is "lowrank" or a segment has more than
+    4096 tokens.
     """
 
     mode: Literal["auto", "exact", "greedy", "lowrank"] = "auto"
@@ -85,9 +90,11 @@ class DPP:
     ) -> tuple[Tensor, Tensor]:
         """What each token adds to its segment's choice of `quota` [S] tokens, and when it was picked; both [N].
 
-        features: [N, C]. segment: [N] int64, from 0 to S - 1. The gain is -Inf for tokens not chosen; it never rises
+        features: [N, C]. segment: [N] int64, from 0 to S - 1; some may be empty. quota: 0 to the segment's tokens,
+        unequal if you like; ValueError otherwise. The gain is -Inf for tokens not chosen; it never rises
         along the picks of a segment, so the highest gains, earlier turns first, are the beginning of each one's picks.
         """
+        check_quota(quota, segment)
         weight = normalize_relevance(relevance, len(features), features)
         gain, turn = torch.full_like(weight, -torch.inf), torch.zeros_like(segment)
         limits = (0, self.exact_limit, self.greedy_limit, len(features)) if self.mode == "auto" else (0, len(features))
@@ -108,22 +115,35 @@ class DPP:
 
     def _pick(self, mode: Mode, features: Tensor, weight: Tensor, batch: Batch, steps: int) -> tuple[Tensor, Tensor]:
         """Picks and gains, each [B, steps], of `mode` in the segments of a batch; see `greedy_map`."""
-        each = torch.arange(len(weight), device=weight.device)
+        each = torch.arange(len(weight), device=weight.device) * weight.shape[1]
         if mode == "lowrank":
             points = sketch(features, batch, self.rank)
             diagonal = points.any(2).to(points.dtype)  # exactly 1, so that equal tokens tie
             memory = self.rank
         else:
             kernel = cosine_kernel(features, batch)
+            if fits_triton(kernel):
+                from vllm_prune.methods import _greedy_map_triton  # needs Triton, which CPU builds of PyTorch lack
+
+                return _greedy_map_triton.greedy_map(kernel, weight, batch.valid, steps, exact=mode == "exact")
             diagonal = kernel.diagonal(dim1=1, dim2=2)
             memory = steps if mode == "exact" else 0
 
         def rows(pick: Tensor) -> Tensor:
-            if mode == "lowrank":
-                return (points @ points[each, pick][:, :, None]).squeeze(2)
-            return kernel[each, pick]
+            row = (points if mode == "lowrank" else kernel).flatten(0, 1).index_select(0, each + pick)
+            return (points @ row[:, :, None]).squeeze(2) if mode == "lowrank" else row
 
         return greedy_map(rows, diagonal, weight, batch.valid, steps, memory)
+
+
+def fits_triton(kernel: Tensor) -> bool:
+    """Whether the picks from `kernel` [S, n, n] are made by one kernel on the GPU instead of some launches a pick."""
+    return kernel.is_cuda and kernel.shape[2] <= _TRITON_LIMIT and _has_triton()
+
+
+@cache
+def _has_triton() -> bool:
+    return find_spec("triton") is not None
 
 
 def normalize_relevance(relevance: Tensor | None, num_tokens: int, like: Tensor) -> Tensor:

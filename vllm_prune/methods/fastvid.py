@@ -13,6 +13,7 @@ from vllm_prune.methods._dpc_knn import pick_centres, squared_distances
 from vllm_prune.methods._kernels import nearest_in_batch
 from vllm_prune.methods._numerics import invert, to_finite
 from vllm_prune.methods._ragged import batches, sizes
+from vllm_prune.methods._segments import average_frames
 from vllm_prune.methods._share import share_budget
 from vllm_prune.methods.base import Assignment, VideoTokens
 
@@ -55,7 +56,7 @@ class FastVID:
         features, norm = to_finite(tokens.features)
         cells = tokens.num_tokens // tokens.grid_thw[0]
         segment = cut_at_transitions(
-            features.view(-1, cells, features.shape[1]).mean(1), self.transition_threshold, self.min_segments
+            average_frames(features.view(-1, cells, features.shape[1])), self.transition_threshold, self.min_segments
         )
         length = sizes(segment, int(segment[-1]) + 1)
         quota = share_budget(budget, length * cells)

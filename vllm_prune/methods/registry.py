@@ -72,6 +72,11 @@ def create(name: str, *, merge_dropped: bool = False, **params: Any) -> Method:
     return MergeDropped(method) if merge_dropped else method
 
 
+def is_built_in(name: str) -> bool:
+    """Whether the method comes with this package."""
+    return name in _BUILT_IN
+
+
 def parameters(name: str) -> dict[str, Any]:
     """Parameter names of a method with their defaults.
 

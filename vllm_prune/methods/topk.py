@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from vllm_prune.methods._checks import check_budget, check_range, check_relevance
+from vllm_prune.methods._checks import check_budget, check_quota, check_range, check_relevance
 from vllm_prune.methods._numerics import rank_descending
 from vllm_prune.methods._ragged import batches, sizes
 from vllm_prune.methods._segments import token_segments
@@ -65,9 +65,12 @@ def best(score: Tensor, count: int) -> Tensor:
 def best_in_groups(score: Tensor, group: Tensor, quota: Tensor) -> Tensor:
     """[quota.sum()] int64, increasing: in each group the `quota` [G] highest of `score` [N]; ties keep the earlier.
 
+    ValueError for a quota below 0 or above the group's tokens.
+
     >>> best_in_groups(torch.tensor([1.0, 3.0, 2.0, 9.0]), torch.tensor([0, 0, 0, 1]), torch.tensor([2, 0])).tolist()
     [1, 2]
     """
+    check_quota(quota, group)
     kept = torch.zeros_like(group, dtype=torch.bool)
     for batch in batches(group, len(quota), 1):
         rank = rank_descending(score[batch.index].masked_fill(~batch.valid, -torch.inf))

@@ -58,13 +58,12 @@ class Video(Protocol):
         """The whole video, as base64."""
 
 
-@dataclass(frozen=True)
-class FileVideo:
-    """A video file, or the part of it from `start` to `end` (seconds; None: its beginning and end)."""
+class _OnDisk:
+    """What names a video that is a file or a folder, or a part of one."""
 
     path: Path
-    start: float | None = None
-    end: float | None = None
+    start: float | None
+    end: float | None
 
     @property
     def key(self) -> str:
@@ -73,6 +72,15 @@ class FileVideo:
     @property
     def scene(self) -> str:
         return str(self.path)
+
+
+@dataclass(frozen=True)
+class FileVideo(_OnDisk):
+    """A video file, or the part of it from `start` to `end` (seconds; None: its beginning and end)."""
+
+    path: Path
+    start: float | None = None
+    end: float | None = None
 
     def frames(self, limit: int) -> Frames:
         with _Capture(self.path) as capture:
@@ -94,21 +102,13 @@ class FileVideo:
 
 
 @dataclass(frozen=True)
-class FrameFolder:
+class FrameFolder(_OnDisk):
     """A video that is published as a folder of pictures, in the order of their names."""
 
     path: Path
     fps: float
     start: float | None = None
     end: float | None = None
-
-    @property
-    def key(self) -> str:
-        return f"{self.path}@{self.start}-{self.end}"
-
-    @property
-    def scene(self) -> str:
-        return str(self.path)
 
     def frames(self, limit: int) -> Frames:
         files = self._files()

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from vllm_prune.bench.methods.approximations import compare
 from vllm_prune.bench.methods.report import draw, markdown
 from vllm_prune.bench.methods.runner import Size, make_cases, make_video, run_cases
 from vllm_prune.bench.throughput import provenance
@@ -30,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--still", type=_share, default=0.0, metavar="X", help="share of the cells that stand still")
     parser.add_argument("--methods", nargs="+", choices=names(), default=names(), metavar="NAME", help="default: all")
     parser.add_argument("--sweep-frames", nargs="+", type=_positive, default=[], metavar="N", help="time these as well")
+    parser.add_argument("--approximations", action="store_true", help="log-determinants of the modes of dpp as well")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
     parser.add_argument("--threads", type=_positive, help="on the CPU (default: PyTorch's)")
@@ -102,6 +104,7 @@ def _measure_all(args: argparse.Namespace) -> dict[str, Any]:
         results["main"] = _measure_size(args, size, True, begin)
         sweep = [_measure_size(args, _size(args, frames), False, begin) for frames in sorted(args.sweep_frames)]
         results["sweep"] = [row for rows in sweep for row in rows]
+        results["approximations"] = list(compare(size, args.still, args.seed)) if args.approximations else []
     return results
 
 

@@ -25,6 +25,8 @@ def markdown(results: dict[str, Any]) -> str:
     parts = ["# Time and memory of the methods", introduction, _main_table(results["main"])]
     if results["sweep"]:
         parts += ["## Growth with the length of the video", _sweep_table(results["sweep"])]
+    if results["approximations"]:
+        parts += ["## What the modes of the DPP lose", _approximations_table(results["approximations"])]
     return "\n\n".join([*parts, "## How it was measured", _provenance(results)]) + "\n"
 
 
@@ -55,6 +57,19 @@ def _sweep_table(rows: list[dict[str, Any]]) -> str:
         "do not."
     )
     return f"{note}\n\n{table(['method', *header], lines)}"
+
+
+def _approximations_table(rows: list[dict[str, Any]]) -> str:
+    choices = [name for name in rows[0] if name not in ("tokens", "kept", "exact")]
+    lines = []
+    for row in rows:
+        gaps = [f"{row[name] - row['exact']:+.2f}" for name in choices]
+        lines.append([str(row["tokens"]), str(row["kept"]), f"{row['exact']:.2f}", *gaps])
+    note = (
+        "One segment of so many tokens with a random relevance: the log-determinant of the exact greedy choice, and "
+        "the gap to it of the cheaper modes and of choices that look at relevance, or at nothing, alone."
+    )
+    return f"{note}\n\n{table(['tokens', 'kept', 'exact', *choices], lines)}"
 
 
 def growth(points: list[tuple[int, float]]) -> str:

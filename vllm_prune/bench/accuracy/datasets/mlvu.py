@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vllm_prune.bench.accuracy.datasets.records import Record, find_video, read_json_records
+from vllm_prune.bench.accuracy.datasets.records import Record, find_video, read_tasks
 from vllm_prune.bench.accuracy.questions import Question
 from vllm_prune.bench.accuracy.videos import FileVideo
 from vllm_prune.bench.throughput.errors import BenchmarkError
@@ -19,11 +19,7 @@ def load(folder: Path) -> list[Question]:
     paths = [path for path in sorted((folder / "json").glob("*.json")) if path.stem not in OPEN_ENDED]
     if not paths:
         raise BenchmarkError(f"{folder / 'json'}: no .json file of a multiple-choice task, such as 1_plotQA.json")
-    return [
-        _question(folder, path.stem, number, record)
-        for path in paths
-        for number, record in enumerate(read_json_records(path))
-    ]
+    return [_question(folder, task, number, record) for task, number, record in read_tasks(paths)]
 
 
 def _question(folder: Path, task: str, number: int, record: Record) -> Question:

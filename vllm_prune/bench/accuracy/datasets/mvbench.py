@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vllm_prune.bench.accuracy.datasets.records import Record, find_video, read_json_records
+from vllm_prune.bench.accuracy.datasets.records import Record, find_video, read_tasks
 from vllm_prune.bench.accuracy.questions import Question
 from vllm_prune.bench.accuracy.videos import FileVideo, FrameFolder, Video
 from vllm_prune.bench.throughput.errors import BenchmarkError
@@ -45,11 +45,7 @@ def load(folder: Path) -> list[Question]:
     for path in paths:
         if path.stem not in FOLDERS:
             raise BenchmarkError(f"{path}: no task of MVBench has this name; the tasks are {', '.join(FOLDERS)}")
-    return [
-        _question(folder, path.stem, number, record)
-        for path in paths
-        for number, record in enumerate(read_json_records(path))
-    ]
+    return [_question(folder, task, number, record) for task, number, record in read_tasks(paths)]
 
 
 def _question(folder: Path, task: str, number: int, record: Record) -> Question:

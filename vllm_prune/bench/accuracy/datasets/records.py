@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,6 +95,13 @@ def read_json(path: Path) -> Any:
         raise BenchmarkError(f"{path}:{error.lineno}:{error.colno}: not valid JSON: {error.msg}") from error
 
 
+def read_tasks(paths: Iterable[Path]) -> Iterator[tuple[str, int, Record]]:
+    """The entries of JSON files of a task each: the task, which is the file's name, the entry's number, the entry."""
+    for path in paths:
+        for number, record in enumerate(read_json_records(path)):
+            yield path.stem, number, record
+
+
 def read_json_records(path: Path) -> list[Record]:
     """The entries of a JSON file that holds a list of objects."""
     content = read_json(path)
@@ -106,7 +113,11 @@ def read_json_records(path: Path) -> list[Record]:
 def read_json_lines(path: Path) -> list[Record]:
     """The objects of a JSON Lines file, one a line; empty lines are skipped."""
     entries = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise BenchmarkError(f"{path}: not UTF-8 text: {error}") from error
+    for number, line in enumerate(lines, 1):
         if line.strip():
             try:
                 entries.append((number, json.loads(line)))
