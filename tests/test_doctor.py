@@ -64,7 +64,7 @@ def test_faults_are_named_with_their_remedy():
 
 def test_lines_show_status_detail_and_remedy(monkeypatch, capsys):
     monkeypatch.setattr(doctor, "_PARTS", (lambda: [ok("a", "fine"), warn("b", "odd", "turn it")], lambda: []))
-    assert doctor.run(SimpleNamespace(json=False)) == 0
+    assert doctor.run(SimpleNamespace(json=False, ray=None, model=None)) == 0
     assert capsys.readouterr().out.splitlines() == [
         "ok    a: fine",
         "warn  b: odd",
@@ -75,7 +75,7 @@ def test_lines_show_status_detail_and_remedy(monkeypatch, capsys):
 
 def test_one_failure_is_enough_for_exit_status_1(monkeypatch, capsys):
     monkeypatch.setattr(doctor, "_PARTS", (lambda: [ok("a", "fine"), fail("b", "broken", "mend it")],))
-    assert doctor.run(SimpleNamespace(json=True)) == 1
+    assert doctor.run(SimpleNamespace(json=True, ray=None, model=None)) == 1
     report = json.loads(capsys.readouterr().out)
     assert report["ok"] is False
     assert report["checks"][1] == {"name": "b", "status": "fail", "detail": "broken", "remedy": "mend it"}

@@ -3,7 +3,9 @@
 import argparse
 import dataclasses
 import json
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterable
+from functools import partial
 
 from vllm_prune._version import __version__
 from vllm_prune.cli.checks.check import Check, Status
@@ -21,11 +23,17 @@ _PARTS = (check_versions, check_media_libraries, check_startup, check_inside_vll
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `vllm-prune doctor`."""
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
+    parser.add_argument("--ray", metavar="HOST:PORT", help="check every node of this Ray cluster, and only that")
+    parser.add_argument("--model", metavar="FOLDER", help="with --ray: a folder that every node has to have")
 
 
 def run(args: argparse.Namespace) -> int:
     """Run all checks; return 1 if one failed, else 0."""
-    checks = _run_checks(show=not args.json)
+    if args.model and not args.ray:
+        print("vllm-prune doctor: --model is for a cluster's nodes; give --ray HOST:PORT as well", file=sys.stderr)
+        return 2
+    parts = (partial(_check_ray, args.ray, args.model, show=not args.json),) if args.ray else _PARTS
+    checks = _run_checks(parts, show=not args.json)
     healthy = all(check.status is not Status.FAIL for check in checks)
     if args.json:
         found = [dataclasses.asdict(check) for check in checks]
@@ -35,18 +43,22 @@ def run(args: argparse.Namespace) -> int:
     return 0 if healthy else 1
 
 
-def _run_checks(*, show: bool) -> list[Check]:
+def _run_checks(parts: Iterable[Callable[[], Iterable[Check]]], *, show: bool) -> list[Check]:
     checks = []
-    for check in _each_check():
+    for check in (check for part in parts for check in part()):
         checks.append(check)
         if show:  # at once: importing vLLM takes a while
             print(_format(check), flush=True)
     return checks
 
 
-def _each_check() -> Iterator[Check]:
-    for part in _PARTS:
-        yield from part()
+def _check_ray(address: str, model: str | None, *, show: bool) -> list[Check]:
+    from vllm_prune.cli.checks.ray import check_ray_cluster
+
+    checks, table = check_ray_cluster(address, model)
+    if show and table:
+        print(f"{table}\n", flush=True)
+    return checks
 
 
 def _format(check: Check) -> str:

@@ -1,0 +1,111 @@
+"""Replicas on Ray Serve: a video stays with the replica that has seen it, and a killed replica loses no request."""
+
+import pytest
+
+from vllm_prune.cluster.affinity import media_key
+from vllm_prune.cluster.replicas import ReplicaOptions
+
+REQUESTS, VIDEOS, CLIENTS = 30, 6, 2
+
+
+@pytest.fixture(scope="module")
+def replicas():
+    ray_replicas = pytest.importorskip("benchmarks.ray_replicas", reason="needs the repository's benchmarks/")
+    with ray_replicas.Cluster(2) as cluster:
+        yield ray_replicas, cluster
+
+
+def ask_all(ray_replicas, cluster, outcomes):
+    ray_replicas.run(cluster, list(ray_replicas.workload(REQUESTS, VIDEOS)), CLIENTS, outcomes)
+
+
+@pytest.mark.slow
+def test_a_video_is_encoded_by_one_replica_and_its_blocks_are_reused(replicas):
+    ray_replicas, cluster = replicas
+    assert len(cluster.replica_processes()) == 2
+    outcomes = []
+    ask_all(ray_replicas, cluster, outcomes)
+    assert [outcome.text for outcome in outcomes if outcome.status != 200] == []
+    counted = sum(cluster.counters(REQUESTS).values(), ray_replicas.Counter())
+    assert counted["request_success"] == REQUESTS
+    assert counted["mm_cache_queries"] == REQUESTS
+    assert counted["mm_cache_hits"] == REQUESTS - VIDEOS  # with one replica it could not be more
+    by_video = [[outcome.cached_tokens for outcome in outcomes if outcome.video == video] for video in range(VIDEOS)]
+    assert all(cached for of_one in by_video for cached in sorted(of_one)[1:])  # all but the first
+
+
+@pytest.mark.slow
+def test_a_killed_replica_loses_no_request(replicas):
+    ray_replicas, cluster = replicas
+    outcomes = []
+    with ray_replicas.killed_after(cluster, cluster.replica_processes()[0], outcomes, REQUESTS // 3):
+        ask_all(ray_replicas, cluster, outcomes)
+    assert len(outcomes) == REQUESTS
+    failed = [outcome for outcome in outcomes if outcome.status != 200]
+    assert len(failed) <= CLIENTS
+    assert all(outcome.status >= 500 and "error" in outcome.text for outcome in failed)
+
+
+# --- the key of a request ---
+
+
+def chat(*parts):
+    return {"messages": [{"role": "user", "content": list(parts)}]}
+
+
+def video(url, **others):
+    return {"type": "video_url", "video_url": {"url": url}, **others}
+
+
+def image(url):
+    return {"type": "image_url", "image_url": {"url": url}}
+
+
+def words(text):
+    return {"type": "text", "text": text}
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (chat(words("Who?"), video("a")), chat(video("a"), words("Why?"))),
+        (chat(image("i"), video("a")), chat(video("a"))),
+        (chat(video("a"), video("b")), chat(video("a"))),
+        (chat(video("a", uuid="x")), chat(video("b", uuid="x"))),
+    ],
+)
+def test_requests_that_share_a_key(one, other):
+    assert media_key(one) == media_key(other)
+    assert media_key(one)
+
+
+@pytest.mark.parametrize(("one", "other"), [(chat(video("a")), chat(video("b"))), (chat(image("a")), chat(image("b")))])
+def test_requests_that_do_not(one, other):
+    assert media_key(one) != media_key(other)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [None, [], {}, {"messages": 3}, {"messages": [3, {"content": "x"}]}, chat(words("x")), chat({"video_url": 3}, 4)],
+)
+def test_requests_without_a_medium_have_no_key(body):
+    assert media_key(body) is None
+
+
+# --- options ---
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({}, "model: missing"),
+        ({"model": "m", "replicas": 2}, "unknown option 'replicas'; known: model, name"),
+        ({"model": "m", "min_replicas": 0}, "min_replicas=0: must be 1 or more"),
+        ({"model": "m", "min_replicas": 3}, "max_replicas=2: must be min_replicas=3 or more"),
+        ({"model": "m", "max_requests": 4}, "max_requests=4: must be target_requests=16 or more"),
+        ({"model": "m", "prune": {"keep_ratio": 7}}, "keep_ratio=7"),
+    ],
+)
+def test_wrong_options_are_named(given, message):
+    with pytest.raises(ValueError, match=message):
+        ReplicaOptions.parse(given)
