@@ -3,5 +3,5 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-bash launch/setup.sh --extras test,bench
+bash launch/setup.sh --extras test,bench,ray
 exec "${VLLM_PRUNE_VENV:-.venv}/bin/python" -m pytest "$@"

@@ -14,8 +14,18 @@ MODULES = (
     "server_short_videos",
     "server_damaged_videos",
     "server_video_url_errors",
+    "server_request_reports",
+    "server_prune_response",
+    "server_metrics",
+    "server_exit_status",
     "core_block_keys",
     "core_span_scheduling",
+    "core_step_notes",
+    "worker_step_notes",
+    "core_ray_on_cpu",
+    "core_ray_placement",
+    "worker_shm_queues",
+    "worker_cpu_shm_group",
 )
 
 

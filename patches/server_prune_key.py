@@ -12,11 +12,25 @@ _MARK = "_vllm_prune_lets_prune_pass"
 _KEY = "prune"
 
 
-class _OnlyPrune:
-    """Takes the place of `trust_request_mm_kwargs=False` on a server of a pruning variant, and is as false as that."""
+class _KnowsPrune:
+    """Takes the place of `trust_request_mm_kwargs` on a server of a pruning variant, and is as true as that."""
+
+    def __init__(self, trusted: bool, settings: Any) -> None:
+        self._trusted, self._settings = trusted, settings
 
     def __bool__(self) -> bool:
-        return False
+        return self._trusted
+
+    def check(self, mm_processor_kwargs: dict[str, Any]) -> None:
+        """Refuses a `prune` that the server does not know or allow, whether or not the request has a video."""
+        from vllm_prune.config import PruneConfigError
+        from vllm_prune.serving.metrics import observe_refusal
+
+        try:
+            self._settings.resolve(mm_processor_kwargs.get(_KEY))
+        except PruneConfigError as error:
+            observe_refusal(error)
+            raise
 
 
 def _module() -> Any:
@@ -48,7 +62,8 @@ def _wrap_check(original: Any) -> Any:
     def validate_request_mm_kwargs(
         *, mm_processor_kwargs: Any, media_io_kwargs: Any, trust_request_mm_kwargs: Any
     ) -> None:
-        if isinstance(trust_request_mm_kwargs, _OnlyPrune):
+        if isinstance(trust_request_mm_kwargs, _KnowsPrune):
+            trust_request_mm_kwargs.check(mm_processor_kwargs or {})
             mm_processor_kwargs = {key: value for key, value in (mm_processor_kwargs or {}).items() if key != _KEY}
         original(
             mm_processor_kwargs=mm_processor_kwargs,
@@ -66,8 +81,11 @@ def _wrap_init(original: Any) -> Any:
         from vllm_prune.serving.architectures import is_variant
 
         original(self, *args, **kwargs)
-        if not self.trust_request_mm_kwargs and is_variant(self.model_config.architecture):
-            self.trust_request_mm_kwargs = _OnlyPrune()
+        if is_variant(self.model_config.architecture):
+            from vllm_prune.serving.settings import read_settings
+
+            settings = read_settings(self.model_config.hf_config)
+            self.trust_request_mm_kwargs = _KnowsPrune(self.trust_request_mm_kwargs, settings)
 
     return __init__
 
@@ -81,11 +99,11 @@ PATCH = Patch(
     why=(
         "vLLM refuses every per-request mm_processor_kwargs unless the server runs with --trust-request-mm-kwargs, "
         "which also lets clients change frame sizes and decoders. What a request may ask of `prune` is bounded by our "
-        "own --prune-override."
+        "own --prune-override. Nobody looks at it in a request without a video."
     ),
     how=(
-        "On a server of a pruning variant the key `prune` is left out of the check; all other keys are refused as "
-        "before. Servers of other models are not changed."
+        "On a server of a pruning variant the key `prune` is left out of the check, and has one of its own; all other "
+        "keys are refused as before. Servers of other models are not changed."
     ),
     upstream=("https://github.com/vllm-project/vllm/blob/v0.32.0/vllm/entrypoints/generate/base/protocol.py",),
     remove_when="vllm>=0.33",

@@ -265,6 +265,10 @@ class DenseEngine:
         """Of every rank, how often it dropped rows and a digest of those it kept."""
         return self.llm.collective_rpc(_rank_digest)
 
+    def on_ranks(self, function: Any) -> list[Any]:
+        """What `function(worker)` gives on every rank."""
+        return self.llm.collective_rpc(function)
+
     def forget(self) -> None:
         """Empties the prefix cache and the encoder cache."""
         assert self.llm.reset_prefix_cache()

@@ -19,7 +19,7 @@ def ask_all(ray_replicas, cluster, outcomes):
     ray_replicas.run(cluster, list(ray_replicas.workload(REQUESTS, VIDEOS)), CLIENTS, outcomes)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_video_is_encoded_by_one_replica_and_its_blocks_are_reused(replicas):
     ray_replicas, cluster = replicas
     assert len(cluster.replica_processes()) == 2
@@ -34,7 +34,7 @@ def test_a_video_is_encoded_by_one_replica_and_its_blocks_are_reused(replicas):
     assert all(cached for of_one in by_video for cached in sorted(of_one)[1:])  # all but the first
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_killed_replica_loses_no_request(replicas):
     ray_replicas, cluster = replicas
     outcomes = []

@@ -1,0 +1,60 @@
+"""Register the metrics `vllm_prune:*` where vLLM registers its own."""
+
+import functools
+from typing import Any
+
+from vllm_prune.patches.base import Patch
+from vllm_prune.patches.checks import require_signature, require_source
+
+_MODULE = "vllm.v1.metrics.loggers"
+_TARGET = f"{_MODULE}:PrometheusStatLogger.__init__"
+_MARK = "_vllm_prune_registers_metrics"
+
+
+def _logger() -> type[Any]:
+    from vllm.v1.metrics.loggers import PrometheusStatLogger
+
+    return PrometheusStatLogger
+
+
+def _verify() -> None:
+    from vllm.v1.metrics.prometheus import unregister_vllm_metrics
+
+    require_signature(_logger().__init__, "(self, vllm_config, engine_indexes=None)", _TARGET)
+    unregistered = ('collector._name.startswith("vllm:")',)
+    require_source(unregister_vllm_metrics, unregistered, "vllm.v1.metrics.prometheus:unregister_vllm_metrics")
+
+
+def _install() -> None:
+    logger = _logger()
+    original = logger.__init__
+
+    @functools.wraps(original)
+    def __init__(self: Any, vllm_config: Any, engine_indexes: list[int] | None = None) -> None:
+        from vllm_prune.serving.metrics import start
+
+        original(self, vllm_config, engine_indexes)
+        start(vllm_config)
+
+    setattr(__init__, _MARK, True)
+    logger.__init__ = __init__
+
+
+PATCH = Patch(
+    name="server_metrics",
+    target=_TARGET,
+    library="vllm>=0.32,<0.33",
+    process="API server",
+    trigger=_MODULE,
+    why=(
+        "vLLM's plugins for statistics see sums over a step and no request, and metrics must be registered after "
+        "PROMETHEUS_MULTIPROC_DIR has been set and only where vLLM keeps metrics at all (--disable-log-stats)."
+    ),
+    how="Registers ours at the end of the constructor that registers vLLM's, on servers of a pruning variant.",
+    upstream=("https://github.com/vllm-project/vllm/pull/22456",),
+    remove_when="vllm>=0.33",
+    needed=lambda: True,
+    applied=lambda: hasattr(_logger().__init__, _MARK),
+    verify=_verify,
+    install=_install,
+)
