@@ -77,12 +77,22 @@ def _count_stage1(config: PruneConfig, num_tokens: int) -> int:
 def _count_planned(config: PruneConfig, num_tokens: int, per_frame: Sequence[int]) -> int:
     """What merging in space leaves of the encoded cells: a count that follows the content, within limits."""
     assert config.stage1 is not None
-    count = merged_count(per_frame, config.stage1.cluster_ratio)
-    count = max(count, min(config.stage1.min_tokens or 1, sum(per_frame)))
-    ceilings = [config.stage1.max_tokens or num_tokens]
+    floor, ceiling = stage1_limits(config, num_tokens)
+    count = max(merged_count(per_frame, config.stage1.cluster_ratio), min(floor, sum(per_frame)))
+    return min(count, ceiling)
+
+
+def stage1_limits(config: PruneConfig, num_tokens: int) -> tuple[int, int]:
+    """(floor, ceiling): the least and the most tokens that stage 1 on pixels leaves of a video of `num_tokens`.
+
+    >>> stage1_limits(PruneConfig.parse({"stage1": {"where": "processor", "min_tokens": 8}, "keep_ratio": 0.25}), 100)
+    (8, 25)
+    """
+    assert config.stage1 is not None
+    ceilings = [num_tokens, config.stage1.max_tokens or num_tokens]
     if config.method == NO_METHOD and (config.keep_ratio is not None or config.target_token_num is not None):
         ceilings += _count_steps(config, num_tokens)
-    return min(count, *ceilings)
+    return min(config.stage1.min_tokens or 1, *ceilings), min(ceilings)
 
 
 def merged_count(per_frame: Sequence[int], cluster_ratio: float) -> int:

@@ -101,12 +101,16 @@ class Stage1Config:
     """Before the encoder, where the count follows the content: tokens that stage 1 leaves at the most."""
     min_tokens: int | None = None
     """Likewise, at the least (or all of the video's)."""
+    without_pixels: Literal["refuse", "encoder"] = "refuse"
+    """A video that comes as precomputed embeddings, which no plan on pixels can be made for: the request is refused; or
+    the video is merged by its features."""
 
     def __post_init__(self) -> None:
         for name in ("tau", "cluster_ratio", "temporal_segment_ratio"):
             object.__setattr__(self, name, _require_ratio(f"stage1.{name}", getattr(self, name)))
         _require_choice("stage1.where", self.where, ("encoder", "processor"))
         _require_choice("stage1.still", self.still, ("runs", "segments"))
+        _require_choice("stage1.without_pixels", self.without_pixels, ("refuse", "encoder"))
         for name in ("max_tokens", "min_tokens"):
             if getattr(self, name) is not None:
                 _require_int(f"stage1.{name}", getattr(self, name), 1)
@@ -127,7 +131,7 @@ class Stage1Config:
 
     def after_encoder(self) -> Stage1Config:
         """The same merging on the encoder's features."""
-        return dataclasses.replace(self, where="encoder", max_tokens=None, min_tokens=None)
+        return dataclasses.replace(self, where="encoder", max_tokens=None, min_tokens=None, without_pixels="refuse")
 
     def _check_limits(self) -> None:
         if self.where == "encoder":
@@ -136,9 +140,21 @@ class Stage1Config:
                     raise PruneConfigError(f'stage1.{name}={getattr(self, name)!r}: needs stage1.where="processor"')
         elif self.tau == 1:
             raise PruneConfigError('stage1.tau=1.0: must be below 1 with stage1.where="processor"')
+        self._check_without_pixels()
         if self.max_tokens is not None and self.min_tokens is not None and self.min_tokens > self.max_tokens:
             raise PruneConfigError(
                 f"stage1.min_tokens={self.min_tokens!r}: must not be above stage1.max_tokens={self.max_tokens!r}"
+            )
+
+    def _check_without_pixels(self) -> None:
+        if self.without_pixels == "refuse":
+            return
+        if self.where == "encoder":
+            raise PruneConfigError('stage1.without_pixels="encoder": needs stage1.where="processor"')
+        if self.max_tokens is not None or self.min_tokens is not None:
+            raise PruneConfigError(
+                'stage1.without_pixels="encoder": merging by features knows no stage1.max_tokens or stage1.min_tokens; '
+                "give target_token_num or keep_ratio"
             )
 
 
@@ -178,6 +194,13 @@ class PruneConfig:
             self, "target_token_num", self._checked_per_layer("target_token_num", lambda f, v: _require_int(f, v, 1))
         )
         self._check_method()
+        self._check_floor()
+
+    def _check_floor(self) -> None:
+        floor = self.stage1.min_tokens if self.stage1 else None
+        target = self.target_token_num
+        if floor is not None and self.method == NO_METHOD and isinstance(target, int) and floor > target:
+            raise PruneConfigError(f"stage1.min_tokens={floor!r}: must not be above target_token_num={target!r}")
 
     def _checked_layers(self) -> tuple[int, ...] | None:
         if self.layers is None:

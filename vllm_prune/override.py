@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from vllm_prune.budget import plan_counts
-from vllm_prune.config import OverridePolicy, PruneConfig, PruneConfigError, brief
+from vllm_prune.config import OverridePolicy, PruneConfig, PruneConfigError, Stage1Config, brief
 
 _TIGHTEN_KEYS = ("keep_ratio", "target_token_num", "stage1.cluster_ratio")
 _FIXED_KEYS = ("method", "layers", "params")
@@ -20,6 +20,8 @@ class ServerSettings:
     override: OverridePolicy = "tighten"
     trace: str | None = None
     """Folder for traces (see `serving/trace.py`)."""
+    log: bool = False
+    """Whether every request with videos is described in the log (see `serving/report_log.py`)."""
 
     @property
     def may_prune(self) -> bool:
@@ -56,6 +58,7 @@ class ServerSettings:
         changed = [key for key in _FIXED_KEYS if getattr(requested, key) != getattr(self.config, key)]
         if (requested.stage1 is None) != (self.config.stage1 is None):
             changed.append("stage1")
+        changed += _looser_plan(requested.stage1, self.config.stage1)
         if changed:
             raise PruneConfigError(
                 f"prune={brief(request)}: changes {', '.join(changed)}, but this server allows only fewer tokens "
@@ -85,3 +88,21 @@ class ServerSettings:
                 f"entering the model), above this server's {allowed.kept} ({allowed.entering}); lower keep_ratio or "
                 f"target_token_num, or start the server with --prune-override any"
             )
+
+
+def _looser_plan(requested: Stage1Config | None, server: Stage1Config | None) -> list[str]:
+    """Fields by which a plan on pixels may keep more than the server's own would.
+
+    Counts cannot tell, as the server's own plan of the request's video is never made.
+    """
+    if requested is None or server is None or server.where != "processor":
+        return []
+    kinds = ("where", "still", "without_pixels")
+    looser = [name for name in kinds if getattr(requested, name) != getattr(server, name)]
+    if server.still == "segments" and requested.temporal_segment_ratio > server.temporal_segment_ratio:
+        looser.append("temporal_segment_ratio")
+    if requested.tau > server.tau:
+        looser.append("tau")
+    if (requested.min_tokens or 1) > (server.min_tokens or 1):
+        looser.append("min_tokens")
+    return [f"stage1.{name}" for name in looser]

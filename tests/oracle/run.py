@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,8 +80,9 @@ def plan_pruning(
     if "quota" in config.params:
         raise NotImplementedError('the oracle has no params["quota"]')
     layers = config.resolved_layers(len(model.model.language_model.layers))
-    unpruned = {index: tokens[index].grid_thw for index, medium in enumerate(prompt.media) if medium.kind == "video"}
-    targets = {index: plan_counts(config, t * h * w).layers for index, (t, h, w) in unpruned.items()}
+    alone = dataclasses.replace(config, stage1=None)
+    videos = [index for index, medium in enumerate(prompt.media) if medium.kind == "video"]
+    targets = {index: plan_counts(alone, tokens[index].num_tokens).layers for index in videos}
     return Pruning(layers, targets, config.params.get("text", "max"))
 
 

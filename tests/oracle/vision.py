@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 from transformers import Qwen2_5_VLForConditionalGeneration
 
@@ -9,11 +11,14 @@ from vllm_prune.budget import plan_counts
 from vllm_prune.config import ATTENTION, NO_METHOD, PruneConfig
 from vllm_prune.methods import VideoTokens, compact, create
 
+from .pixels import merged_cells
 from .prompt import Medium
 
 
 def entering_tokens(model: Qwen2_5_VLForConditionalGeneration, medium: Medium, config: PruneConfig) -> VideoTokens:
     """The N1 tokens of a medium that enter the language model; images keep all of theirs."""
+    if medium.kind == "video" and config.plans_on_pixels:
+        return select(merged_cells(model, medium, config), config)
     tokens = encode(model, medium)
     return merge(tokens, config) if medium.kind == "video" else tokens
 
@@ -32,7 +37,13 @@ def merge(tokens: VideoTokens, config: PruneConfig) -> VideoTokens:
     if config.stage1 is not None:
         stage1 = create("prunevid", **config.stage1.merging())
         tokens = compact(tokens, stage1.assign(tokens, counts.stage1))
+    return select(tokens, config)
+
+
+def select(tokens: VideoTokens, config: PruneConfig) -> VideoTokens:
+    """What a query-free method leaves of the tokens that stage 1 has left."""
     if config.method not in (NO_METHOD, ATTENTION):
         method = create(config.method, **config.params)
-        tokens = compact(tokens, method.assign(tokens, counts.entering))
+        count = plan_counts(dataclasses.replace(config, stage1=None), tokens.num_tokens).entering
+        tokens = compact(tokens, method.assign(tokens, count))
     return tokens

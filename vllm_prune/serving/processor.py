@@ -8,6 +8,7 @@ media hash.
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -25,7 +26,9 @@ from vllm_prune.config import PruneConfig, PruneConfigError
 from vllm_prune.methods.still_cells import StillPlan
 from vllm_prune.override import ServerSettings
 from vllm_prune.serving.length_check import check_length
-from vllm_prune.serving.pixel_plan import PixelFormat, keep_encoded, plan_video, require_pixels
+from vllm_prune.serving.metrics import observe_refusal
+from vllm_prune.serving.pixel_plan import PixelFormat, config_for, keep_encoded, plan_video
+from vllm_prune.serving.report import FACTS_KEY, PromptFacts
 from vllm_prune.serving.request_spec import CELLS_FIELD, FIELD, VideoSpec
 from vllm_prune.serving.settings import REQUEST_KEY, read_max_step_tokens, read_settings
 from vllm_prune.serving.span_check import check_spans
@@ -95,13 +98,25 @@ class PruningProcessorMixin(BaseMultiModalProcessor[Any]):
 
     def apply(self, inputs: ProcessorInputs, timing_ctx: TimingContext) -> MultiModalInput:
         """Resolves the request's configuration, processes, and adds the report of token counts."""
-        inputs = self._with_resolved_config(inputs)
-        processed = super().apply(inputs, timing_ctx)
-        counts = getattr(inputs, REPORT_KEY, ())
-        if counts:
-            if not isinstance(inputs, ProfilingInputs):
+        begin = time.perf_counter()
+        try:
+            inputs = self._with_resolved_config(inputs)
+            processed = super().apply(inputs, timing_ctx)
+            counts = getattr(inputs, REPORT_KEY, ())
+            if counts and not isinstance(inputs, ProfilingInputs):
                 self._check_prompt(inputs, processed, counts)
+        except PruneConfigError as error:
+            observe_refusal(error)
+            raise
+        if counts:
             processed[REPORT_KEY] = counts
+            processed[FACTS_KEY] = PromptFacts(
+                config=self._config(inputs.hf_processor_mm_kwargs),
+                counts=counts,
+                ranges=tuple((video.offset, video.length) for video in processed["mm_placeholders"]["video"]),
+                prompt_len=len(processed["prompt_token_ids"]),
+                processor_s=time.perf_counter() - begin,
+            )
         return processed
 
     def _check_prompt(
@@ -157,7 +172,7 @@ class PruningProcessorMixin(BaseMultiModalProcessor[Any]):
     ) -> BatchFeature:
         data = super()._postprocess_hf_mm_data(mm_inputs, without_prune(hf_processor_mm_kwargs), processed_data)
         if REQUEST_KEY in hf_processor_mm_kwargs and "video_grid_thw" in data:
-            config = self._config(hf_processor_mm_kwargs)
+            config = config_for(data, self._config(hf_processor_mm_kwargs))
             plans = (
                 self._plan_on_pixels(config, data) if config.plans_on_pixels else [None] * len(data["video_grid_thw"])
             )
@@ -168,17 +183,16 @@ class PruningProcessorMixin(BaseMultiModalProcessor[Any]):
 
     def _plan_on_pixels(self, config: PruneConfig, data: BatchFeature) -> list[StillPlan | None]:
         """Plans every video and leaves only the patches of its encoded cells in `data`."""
-        assert config.stage1 is not None
-        merge, patches = self._pixels.merge, require_pixels(data)
+        merge, patches = self._pixels.merge, data["pixel_values_videos"]
         plans: list[StillPlan | None] = []
         kept: list[torch.Tensor] = []
         for (t, h, w), own in zip(
             data["video_grid_thw"].tolist(), patches.split(data["video_grid_thw"].prod(-1).tolist()), strict=True
         ):
-            plan = plan_video(own, (t, h // merge, w // merge), config.stage1, self._pixels)
+            plan = plan_video(own, (t, h // merge, w // merge), config, self._pixels)
             plans.append(plan)
             kept.append(keep_encoded(own, plan, merge))
-        data["pixel_values_videos"] = torch.cat(kept)
+        data["pixel_values_videos"] = kept[0] if len(kept) == 1 else torch.cat(kept)
         return plans
 
     def _spec(self, config: PruneConfig, grid_thw: torch.Tensor, plan: StillPlan | None) -> VideoSpec:

@@ -28,6 +28,8 @@ def merge_and_select(tokens: VideoTokens, config: PruneConfig, counts: TokenCoun
         tokens = compact(tokens, assignment)
     if config.method not in (NO_METHOD, ATTENTION):
         chosen = registry.create(config.method, **config.params).assign(tokens, counts.entering)
+        if not registry.is_built_in(config.method):
+            _check_foreign(chosen)
         tokens, assignment = compact(tokens, chosen), _chain(assignment, chosen)
     if tokens.num_tokens != counts.entering:
         raise RuntimeError(
@@ -35,6 +37,13 @@ def merge_and_select(tokens: VideoTokens, config: PruneConfig, counts: TokenCoun
             f"{counts.entering} were asked for"
         )
     return tokens, assignment
+
+
+def _check_foreign(chosen: object) -> None:
+    """Refuses what a third-party method must not return, before it is used as an index on a device."""
+    if not isinstance(chosen, Assignment):
+        raise TypeError(f"assign returned a {type(chosen).__name__}; it must return an Assignment")
+    chosen.validate()
 
 
 def temporal_segments(tokens: VideoTokens, config: PruneConfig) -> torch.Tensor | None:

@@ -16,7 +16,7 @@ from vllm.model_executor.models.qwen2_5_vl import (
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
 from vllm_prune.serving.model import PruningModelMixin
-from vllm_prune.serving.partial_encoder import encode_cells
+from vllm_prune.serving.partial_encoder import encode_cells, encode_on_all_ranks
 from vllm_prune.serving.processor import PruningProcessorMixin, without_prune
 from vllm_prune.serving.request_spec import CELLS_FIELD, FIELD, VideoSpec
 
@@ -54,7 +54,8 @@ class PruneQwen2_5_VLForConditionalGeneration(PruningModelMixin, Qwen2_5_VLForCo
             if modality == "image":
                 outputs.extend(self._process_image_input(inputs))
             elif specs is None:
-                outputs.extend(self._process_video_input(inputs))
+                encoded = self.notes.encoding(self._encode_videos(inputs, [], None), self.visual.device)
+                outputs.extend(features for features, _ in encoded)
             else:
                 outputs.extend(self._embed_videos(inputs, [VideoSpec.decode(spec) for spec in specs], cells))
         return tuple(outputs)
@@ -65,7 +66,8 @@ class PruneQwen2_5_VLForConditionalGeneration(PruningModelMixin, Qwen2_5_VLForCo
         merge = self.config.vision_config.spatial_merge_size
         tokens_per_second = getattr(self.config.vision_config, "tokens_per_second", 1.0)
         rows = []
-        for i, (features, chosen) in enumerate(self._encode_videos(inputs, specs, cells)):
+        encoded = self.notes.encoding(self._encode_videos(inputs, specs, cells), self.visual.device)
+        for i, (features, chosen) in enumerate(encoded):
             t, h, w = inputs["video_grid_thw"][i].tolist()
             t_factor = tokens_per_second * (1.0 if seconds is None else float(seconds[i]))
             rows.append(self.prune_video(features, (t, h // merge, w // merge), t_factor, specs[i], chosen))
@@ -78,10 +80,11 @@ class PruneQwen2_5_VLForConditionalGeneration(PruningModelMixin, Qwen2_5_VLForCo
         if all(spec.per_frame is None for spec in specs):
             yield from ((features, None) for features in self._process_video_input(inputs))
             return
+        encode = encode_on_all_ranks if self.use_data_parallel else encode_cells
         sizes = [spec.counts.encoded * self.visual.spatial_merge_unit for spec in specs]
-        for patches, grid_thw, chosen in zip(
-            inputs["pixel_values_videos"].split(sizes), inputs["video_grid_thw"].tolist(), cells, strict=True
+        for spec, patches, grid_thw, chosen in zip(
+            specs, inputs["pixel_values_videos"].split(sizes), inputs["video_grid_thw"].tolist(), cells, strict=True
         ):
-            chosen = chosen.long().cpu()
-            features = encode_cells(self.visual, patches.type(self.visual.dtype), grid_thw, chosen)
-            yield features, chosen.to(features.device)
+            chosen = torch.arange(spec.num_tokens) if spec.per_frame is None else chosen.long().cpu()
+            features = encode(self.visual, patches.type(self.visual.dtype), grid_thw, chosen)
+            yield features, None if spec.per_frame is None else chosen.to(features.device)

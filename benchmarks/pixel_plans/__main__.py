@@ -1,0 +1,72 @@
+"""`python -m benchmarks.pixel_plans accuracy|costs|calibration|pictures`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+
+def main(argv: list[str]) -> int:
+    """Measures one thing and writes it."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.pixel_plans", description=__doc__)
+    parser.add_argument("-o", "--output", type=Path, default=Path("benchmarks/results"), metavar="DIR")
+    commands = parser.add_subparsers(dest="what", required=True)
+    accuracy = commands.add_parser("accuracy", help="of the embedded model, at equal counts")
+    accuracy.add_argument("-n", "--clips", type=int, default=3, help="of each kind for each of 3 seeds (default 3)")
+    accuracy.add_argument("--resume", action="store_true", help="go on with an interrupted run")
+    accuracy.add_argument("--name", default="pixel-accuracy", help="of the result's files")
+    costs = commands.add_parser("costs", help="planning, bytes and encoder time, on random weights")
+    costs.add_argument("--dims", default="cpu", help="dimensions of the random model (see bench throughput)")
+    costs.add_argument("--frames", type=int, default=64)
+    costs.add_argument("--size", type=int, nargs=2, default=(336, 224), help="width and height, multiples of 28")
+    costs.add_argument("--repeats", type=int, default=5)
+    calibration = commands.add_parser("calibration", help="share of cells encoded against tau")
+    calibration.add_argument("-n", "--clips", type=int, default=20, help="rendered clips of each kind (default 20)")
+    pictures = commands.add_parser("pictures", help="of the plans of the real clips")
+    pictures.add_argument("--folder", type=Path, default=Path("docs/images"), help="default docs/images")
+    args = parser.parse_args(argv)
+    command = ["python", "-m", "benchmarks.pixel_plans", *argv]
+    if args.what == "accuracy":
+        from benchmarks.pixel_plans.accuracy import run
+
+        run(command, args.output, args.clips, args.resume, args.name)
+    elif args.what == "costs":
+        from benchmarks.pixel_plans import costs as module
+
+        result = module.measure(args.dims, args.frames, tuple(args.size), args.repeats)
+        result["repeats"] = args.repeats
+        _write(args.output / "pixel-costs", command, result, module.markdown(result))
+    elif args.what == "pictures":
+        from benchmarks.pixel_plans.pictures import draw
+
+        for name, share in draw(args.folder).items():
+            print(f"{name}: {share:.1%} of the cells are encoded")
+    else:
+        from benchmarks.pixel_plans import calibration as module
+
+        result = module.measure(args.clips)
+        _write(args.output / "pixel-calibration", command, result, module.markdown(result))
+    return 0
+
+
+def _write(stem: Path, command: Sequence[str], result: dict[str, Any], table: str) -> None:
+    from vllm_prune.bench.throughput.provenance import describe
+
+    place = describe()
+    versions = ", ".join(f"{name} {version}" for name, version in place["versions"].items())
+    machine = f"{place['machine']['cpu_cores']} cores of {place['machine']['cpu']}"
+    made = f"\nMade by `{' '.join(command)}` on {machine}; {versions}.\n"
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    stem.with_suffix(".json").write_text(
+        json.dumps({"command": command, **result, "provenance": place}, indent=1) + "\n"
+    )
+    stem.with_suffix(".md").write_text(table + made)
+    print(table + made)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,47 @@
+"""Requests with stage 1 on pixels, the same at every run; cached, as the oracle knows videos by their identity."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from dense_cases import IMAGE, VIDEO, Case, chat, image
+from pixel_clips import noisy, panning, pure_noise, still, video_item, with_square
+
+QUESTION = "What colour is the flash?"
+PIXELS = {"where": "processor"}
+
+
+@functools.cache
+def busy(seed: int, frames: int = 12) -> Any:
+    """A square that walks over a still, noisy picture: some cells new, most of them not."""
+    return video_item(noisy(with_square(still(frames, seed), seed), 2.0, seed))
+
+
+def ask(config: Any, *videos: Any, question: str = QUESTION, images: tuple[Any, ...] = ()) -> Case:
+    return Case(chat(VIDEO * len(videos) + IMAGE * len(images) + question), videos, images, config)
+
+
+@functools.cache
+def random_cases() -> list[Case]:
+    """Ten plans, from nearly still to all new, in all configurations."""
+    configs: list[Any] = [
+        {"stage1": PIXELS},
+        {"stage1": {**PIXELS, "cluster_ratio": 1.0}},
+        {"stage1": {**PIXELS, "tau": 0.95, "cluster_ratio": 0.3}},
+        {"stage1": {**PIXELS, "tau": 0.6}},
+        {"stage1": PIXELS, "method": "uniform", "keep_ratio": 0.5},
+        {"stage1": PIXELS, "method": "attention", "keep_ratio": 0.5},
+        {"stage1": {**PIXELS, "cluster_ratio": 0.8}, "method": "attention", "layers": [1, 3], "keep_ratio": [0.8, 0.5]},
+        {"stage1": PIXELS, "method": "attention", "keep_ratio": None, "target_token_num": 9},
+        {"stage1": {**PIXELS, "cluster_ratio": 1.0}, "method": "attention", "keep_ratio": 0.4},
+        {"stage1": {**PIXELS, "tau": 0.9}, "method": "attention", "params": {"text": "mean"}},
+    ]
+    cases = []
+    for seed, config in enumerate(configs):
+        frames = 4 + seed
+        clips = (busy(seed, frames), video_item(panning(frames, 1 + seed, seed)), video_item(pure_noise(frames, seed)))
+        videos = (clips[seed % 3], busy(seed + 20)) if seed % 4 == 1 else (clips[seed % 3],)
+        images = (image(seed),) if seed % 4 == 2 else ()
+        cases.append(ask(config, *videos, images=images))
+    return cases
