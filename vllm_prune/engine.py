@@ -16,6 +16,7 @@ def engine_args(
     *,
     override: OverridePolicy = "tighten",
     trace: str | None = None,
+    log: bool = False,
     **others: Any,
 ) -> dict[str, Any]:
     """Keyword arguments for `vllm.LLM`.
@@ -25,6 +26,7 @@ def engine_args(
         config: Configuration, preset's name, or what `PruneConfig.parse` reads.
         override: What a request may change by `mm_processor_kwargs={"prune": ...}`.
         trace: Folder for a trace of what was decided about every video (see `serving/trace.py`).
+        log: Whether every request with videos is described in the log.
         others: Any further argument of `vllm.LLM`; a dictionary of `hf_overrides` is merged.
 
     Raises:
@@ -33,14 +35,19 @@ def engine_args(
     given = others.pop("hf_overrides", None) or {}
     if not isinstance(given, dict):
         raise ValueError(f"hf_overrides={given!r}: must be a dictionary, as the variant is added to it")
-    return {"model": model, "hf_overrides": {**given, **hf_overrides(model, config, override, trace)}, **others}
+    return {"model": model, "hf_overrides": {**given, **hf_overrides(model, config, override, trace, log)}, **others}
 
 
 def hf_overrides(
-    model: str, config: PruneConfig | str | dict[str, Any], override: str, trace: str | None = None
+    model: str,
+    config: PruneConfig | str | dict[str, Any],
+    override: str,
+    trace: str | None = None,
+    log: bool = False,
 ) -> dict[str, Any]:
     """The `hf_overrides` that select the variant of `model` and carry its settings."""
-    settings = ServerSettings(config=PruneConfig.parse(config), override=check_override_policy(override), trace=trace)
+    policy = check_override_policy(override)
+    settings = ServerSettings(config=PruneConfig.parse(config), override=policy, trace=trace, log=log)
     return {"architectures": [variant_of(read_architecture(model))], **settings_to_hf_override(settings)}
 
 

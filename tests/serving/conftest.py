@@ -18,7 +18,8 @@ import torch
 from serving_cases import CASES
 from serving_engine import ENVIRONMENT, Answer, Engine
 from serving_media import mp4
-from serving_server import Server
+from serving_plugin import write_plugin
+from serving_server import OPTIONS, Server
 
 from vllm_prune import PruneConfig, engine_args
 from vllm_prune.engine import hf_overrides
@@ -111,6 +112,18 @@ def server(model: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ser
     """`vllm-prune serve`: stage 1 to a half, requests may ask for less (`tighten`)."""
     with Server(model, tmp_path_factory.mktemp("server"), prune='{"stage1": {"cluster_ratio": 0.5}}') as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def open_server(model: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """`vllm-prune serve --prune-log` with the third-party method of `serving_plugin.py`; requests may ask for any."""
+    folder = tmp_path_factory.mktemp("open server")
+    path = [str(write_plugin(folder / "site")), *filter(None, [os.environ.get("PYTHONPATH")])]
+    prune, options = '{"stage1": {"cluster_ratio": 0.5}}', (*OPTIONS, "--prune-log")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(path))
+        with Server(model, folder, prune=prune, override="any", options=options) as running:
+            yield running
 
 
 @pytest.fixture(scope="session")

@@ -98,6 +98,15 @@ class Server:
             **others,
         )
 
+    def events(self, *content: dict[str, Any], prune: Any = None, **others: Any) -> list[str]:
+        """The data of every event of a streamed answer, as sent."""
+        body = {"model": self.model, "messages": [{"role": "user", "content": list(content)}], "stream": True}
+        body |= {"max_completion_tokens": 3, "temperature": 0.0, **others}
+        if prune is not None:
+            body["mm_processor_kwargs"] = {"prune": prune}
+        with httpx.stream("POST", f"{self.root}/v1/chat/completions", json=body, timeout=120) as response:
+            return [line.removeprefix("data: ") for line in response.iter_lines() if line]
+
     def metric(self, name: str) -> float:
         """The sum of a gauge or counter over its labels."""
         text = httpx.get(f"{self.root}/metrics", timeout=30).text

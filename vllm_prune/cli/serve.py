@@ -9,7 +9,10 @@ import shlex
 import sys
 from typing import get_args
 
+from vllm_prune.cli.port import check_port
+from vllm_prune.cli.serve_ray import check_ray
 from vllm_prune.config import PRESETS, OverridePolicy
+from vllm_prune.page.enable import allowed_plugins, trace_folder
 
 _EMBEDDED = "embedded"
 
@@ -31,24 +34,41 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='what a request may change by mm_processor_kwargs={"prune": ...} (default: %(default)s)',
     )
     parser.add_argument("--prune-trace", metavar="DIR", help="write what was decided about every video to .npz files")
+    parser.add_argument(
+        "--prune-log",
+        action="store_true",
+        help="describe in the log, for every request with videos, what was found, pruned and reused, and the times",
+    )
+    parser.add_argument(
+        "--prune-page",
+        action="store_true",
+        help="serve a page at /prune that asks about a video with and without pruning (best with --prune-override any)",
+    )
     parser.add_argument("--dry-run", action="store_true", help="print the `vllm serve` line and stop")
 
 
 def run(args: argparse.Namespace) -> int:
     """Replaces this process by vLLM's server; returns only for --dry-run and for mistakes."""
+    environment = {"VLLM_PLUGINS": allowed_plugins(os.environ)} if args.prune_page else {}
+    trace = args.prune_trace or (str(trace_folder(os.environ)) if args.prune_page else None)
     try:
-        command = serve_command(args.model, args.prune, args.prune_override, args.passed_on, trace=args.prune_trace)
+        options = {"trace": trace, "log": args.prune_log}
+        command = serve_command(args.model, args.prune, args.prune_override, args.passed_on, **options)
+        if not args.dry_run:
+            check_port(args.passed_on)
     except ValueError as error:
         print(f"vllm-prune serve: {error}", file=sys.stderr)
         return 2
-    print(shlex.join(command), flush=True)
+    settings = [f"{name}={shlex.quote(value)}" for name, value in environment.items()]
+    print(" ".join([*settings, shlex.join(command)]), flush=True)
     if not args.dry_run:
+        os.environ.update(environment)
         os.execv(sys.executable, [sys.executable, "-m", "vllm.entrypoints.cli.main", *command[1:]])
     return 0
 
 
 def serve_command(
-    model: str, prune: str, override: str, passed_on: list[str], *, trace: str | None = None
+    model: str, prune: str, override: str, passed_on: list[str], *, trace: str | None = None, log: bool = False
 ) -> list[str]:
     """The equivalent `vllm serve` command line.
 
@@ -62,7 +82,8 @@ def serve_command(
 
         model = str(model_path())
     given, rest = _take_hf_overrides(passed_on)
-    overrides = {**given, **hf_overrides(model, prune, override, trace)}
+    check_ray(rest)
+    overrides = {**given, **hf_overrides(model, prune, override, trace, log)}
     # Without prompt token details, a response cannot tell how many tokens its videos kept.
     return ["vllm", "serve", model, "--hf-overrides", json.dumps(overrides), "--enable-prompt-tokens-details", *rest]
 

@@ -24,11 +24,13 @@ class MediumInfo:
     config_json: str
     trace: int = 0
     """Serial number of its `VideoTrace`; 0 without tracing."""
+    failure: str = ""
+    """Why there are no tokens of it; its rows are worth nothing then."""
 
     @property
     def query_aware(self) -> bool:
         """Whether the question still has to choose which tokens stay."""
-        return bool(self.counts.layers) and self.counts.kept < self.counts.entering
+        return not self.failure and bool(self.counts.layers) and self.counts.kept < self.counts.entering
 
     @property
     def extent(self) -> int:

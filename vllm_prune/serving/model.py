@@ -23,15 +23,12 @@ from vllm.multimodal.inputs import MultiModalFeatureSpec
 from vllm_prune.serving import carrier
 from vllm_prune.serving.dense.prefix import DensePrefix
 from vllm_prune.serving.dense.step import DenseVideo, plan_step
+from vllm_prune.serving.failures import select_tokens
 from vllm_prune.serving.medium_info import MediumInfo, MediumTable
 from vllm_prune.serving.positions import Medium, fill_rows, prompt_positions
-from vllm_prune.serving.query_free import (
-    competing_groups,
-    merge_and_select,
-    over_all_cells,
-    place_tokens,
-    temporal_segments,
-)
+from vllm_prune.serving.query_free import over_all_cells, place_tokens, temporal_segments
+from vllm_prune.serving.rank_check import check_same_on_ranks
+from vllm_prune.serving.report_notes import StepRecorder
 from vllm_prune.serving.request_spec import VideoSpec
 from vllm_prune.serving.settings import read_settings
 from vllm_prune.serving.trace import TraceWriter, VideoOutcome, VideoTrace
@@ -60,9 +57,16 @@ class PruningModelMixin:
         if settings.may_query:
             self._dense_prefix.check_backend()
             self._max_dense_rows = vllm_config.scheduler_config.max_num_batched_tokens
-        # One entry for every medium with rows in the step being prepared; None where nothing is left to choose.
-        self._gathered: list[DenseVideo | None] = []
+        # One entry for every medium with rows in the step being prepared: None where nothing is left to choose, and the
+        # reason where the video could not be pruned.
+        self._gathered: list[DenseVideo | str | None] = []
+        self.notes = StepRecorder()
         self._dense_videos: list[DenseVideo] = []
+
+    def take_notes(self) -> StepRecorder:
+        """What was noted since the last call."""
+        notes, self.notes = self.notes, StepRecorder()
+        return notes
 
     def prune_video(
         self,
@@ -89,16 +93,31 @@ class PruningModelMixin:
             return features
         begin = time.perf_counter()
         tokens = place_tokens(features, grid, cells)
-        entering, assignment = merge_and_select(tokens, spec.config, counts)
-        groups = competing_groups(tokens, spec.config, assignment)
+        with self.notes.merging(features.device):
+            selection = select_tokens(tokens, spec.config, counts)
+        if isinstance(selection, str):
+            return self._failed_rows(features, MediumInfo(grid, t_factor, counts, spec.config.to_json(), 0, selection))
+        entering, assignment, groups = selection
         anchors = assignment.anchor if cells is None else cells[assignment.anchor]
+        check_same_on_ranks(anchors, "stage 1 of a video of %d x %d x %d tokens", *grid)
         info = MediumInfo(grid, t_factor, counts, spec.config.to_json())
         if self._trace is not None:
             segments = temporal_segments(tokens, spec.config)
             whole = assignment if cells is None else over_all_cells(assignment, cells, grid)
             seconds = time.perf_counter() - begin
             info = self._begin_trace(info, VideoTrace(grid, counts, whole, seconds, info.config_json, segments))
-        return carrier.pack(entering.features, anchors, groups, counts.kept, self._media.number(info))
+        rows = carrier.pack(entering.features, anchors, groups, counts.kept, self._media.number(info))
+        if self._trace is not None:
+            self._trace.keep_with(rows, info.trace)
+        return rows
+
+    def _failed_rows(self, features: torch.Tensor, info: MediumInfo) -> torch.Tensor:
+        """Rows of a video that could not be pruned: zeros, at the places of its first cells."""
+        count = info.counts.kept
+        cells = torch.arange(count, device=features.device)
+        return carrier.pack(
+            torch.zeros_like(features[:count]), cells, torch.zeros_like(cells), count, self._media.number(info)
+        )
 
     def _begin_trace(self, info: MediumInfo, trace: VideoTrace) -> MediumInfo:
         """Notes what was done to a video; writes it at once where no question has a say."""
@@ -157,13 +176,13 @@ class PruningModelMixin:
 
     def _unpack(
         self, rows: torch.Tensor, positions: torch.Tensor, index: torch.Tensor, prompt: list[int] | torch.Tensor
-    ) -> tuple[torch.Tensor, DenseVideo | None, int]:
-        """Embeddings [n, C], what is left to choose from, and the position after the video."""
+    ) -> tuple[torch.Tensor, DenseVideo | str | None, int]:
+        """Embeddings [n, C], what is left to choose from (or what went wrong), and the position after the video."""
         info = self._media[carrier.read_info(rows)]
         features, cells, groups = carrier.unpack(rows, self._embed_width)
         if not info.query_aware:
             start = fill_rows(positions, index, info.offsets(cells).to(positions.device))
-            return features, None, int(start) + info.extent
+            return features, info.failure or None, int(start) + info.extent
         # Which tokens these rows will hold is known after the pruning layers only, and only then are their positions.
         start = -positions[0, index[0]] - 1
         n = info.counts.entering
@@ -203,7 +222,9 @@ class PruningModelMixin:
             self._is_media_row = is_multimodal
             rows = is_multimodal.nonzero().squeeze(1).tolist()
             for video, embeddings in zip(gathered, multimodal_embeddings, strict=True):
-                if video is not None:
+                if isinstance(video, str):
+                    self.notes.failed(rows[0], video)
+                elif video is not None:
                     self._dense_videos.append(video.at_row(rows[0]))
                 rows = rows[len(embeddings) :]
         return super().embed_input_ids(  # type: ignore[misc]
@@ -222,7 +243,8 @@ class PruningModelMixin:
         videos, self._dense_videos = self._dense_videos, []
         if videos and inputs_embeds is not None:
             step = plan_step(videos, self._is_media_row, self._dense_prefix.batch(), len(inputs_embeds))
-            return self._dense_prefix.run(step, inputs_embeds, positions)
+            with self.notes.dense_prefix(inputs_embeds.device, self._dense_prefix.attention_shapes(step)):
+                return self._dense_prefix.run(step, inputs_embeds, positions)
         reserved = self._reserve_while_profiling(inputs_embeds)
         hidden = super().forward(  # type: ignore[misc]
             input_ids, positions, intermediate_tensors, inputs_embeds=inputs_embeds, **kwargs

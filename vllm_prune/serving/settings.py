@@ -14,7 +14,7 @@ from vllm_prune.override import ServerSettings
 HF_CONFIG_KEY = "vllm_prune"
 REQUEST_KEY = "prune"
 """Key of a request's `mm_processor_kwargs` that holds its own configuration."""
-_KEYS = ("config", "override", "trace")
+_KEYS = ("config", "override", "trace", "log")
 _MAX_STEP_TOKENS = "vllm_prune_max_step_tokens"
 
 
@@ -36,8 +36,11 @@ def read_settings(hf_config: Any) -> ServerSettings:
     trace = value.get("trace")
     if trace is not None and not isinstance(trace, str):
         raise PruneConfigError(f"hf_overrides.{HF_CONFIG_KEY}.trace={trace!r}: must be a folder's path")
+    log = value.get("log", False)
+    if not isinstance(log, bool):
+        raise PruneConfigError(f"hf_overrides.{HF_CONFIG_KEY}.log={log!r}: must be true or false")
     override = check_override_policy(value.get("override", "tighten"))
-    return ServerSettings(config=config, override=override, trace=trace)
+    return ServerSettings(config=config, override=override, trace=trace, log=log)
 
 
 def settings_to_hf_override(settings: ServerSettings) -> dict[str, Any]:
@@ -45,6 +48,8 @@ def settings_to_hf_override(settings: ServerSettings) -> dict[str, Any]:
     fields: dict[str, Any] = {"config": settings.config.to_dict(), "override": settings.override}
     if settings.trace is not None:
         fields["trace"] = settings.trace
+    if settings.log:
+        fields["log"] = True
     return {HF_CONFIG_KEY: fields}
 
 

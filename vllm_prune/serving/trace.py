@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -73,6 +74,10 @@ class TraceWriter:
         serial = next(self._serial)
         self._videos[serial] = trace
         return serial
+
+    def keep_with(self, rows: torch.Tensor, serial: int) -> None:
+        """Forgets a video as soon as its `rows` are gone, which vLLM's encoder cache holds for as long as it can."""
+        weakref.finalize(rows, self._videos.pop, serial, None)
 
     def write(self, prompt: Sequence[int], videos: Sequence[VideoOutcome], seconds: float) -> Path:
         """Writes the file of one request.

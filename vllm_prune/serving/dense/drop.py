@@ -10,6 +10,7 @@ import torch
 from vllm_prune.serving.dense.choose import choose_tokens, measure_importance
 from vllm_prune.serving.dense.rows import DenseRows, LiveRequest
 from vllm_prune.serving.dense.step import DenseRequest, DenseStep, VideoRows
+from vllm_prune.serving.rank_check import check_same_on_ranks
 
 ContextKeys = Callable[[int, DenseRequest], torch.Tensor]
 """Keys [context, G, D] that a request has in the paged cache of a layer."""
@@ -61,6 +62,7 @@ class RowDropper:
                 left = rows.tokens_left(live, video).to(importance.device)
                 count = self._schedule[layer][video]
                 chosen = choose_tokens(video.video, left, importance, hidden[first:last], count)
+                check_same_on_ranks(chosen, "choice behind layer %d, video of %d tokens", layer, last - first)
                 keep[first:last] = False
                 keep[first + chosen.cpu()] = True
         return keep.nonzero().squeeze(1)

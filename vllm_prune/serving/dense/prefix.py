@@ -61,6 +61,19 @@ class DensePrefix:
     def _metadata(self) -> Any:
         return get_forward_context().attn_metadata[self._attention[0].layer_name]
 
+    def attention_shapes(self, step: DenseStep) -> dict[int, list[list[int]]]:
+        """By the first batch row of every request: layer, heads, question rows and tokens of every choice."""
+        heads = self._decoder.layers[0].self_attn.total_num_heads
+        shapes: dict[int, list[list[int]]] = {}
+        for request in step.requests:
+            own = shapes.setdefault(request.batch_start, [])
+            for rows in request.videos:
+                counts = rows.video.info.counts
+                layers = rows.video.info.config.resolved_layers(len(self._decoder.layers))
+                for layer, count in zip(layers, (counts.entering, *counts.layers), strict=False):
+                    own.append([layer, heads, len(rows.question), count])
+        return shapes
+
     def run(self, step: DenseStep, inputs_embeds: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """Hidden states [batch rows, C] of the step.
 

@@ -1,0 +1,182 @@
+"""The page `/prune`, in a real browser and against a real server."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+
+import httpx
+import pytest
+from browser import CHROMIUM, NO_CHROMIUM, Browser
+from serving_media import data_url
+from serving_server import OPTIONS, Server
+
+from vllm_prune.budget import plan_counts
+from vllm_prune.config import PRESETS
+from vllm_prune.embedded import clips
+
+CLIP = clips()[0]
+ASKED = CLIP.questions[0]
+TOKENS = 128
+KEY = "a-key"
+needs_browser = pytest.mark.skipif(CHROMIUM is None, reason=NO_CHROMIUM)
+
+
+@pytest.fixture(scope="module")
+def page_server(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("page")
+    options = (*OPTIONS, "--prune-page", "--api-key", KEY)
+    before = os.environ.get("XDG_CACHE_HOME")
+    os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
+    server = Server("embedded", folder, prune="default", override="any", options=options)
+    server.client = server.client.with_options(api_key=KEY)
+    try:
+        with server:
+            yield server
+    finally:
+        os.environ.pop("XDG_CACHE_HOME") if before is None else os.environ.update(XDG_CACHE_HOME=before)
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    with Browser(tmp_path_factory.mktemp("browser")) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def page(browser, page_server):
+    """The page, with its key given."""
+    browser.open(f"{page_server.root}/prune")
+    browser.wait("document.querySelector('#status').innerText.includes('API key')")
+    browser.run(
+        f"(() => {{ const key = document.querySelector('#key'); key.value = '{KEY}'; "
+        "key.dispatchEvent(new Event('change')); })()"
+    )
+    browser.wait("document.querySelector('#status').innerText === 'Choose a video to begin.'")
+    return browser
+
+
+def post(server: Server, path: str, body: dict) -> httpx.Response:
+    return httpx.post(f"{server.root}{path}", json=body, headers={"Authorization": f"Bearer {KEY}"}, timeout=120)
+
+
+def fill(page: Browser, question: str, preset: str) -> None:
+    page.run(f"document.querySelector('#question').value = {json.dumps(question)}")
+    page.run(
+        f"(() => {{ const list = document.querySelector('#preset'); list.value = {json.dumps(preset)}; "
+        "list.dispatchEvent(new Event('change')); })()"
+    )
+
+
+def ask(page: Browser) -> None:
+    done = page.run("document.documentElement.dataset.asked || '0'")
+    page.click("#go")
+    page.wait(f"document.documentElement.dataset.asked > {done}", seconds=120)
+
+
+def numbers(page: Browser, side: str) -> dict[str, str]:
+    lines = page.text(f"#{side} table").splitlines()
+    return dict(line.split("\t") for line in lines if "\t" in line)
+
+
+@needs_browser
+def test_both_answers_stand_side_by_side(page):
+    page.choose_file("#file", CLIP.path)
+    page.wait("!document.querySelector('#go').disabled")
+    fill(page, ASKED.question, "default")
+    ask(page)
+    kept = plan_counts(PRESETS["default"], TOKENS).kept
+    assert page.text("#full .said") == ASKED.answer
+    assert page.text("#pruned .said") == ASKED.answer
+    full, pruned = numbers(page, "full"), numbers(page, "pruned")
+    assert full["tokens of the video"] == f"{TOKENS} of {TOKENS}"
+    assert pruned["tokens of the video"] == f"{kept} of {TOKENS}"
+    for side in (full, pruned):
+        assert float(side["time to the first token"].split()[-2]) > 0
+    left, right = (
+        page.run(f"document.querySelector('#{side}').getBoundingClientRect().x") for side in ("full", "pruned")
+    )
+    assert left < right
+
+
+@needs_browser
+def test_the_kept_cells_are_drawn_over_the_frames(page):
+    view = '[data-part="view"]'
+    assert "16 frames sampled by the server, a grid of 8 x 4 x 4 = 128 tokens" in page.text("#cellsFacts")
+    assert f"{plan_counts(PRESETS['default'], TOKENS).kept} (20%)" in page.text('[data-part="counts"]')
+    tokens = page.picture(view)
+    page.click('[data-part="views"] button:nth-child(3)')
+    assert tokens.std() > 5
+    assert tokens.mean() < page.picture(view).mean()
+    page.click('[data-part="views"] button:nth-child(2)')
+    assert not page.run("document.querySelector('[data-part=\"views\"] button:nth-child(2)').disabled")
+    page.run(
+        "(() => { const s = document.querySelector('[data-part=\"slider\"]'); s.value = 9; "
+        "s.dispatchEvent(new Event('input')); })()"
+    )
+    assert page.text('[data-part="clock"]').startswith("frame 10 of 16")
+
+
+@needs_browser
+def test_a_dropped_video_and_another_method(page):
+    """Dropped on the page, asked with a configuration of the user's own, of which no question chooses."""
+    clip = base64.b64encode(clips()[1].path.read_bytes()).decode()
+    page.run(
+        f"(() => {{ const bytes = Uint8Array.from(atob('{clip}'), c => c.charCodeAt(0)); "
+        "const dataTransfer = new DataTransfer(); "
+        "dataTransfer.items.add(new File([bytes], 'dropped.mp4', {type: 'video/mp4'})); "
+        "document.querySelector('#drop').dispatchEvent(new DragEvent('drop', {dataTransfer, bubbles: true})); })()"
+    )
+    page.wait("document.querySelector('#name').innerText.startsWith('dropped.mp4')")
+    fill(page, clips()[1].questions[0].question, "custom")
+    page.run("""document.querySelector('#json').value = '{"stage1": false, "method": "uniform", "keep_ratio": 0.25}'""")
+    for _ in range(2):  # asked again, it is encoded again, so that it is traced again
+        ask(page)
+        assert numbers(page, "pruned")["tokens of the video"] == "32 of 128"
+        assert "32 (25%)" in page.text('[data-part="counts"]')
+
+
+@needs_browser
+def test_what_the_server_refuses_is_told(page):
+    page.run("""document.querySelector('#json').value = '{"method": "uniform", "keep_ratio": 7}'""")
+    ask(page)
+    assert "keep_ratio=7" in page.text("#pruned .said")
+    assert page.text("#full .said")
+    page.run("""document.querySelector('#json').value = '{'""")
+    page.click("#go")
+    page.wait("document.querySelector('#status').innerText.includes('not valid JSON')")
+
+
+@needs_browser
+def test_nothing_is_fetched_from_elsewhere(page, page_server):
+    own = (page_server.root, "data:", "blob:", "about:")
+    assert all(address.startswith(own) for address in page.requested())
+    # The server's refusals (401 without the key, 400 of the configuration) are no faults of the page.
+    assert [text for text in page.complaints() if "Failed to load resource" not in text] == []
+
+
+@needs_browser
+def test_a_server_that_may_not_keep_everything_says_so(browser, page_server, tmp_path):
+    """The page itself, told by its server that requests may only tighten."""
+    settings = httpx.get(f"{page_server.root}/v1/prune/server", headers={"Authorization": f"Bearer {KEY}"}).json()
+    browser.open(f"{page_server.root}/prune")
+    browser.run(
+        f"page.server = {json.dumps({**settings, 'override': 'tighten'})}; describeServer(); prunings().canUnprune"
+    )
+    assert "--prune-override any" in browser.text("#note")
+
+
+def test_the_cells_want_the_key_and_say_what_is_missing(page_server):
+    body = {"video": data_url(CLIP.path.read_bytes()), "prompt_token_ids": [1], "since": 0.0}
+    path = "/v1/prune/cells"
+    assert httpx.post(f"{page_server.root}{path}", json=body).status_code == 401
+    assert httpx.get(f"{page_server.root}/prune").status_code == 200
+    nothing = post(page_server, path, body | {"since": 4e9})
+    assert (nothing.status_code, "no trace of this request" in nothing.json()["error"]["message"]) == (400, True)
+    wrong = post(page_server, path, body | {"prune": {"keep_ratio": 7}})
+    assert (wrong.status_code, "keep_ratio=7" in wrong.json()["error"]["message"]) == (400, True)
+
+
+def test_it_is_off_unless_asked_for(server):
+    assert httpx.get(f"{server.root}/prune").status_code == 404

@@ -1,0 +1,69 @@
+"""A method that fails on one video fails the requests that use the video, and nothing else.
+
+In the worker, the video's rows become zeros that carry the reason (`MediumInfo.failure`). Every step that uses such a
+row reports it, and the engine core ends the request (`failures_core.py`).
+"""
+
+from __future__ import annotations
+
+import torch
+from vllm.distributed import get_tensor_model_parallel_rank, get_tp_group
+from vllm.logger import init_logger
+
+from vllm_prune.budget import TokenCounts
+from vllm_prune.config import ATTENTION, NO_METHOD, PruneConfig
+from vllm_prune.methods.base import Assignment, VideoTokens
+from vllm_prune.serving.query_free import competing_groups, merge_and_select
+
+logger = init_logger("vllm.vllm_prune")
+
+_SHOWN = 300  # characters of the method's own message
+
+Selection = tuple[VideoTokens, Assignment, torch.Tensor]
+"""What enters the language model, where it comes from, and the group in which each token competes."""
+
+
+def select_tokens(tokens: VideoTokens, config: PruneConfig, counts: TokenCounts) -> Selection | str:
+    """The tokens that enter the language model, or why there are none.
+
+    All tensor-parallel ranks return the same kind: a rank that went on alone would wait for the others for ever.
+    """
+    selection: Selection | None = None
+    failure = ""
+    try:
+        entering, assignment = merge_and_select(tokens, config, counts)
+        selection = entering, assignment, competing_groups(tokens, config, assignment)
+    except Exception as error:
+        failure = _describe(error, tokens, config, counts)
+        if get_tensor_model_parallel_rank() == 0:
+            logger.exception("%s", failure)
+    failure = _agree(failure)
+    return failure if failure or selection is None else selection
+
+
+def _describe(error: Exception, tokens: VideoTokens, config: PruneConfig, counts: TokenCounts) -> str:
+    stages = ["stage1"] if config.stage1 is not None else []
+    if config.method not in (NO_METHOD, ATTENTION):
+        stages.append(f"method {config.method!r}")
+    said = f"{type(error).__name__}: {error}"
+    if len(said) > _SHOWN:
+        said = f"{said[:_SHOWN]}..."
+    t, h, w = tokens.grid_thw
+    return (
+        f"{' and '.join(stages)} failed on a video of {counts.total} tokens ({t} x {h} x {w}), of which "
+        f"{counts.entering} should have stayed: {said}; mend the method or choose another one"
+    )
+
+
+def _agree(failure: str) -> str:
+    """`failure` of this rank, else that of the first rank which has one; "" if all went well everywhere."""
+    group = get_tp_group()
+    if group.world_size == 1:
+        return failure
+    failed = torch.tensor([bool(failure)], dtype=torch.int32)
+    torch.distributed.all_reduce(failed, torch.distributed.ReduceOp.MAX, group.cpu_group)
+    if not failed:
+        return ""
+    said: list[str] = [""] * group.world_size
+    torch.distributed.all_gather_object(said, failure, group.cpu_group)
+    return next(message for message in said if message)

@@ -1,0 +1,34 @@
+"""Why a request was refused, in few words: the label `reason` of `vllm_prune:refusals_total`."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+
+from vllm_prune.config import PruneConfig, PruneConfigError, Stage1Config
+
+OVERRIDE = "override"
+OTHER = "other"
+_FIELDS = frozenset(
+    {
+        *(field.name for field in dataclasses.fields(PruneConfig)),
+        *(f"stage1.{field.name}" for field in dataclasses.fields(Stage1Config)),
+        *("prune", "preset", "enable_stage1", "enable_pruning", "pruning_layer"),
+        *("input_tokens", "max_num_batched_tokens", "video_url"),
+    }
+)
+
+
+def reason_of(error: PruneConfigError) -> str:
+    """The field that the message begins with, or "override" for what the server's policy forbids, or "other".
+
+    >>> reason_of(PruneConfigError("keep_ratio=3: must be above 0 and at most 1"))
+    'keep_ratio'
+    >>> reason_of(PruneConfigError("prune='baseline': changes stage1; start it with --prune-override any"))
+    'override'
+    """
+    message = str(error)
+    if "--prune-override" in message:
+        return OVERRIDE
+    found = re.match(r"[\w.]+", message)
+    return found.group() if found and found.group() in _FIELDS else OTHER

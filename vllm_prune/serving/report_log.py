@@ -1,0 +1,60 @@
+"""The verbose log (`--prune-log`): a block of lines for every request with videos, in the API server's log."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from vllm.logger import init_logger
+
+from vllm_prune.config import ATTENTION, NO_METHOD
+from vllm_prune.serving.report import ENCODED, ENCODER_CACHE, RequestReport
+
+logger = init_logger("vllm.vllm_prune")
+
+_SOURCES = {ENCODED: "encoded now", ENCODER_CACHE: "from the encoder cache"}
+
+
+def write_log(request_id: str, report: RequestReport) -> None:
+    """Logs a finished request."""
+    logger.info("prune %s: %s", request_id, "\n  ".join(describe(report)))
+
+
+def describe(report: RequestReport) -> Iterator[str]:
+    """What was found, pruned, reused and how long it took, line by line."""
+    config = report.facts.config
+    yield f"method {config.method}, preset {report.preset}, {report.before} -> {report.kept} video tokens"
+    for number in range(len(report.facts.counts)):
+        yield f"video {number}: {_describe_video(report, number)}"
+    yield f"importance: {_importance(report)}"
+    for layer, heads, rows, tokens in report.attention:
+        yield f"attention at layer {layer}: {heads} heads x {rows} text rows x {tokens} video tokens"
+    yield f"saved: {report.saved_blocks} KV blocks, {report.saved_bytes} bytes"
+    yield f"prefix cache: {report.cached_video_tokens()} of {report.kept} video tokens reused"
+    yield "times: " + ", ".join(f"{stage} {1000 * s:.1f} ms" for stage, s in report.stage_seconds().items())
+    if report.failure:
+        yield f"failed: {report.failure}"
+
+
+def _describe_video(report: RequestReport, number: int) -> str:
+    counts, (offset, length) = report.facts.counts[number], report.facts.ranges[number]
+    steps = {"detected": counts.total, "after stage 1": counts.stage1, "entering the model": counts.entering}
+    steps |= {f"after pruning layer {i + 1}": left for i, left in enumerate(counts.layers)}
+    tokens = ", ".join(f"{left} {step}" for step, left in steps.items())
+    source = _SOURCES.get(report.sources()[number], "KV blocks reused")
+    return (
+        f"tokens {tokens}; {counts.encoded} cells to encode, {source}; kept at {offset}..{offset + length - 1} of the "
+        f"prompt's {report.facts.prompt_len}"
+    )
+
+
+def _importance(report: RequestReport) -> str:
+    config = report.facts.config
+    if config.method == ATTENTION:
+        text, heads, selector, quota = (config.attention_param(name) for name in ("text", "heads", "selector", "quota"))
+        return (
+            f"attention weights of the question on the video's tokens, {text} over text positions, then {heads} over "
+            f"heads; {selector}, quota {quota}"
+        )
+    if config.method == NO_METHOD:
+        return "none: " + ("tokens are merged by similarity" if config.stage1 else "every token stays")
+    return f"by method {config.method}, without the question"

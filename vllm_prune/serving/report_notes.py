@@ -1,0 +1,158 @@
+"""What only a worker knows of a step, and its way to the API server.
+
+    worker           `StepRecorder` collects while the model runs; `StepNotes` travels as an attribute of vLLM's
+                     `ModelRunnerOutput`, whatever the executor (they all hand that object over whole)
+    engine core      `report_core.py` finds out which requests the notes are about: `RequestNotes`, as JSON in the
+                     `trace_headers` of the request's next `EngineCoreOutput`, which otherwise only tracing reads
+    API server       `report_server.py` adds them to the request's report
+
+Rank 0's output is the one that vLLM's scheduler gets to see, so rank 0's notes are.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from vllm_prune.serving.report_clock import Stopwatch
+
+ATTRIBUTE = "prune_notes"
+"""Of vLLM's `ModelRunnerOutput`."""
+HEADER = "vllm-prune"
+"""Key among the `trace_headers` of vLLM's `EngineCoreOutput`."""
+
+
+@dataclass(frozen=True)
+class EncodedVideo:
+    """A video that was encoded in the step."""
+
+    encoder_s: float
+    """Its part of the vision encoder's time."""
+    merge_s: float
+    """Stage 1 and query-free selection."""
+
+
+@dataclass(frozen=True)
+class DenseRequestNote:
+    """A request whose question chose tokens in the step."""
+
+    row: int
+    """Its first row in the batch."""
+    seconds: float
+    """The whole step's dense prefix, which all such requests of the step share."""
+    attention: list[list[int]]
+    """For every video and pruning layer: layer, heads, rows of the question, tokens it chose from."""
+
+
+@dataclass(frozen=True)
+class StepNotes:
+    """All of a step."""
+
+    encoded: list[EncodedVideo]
+    """In the order in which the scheduler named the videos."""
+    dense: list[DenseRequestNote]
+    failures: list[tuple[int, str]]
+    """A row of every failed video that a request used, and what happened to the video."""
+
+
+@dataclass
+class _Encoding:
+    """A video under way."""
+
+    size: int
+    """Features that the encoder made of it."""
+    encoder: list[Stopwatch]
+    """Of the call that it was part of, shared with the call's other videos."""
+    total: list[int]
+    """Sizes of the call's videos, likewise."""
+    merge: Stopwatch | None = None
+
+    def note(self) -> EncodedVideo:
+        seconds = sum(watch.seconds for watch in self.encoder) * self.size / max(1, sum(self.total))
+        return EncodedVideo(seconds, 0.0 if self.merge is None else self.merge.seconds)
+
+
+class StepRecorder:
+    """Collects the notes of one step."""
+
+    def __init__(self) -> None:
+        self._encodings: list[_Encoding] = []
+        self._dense: list[tuple[int, Stopwatch, list[list[int]]]] = []
+        self._failures: list[tuple[int, str]] = []
+
+    def __bool__(self) -> bool:
+        return bool(self._encodings or self._dense or self._failures)
+
+    def encoding(
+        self, features: Iterator[tuple[torch.Tensor, torch.Tensor | None]], device: torch.device
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
+        """Passes on what one call of the encoder makes of its videos, one after the other, and times it."""
+        watches: list[Stopwatch] = []
+        sizes: list[int] = []
+        while True:
+            watches.append(Stopwatch(device))
+            item = next(features, None)
+            watches[-1].stop()
+            if item is None:
+                return
+            sizes.append(len(item[0]))
+            self._encodings.append(_Encoding(len(item[0]), watches, sizes))
+            yield item
+
+    @contextmanager
+    def merging(self, device: torch.device) -> Iterator[None]:
+        """Times what happens to the video that was encoded last."""
+        watch = Stopwatch(device)
+        yield
+        watch.stop()
+        if self._encodings:
+            self._encodings[-1].merge = watch
+
+    @contextmanager
+    def dense_prefix(self, device: torch.device, attention: Mapping[int, list[list[int]]]) -> Iterator[None]:
+        """Times a dense prefix. `attention`: for the first row of every request, as `DenseRequestNote` has it."""
+        watch = Stopwatch(device)
+        yield
+        watch.stop()
+        self._dense += [(row, watch, shapes) for row, shapes in attention.items()]
+
+    def failed(self, row: int, message: str) -> None:
+        """Notes that the request at batch row `row` uses a video that could not be pruned."""
+        self._failures.append((row, message))
+
+    def finish(self) -> StepNotes:
+        """The notes; waits for the device if the step is still under way."""
+        dense = [DenseRequestNote(row, watch.seconds, shapes) for row, watch, shapes in self._dense]
+        return StepNotes([encoding.note() for encoding in self._encodings], dense, self._failures)
+
+
+@dataclass
+class RequestNotes:
+    """What happened to one request in the workers since the API server last heard of it."""
+
+    encoded: dict[int, EncodedVideo] = field(default_factory=dict)
+    """By the video's number in the prompt; those missing were found in a cache."""
+    dense_s: float = 0.0
+    attention: list[list[int]] = field(default_factory=list)
+    """As in `DenseRequestNote`."""
+    failure: str = ""
+    """Why the request ends here, if it does."""
+
+    def to_headers(self, headers: Mapping[str, str] | None) -> dict[str, str]:
+        """`headers` with these notes."""
+        return {**(headers or {}), HEADER: json.dumps(dataclasses.asdict(self))}
+
+    @classmethod
+    def from_headers(cls, headers: Mapping[str, str] | None) -> RequestNotes | None:
+        """The notes in `headers`, if there are any."""
+        if not headers or HEADER not in headers:
+            return None
+        fields: dict[str, Any] = json.loads(headers[HEADER])
+        fields["encoded"] = {int(index): EncodedVideo(**video) for index, video in fields["encoded"].items()}
+        return cls(**fields)

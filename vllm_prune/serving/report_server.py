@@ -1,0 +1,127 @@
+"""Follows requests through the API server: from the processed prompt to the finished answer.
+
+`patches/server_request_reports.py` calls these functions. An in-process engine (`vllm.LLM`) goes the same way, and its
+`RequestOutput` has the report as `prune`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextvars import ContextVar
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+
+from vllm.exceptions import GracefulHTTPError
+from vllm.utils.torch_utils import kv_cache_dtype_str_to_dtype
+
+from vllm_prune.serving import metrics
+from vllm_prune.serving.report import FACTS_KEY, KVFormat, PromptFacts, RequestReport
+from vllm_prune.serving.report_log import write_log
+from vllm_prune.serving.report_notes import RequestNotes
+from vllm_prune.serving.settings import read_settings
+
+_KNOWN = "_vllm_prune_server"
+_REPORT = "_vllm_prune_report"
+
+# vLLM makes a request of a processed prompt and, in the same task, queues it; its own request has no room for ours.
+_under_way: ContextVar[tuple[str, RequestReport] | None] = ContextVar("vllm_prune_report", default=None)
+
+
+@dataclass(frozen=True)
+class _Server:
+    kv: KVFormat
+    log: bool
+
+
+def _server(vllm_config: Any) -> _Server:
+    known = vllm_config.__dict__.get(_KNOWN)
+    if known is None:
+        known = _Server(kv_format(vllm_config), read_settings(vllm_config.model_config.hf_config).log)
+        vllm_config.__dict__[_KNOWN] = known
+    return known
+
+
+def kv_format(vllm_config: Any) -> KVFormat:
+    """The paged cache of an engine."""
+    model, cache = vllm_config.model_config, vllm_config.cache_config
+    element = kv_cache_dtype_str_to_dtype(cache.cache_dtype, model).itemsize
+    layers = model.get_total_num_hidden_layers()
+    token_bytes = 2 * layers * model.get_total_num_kv_heads() * model.get_head_size() * element
+    return KVFormat(block_size=cache.block_size, token_bytes=token_bytes)
+
+
+def begin(vllm_config: Any, request_id: str, prompt: Any) -> None:
+    """A prompt becomes a request."""
+    facts: PromptFacts | None = prompt.get(FACTS_KEY) if isinstance(prompt, dict) else None
+    if facts is None:
+        _under_way.set(None)
+        return
+    server = _server(vllm_config)
+    _under_way.set((request_id, RequestReport(facts, server.kv, logged=server.log)))
+
+
+def queue(request: Any, state: Any) -> None:
+    """The request, or one of its `n`, is queued. `state`: vLLM's `RequestState` of it."""
+    under_way = _under_way.get()
+    if under_way is not None and request.external_req_id == under_way[0]:
+        setattr(state, _REPORT, under_way[1])
+
+
+def report_of(state: Any) -> RequestReport | None:
+    """The report of a vLLM `RequestState`, if its prompt has videos."""
+    return getattr(state, _REPORT, None)
+
+
+def receive(states: dict[str, Any], outputs: Iterable[Any]) -> list[Any]:
+    """Reads what the workers said about requests; a failed one ends in an error that says why.
+
+    Args:
+        states: vLLM's `RequestState`s, by id.
+        outputs: vLLM's `EngineCoreOutput`s.
+
+    Returns:
+        The states of the outputs that have a report.
+    """
+    reported = []
+    for output in outputs:
+        state = states.get(output.request_id)
+        report = report_of(state)
+        if state is None or report is None:
+            continue
+        reported.append(state)
+        notes = RequestNotes.from_headers(output.trace_headers)
+        if notes is None:
+            continue
+        report.add(notes)
+        if notes.failure:
+            output.stop_reason = notes.failure
+            if state.queue is not None:
+                state.queue.put(GracefulHTTPError(notes.failure, HTTPStatus.INTERNAL_SERVER_ERROR))
+    return reported
+
+
+def finish(states: dict[str, Any], reported: Iterable[Any]) -> None:
+    """Completes the reports of those requests that are gone from `states`."""
+    for state in reported:
+        report = report_of(state)
+        if report is None or report.finished or state.request_id in states:
+            continue
+        report.finished = True
+        report.cached_tokens = state.num_cached_tokens
+        if state.stats is not None:
+            report.engine_s = _engine_seconds(state.stats)
+        metrics.observe(report)
+        if report.logged:
+            write_log(state.external_req_id, report)
+
+
+def _engine_seconds(stats: Any) -> dict[str, float]:
+    """vLLM's own times of a request that came to a first token."""
+    if not stats.first_token_ts:
+        return {}
+    return {
+        "queue": stats.scheduled_ts - stats.queued_ts,
+        "prefill": stats.first_token_ts - stats.scheduled_ts,
+        "decode": stats.last_token_ts - stats.first_token_ts,
+    }

@@ -1,0 +1,36 @@
+"""Hangs the notes of a step on its output; runs in the worker, called by `patches/worker_step_notes.py`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vllm.v1.outputs import AsyncModelRunnerOutput
+
+from vllm_prune.serving.report_notes import ATTRIBUTE, StepRecorder
+
+
+def take_notes(worker: Any) -> StepRecorder | None:
+    """What the model of a vLLM worker noted since the last call; None for models that note nothing."""
+    take = getattr(worker.get_model(), "take_notes", None)
+    return None if take is None else take()
+
+
+def attach_notes(output: Any, notes: StepRecorder | None) -> Any:
+    """vLLM's output of a step, with its notes, if there are any.
+
+    An output that is still being copied from the device gets them when it is ready, and so waits for nothing here.
+    """
+    if not notes:
+        return output
+    if not isinstance(output, AsyncModelRunnerOutput):
+        setattr(output, ATTRIBUTE, notes.finish())
+        return output
+    get_output = output.get_output
+
+    def get_output_with_notes() -> Any:
+        ready = get_output()
+        setattr(ready, ATTRIBUTE, notes.finish())
+        return ready
+
+    output.get_output = get_output_with_notes
+    return output
