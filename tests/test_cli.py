@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import socket
 import subprocess
 import sys
 import time
@@ -186,3 +187,31 @@ class TestChat:
         assert main(["chat", "data:video/mp4;base64,AAAA", "What?", "--url", "http://127.0.0.1:9/v1"]) == 1
         assert "no server at http://127.0.0.1:9/v1" in (error := capsys.readouterr().err)
         assert "vllm-prune serve" in error
+
+
+def test_a_port_in_use_is_named(capsys, model):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = str(other.getsockname()[1])
+        assert main(["serve", model, "--host", "127.0.0.1", "--port", port]) == 2
+    assert f"port={port}: something else listens there" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("allowed", [None, "", "prune", "prune_page,prune"])
+def test_the_page_is_allowed_beside_what_is_allowed_already(capsys, model, monkeypatch, allowed):
+    monkeypatch.delenv("VLLM_PLUGINS", raising=False)
+    if allowed is not None:
+        monkeypatch.setenv("VLLM_PLUGINS", allowed)
+    assert main(["serve", model, "--prune-page", "--prune-override", "any", "--dry-run"]) == 0
+    variable, *line = shlex.split(capsys.readouterr().out)
+    names = variable.removeprefix("VLLM_PLUGINS=").split(",")
+    # All of vLLM's own plugins would be loaded where nothing is said: naming one must not shut out the others.
+    expected = (
+        {"prune", "lora_filesystem_resolver"} if allowed is None else {name for name in allowed.split(",") if name}
+    )
+    assert expected | {"prune_page"} <= set(names)
+    assert names.count("prune_page") == 1
+    assert settings_of(line).trace is not None
+    assert main(["serve", model, "--prune-page", "--prune-trace", "here", "--dry-run"]) == 0
+    assert settings_of(shlex.split(capsys.readouterr().out)[1:]).trace == "here"

@@ -106,5 +106,6 @@ def test_the_usual_example_of_376_of_676_tokens_at_layer_10_of_32():
     assert saving.projections == pytest.approx(22 / 32 * (1 - 376 / 676))
     assert saving.scores == pytest.approx(22 / 32 * (1 - (376 / 676) ** 2))
     assert saving.projections < saving.attention < 0.38 < saving.scores
+    assert 22 / 32 - saving.projections == pytest.approx(0.382, abs=0.001)  # what is left of it, not what is saved
     narrow = TextDims(hidden=428, heads=4, kv_heads=4, head_dim=107, **sizes)
     assert attention_saving(narrow, 676, 376, layer=10).attention == pytest.approx(0.38, abs=0.005)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import re
-import shutil
-import subprocess
 from html.parser import HTMLParser
 
 import cv2
@@ -23,7 +21,6 @@ from vllm_prune.show.paint import dim, paint_cells, paint_heat
 from vllm_prune.show.sheet import SheetOptions, draw_sheet, parse_steps, save_sheet
 
 CELL = 28
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 def inside(image: np.ndarray, row: int, column: int) -> np.ndarray:
@@ -157,7 +154,7 @@ def test_a_page_is_one_file_that_fetches_nothing(tmp_path):
     text = path.read_text()
     page = Page(text)
     assert page.references == []
-    assert not re.findall(r"https?:|url\(|@import|\bimport\(|fetch\(", text)
+    assert not re.findall(r"https?:|url\(|@import|\bimport\(|fetch\(|@[A-Z]+@", text)
     data = json.loads(page.scripts[0])
     assert len(data["frames"]) == 2 * GRID[0]
     image = cv2.imdecode(
@@ -169,48 +166,3 @@ def test_a_page_is_one_file_that_fetches_nothing(tmp_path):
         np.testing.assert_array_equal(state.reshape(GRID), panel.cells.state)
         token = np.frombuffer(base64.b64decode(described["token"]), "<i4")
         np.testing.assert_array_equal(token.reshape(GRID), panel.cells.token)
-
-
-def browse(path, state: str = "", *options: str) -> str:
-    """What headless Chromium makes of a page."""
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
-    flags += ["--hide-scrollbars", "--window-size=1240,900"]
-    profile = f"--user-data-dir={path.parent / 'profile'}"
-    command = [CHROMIUM, *flags, profile, *options, f"{path.as_uri()}#{state}"]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
-
-
-def screenshot(path, state: str) -> np.ndarray:
-    target = path.with_suffix(".png")
-    browse(path, state, f"--screenshot={target}")
-    return np.asarray(Image.open(target).convert("RGB")).astype(int)
-
-
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt-get install -y chromium")
-def test_a_browser_shows_the_page(tmp_path):
-    """Configurations, views and frames look different, and the text is that of the story."""
-    path = tmp_path / "page.html"
-    question = "</script><script>document.title='hacked'</script> <b>&amp; \"why\"?"
-    story = make_story(tmp_path, ["default", {"method": "uniform", "keep_ratio": 0.1}], question=question)
-    save_page(story, path)
-    dom = browse(path, "panel=1&frame=3", "--dump-dom")
-    assert 'data-ready="yes"' in dom
-    assert "hacked</title>" not in dom
-    assert "&lt;b&gt;&amp;amp;" in dom
-    assert "uniform, 10%" in dom
-    assert "21 (10%)" in dom
-    assert "frame 4 of 12, 1.5 s" in dom
-    states = (
-        "panel=0&view=video",
-        "panel=0",
-        "panel=0&view=importance",
-        "panel=1",
-        "panel=1&frame=4",
-        "panel=1&cell=0",
-    )
-    seen = [screenshot(path, state) for state in states]
-    for index, one in enumerate(seen):
-        for other in seen[:index]:
-            assert np.abs(one - other).mean() > 0.05
-    view = np.s_[200:400, 60:400]  # within the frame
-    assert seen[3][view].mean() < 0.6 * seen[0][view].mean()  # 90% of it is dropped, so dimmed

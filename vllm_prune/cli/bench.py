@@ -25,6 +25,10 @@ BENCHMARKS = {
         "vllm_prune.bench.accuracy.command",
         "right answers on questions about videos, by configuration and tokens kept",
     ),
+    "sweep": Benchmark(
+        "vllm_prune.bench.sweep.command",
+        "every combination of parameters on a video or a dataset, with the Pareto front",
+    ),
     "methods": Benchmark("vllm_prune.cli.bench_methods", "time and accuracy of the pruning methods themselves"),
 }
 

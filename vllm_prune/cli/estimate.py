@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 SCENARIOS = ("edge", "cloud", "realtime", "research")
@@ -25,10 +26,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--prune", action="append", metavar="PRESET|JSON", help=f"repeatable; default: {', '.join(_DEFAULT)}"
     )
     parser.add_argument("--scenario", choices=SCENARIOS, help="propose a configuration for this purpose, with reasons")
-    parser.add_argument("--memory", type=float, metavar="GIB", help="of the device, for --scenario (default: read it)")
+    parser.add_argument("--memory", type=float, metavar="GIB", help="of the device (default: read it)")
     parser.add_argument("--block-size", type=int, default=16, help="tokens of a KV block (default: %(default)s)")
     parser.add_argument("--kv-dtype", metavar="NAME", help="type of the KV cache's numbers (default: the model's)")
     parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument(
+        "--calibrate", type=Path, metavar="FILE", help="time unpruned requests of this model's sizes here, into FILE"
+    )
+    parser.add_argument("--speed", type=Path, metavar="FILE", help="predict times by what --calibrate wrote")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -43,9 +48,11 @@ def run(args: argparse.Namespace) -> int:
 
 def _answer(args: argparse.Namespace) -> str:
     from vllm_prune.config import PruneConfig
+    from vllm_prune.estimate.device import kv_space, read_device
     from vllm_prune.estimate.dims import bytes_of, read_dims
     from vllm_prune.estimate.estimate import Request, estimate
-    from vllm_prune.estimate.report import table
+    from vllm_prune.estimate.report import OnDevice, table
+    from vllm_prune.estimate.speed import load_speed
     from vllm_prune.estimate.video import VideoShape, read_limits
 
     if args.scenario and args.prune:
@@ -59,13 +66,33 @@ def _answer(args: argparse.Namespace) -> str:
         block_size=args.block_size,
         kv_bytes=bytes_of(args.kv_dtype) if args.kv_dtype else None,
     )
+    speed = _calibrate(args, dims, request, limits) if args.calibrate else args.speed and load_speed(args.speed)
     if args.scenario:
         return _proposal(args, dims, request, limits)
     labels = args.prune or list(_DEFAULT)
     estimates = [estimate(dims, request, PruneConfig.parse(label), limits) for label in labels]
+    device = read_device(args.memory)
+    place = OnDevice(device=device, kv_space=kv_space(device, dims.parameters * dims.dtype_bytes), speed=speed)
     if args.json:
-        return json.dumps([found.to_dict() for found in estimates], indent=2)
-    return table(labels, estimates, request)
+        times = [{} if speed is None else {"predicted_ttft_ratio": speed.ttft_ratio(found)} for found in estimates]
+        found = [{**found.to_dict(), **more} for found, more in zip(estimates, times, strict=True)]
+        return json.dumps(found, indent=2)
+    return table(labels, estimates, request, place)
+
+
+def _calibrate(args: argparse.Namespace, dims: Any, request: Any, limits: Any) -> Any:
+    """Times unpruned requests on this machine, and keeps what they say."""
+    from vllm_prune.bench.throughput.provenance import describe
+    from vllm_prune.cli.show import model_path
+    from vllm_prune.estimate.calibrate import Meter, calibrate
+    from vllm_prune.estimate.speed import save_speed
+
+    if not args.calibrate.parent.is_dir():
+        raise ValueError(f"calibrate={str(args.calibrate)!r}: there is no folder {str(args.calibrate.parent)!r}")
+    t, h, w = request.video.grid(dims.vision, limits)
+    speed, _ = calibrate(Meter(model_path(args.model), t * h * w), dims, limits, request.video)
+    save_speed(args.calibrate, speed, {"model": args.model, **describe()})
+    return speed
 
 
 def _proposal(args: argparse.Namespace, dims: Any, request: Any, limits: Any) -> str:

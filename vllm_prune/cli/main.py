@@ -27,6 +27,7 @@ COMMANDS = {
     "chat": Command("vllm_prune.cli.chat", "ask a running server a question about a video"),
     "show": Command("vllm_prune.cli.show", "picture which tokens of a video are kept, merged and dropped"),
     "estimate": Command("vllm_prune.cli.estimate", "foresee tokens, FLOPs and KV memory from a model's config.json"),
+    "profile": Command("vllm_prune.cli.profile", "tell where the time of a request goes, stage by stage"),
     "bench": Command("vllm_prune.cli.bench", "measure what pruning gains, against stock vLLM"),
     "doctor": Command("vllm_prune.cli.doctor", "check this installation and say how to mend it"),
 }

@@ -63,10 +63,10 @@ def _from_model(args: argparse.Namespace) -> Any:
         args.video,
         args.question,
         args.prune or _DEFAULT_PRUNES,
-        model=_model_path(args.model),
-        max_tokens=_at_least_one("max_tokens", args.max_tokens),
-        media_io_kwargs=_parse_object("media_io_kwargs", args.media_io_kwargs),
-        engine=_parse_object("engine", args.engine),
+        model=model_path(args.model),
+        max_tokens=at_least_one("max_tokens", args.max_tokens),
+        media_io_kwargs=parse_object("media_io_kwargs", args.media_io_kwargs),
+        engine=parse_object("engine", args.engine),
     )
 
 
@@ -84,8 +84,8 @@ def _from_trace(args: argparse.Namespace) -> Any:
             f"trace_video={args.trace_video!r}: the trace has {len(videos)} videos; give 0 to that less one"
         )
     video = videos[args.trace_video]
-    model = _model_path(args.model)
-    images, metadata = load_video(args.video, model, _parse_object("media_io_kwargs", args.media_io_kwargs))
+    model = model_path(args.model)
+    images, metadata = load_video(args.video, model, parse_object("media_io_kwargs", args.media_io_kwargs))
     panel = make_panel(label_of(video.config), video)
     return make_story(model, to_frames(args.video, images, metadata), args.question, [panel])
 
@@ -103,20 +103,21 @@ def _save(story: Any, path: Path, args: argparse.Namespace) -> None:
     else:
         from vllm_prune.show.sheet import SheetOptions, parse_steps, save_sheet
 
-        columns = _at_least_one("columns", args.columns)
+        columns = at_least_one("columns", args.columns)
         options = SheetOptions(width=args.width, columns=columns, steps=parse_steps(args.steps, story.grid[0]))
         save_sheet(story, path, options)
 
 
-def _model_path(model: str) -> str:
+def model_path(model: str) -> str:
+    """The folder or hub name that `--model` means."""
     if model != "embedded":
         return model
-    from vllm_prune.embedded import model_path
+    from vllm_prune import embedded
 
-    return str(model_path())
+    return str(embedded.model_path())
 
 
-def _parse_object(field: str, text: str | None) -> dict[str, Any]:
+def parse_object(field: str, text: str | None) -> dict[str, Any]:
     """A JSON object; empty for None."""
     try:
         value = json.loads(text) if text is not None else {}
@@ -127,7 +128,8 @@ def _parse_object(field: str, text: str | None) -> dict[str, Any]:
     return value
 
 
-def _at_least_one(field: str, value: int) -> int:
+def at_least_one(field: str, value: int) -> int:
+    """`value`, unless it is below 1."""
     if value < 1:
         raise ValueError(f"{field}={value!r}: must be 1 or more")
     return value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from dataclasses import dataclass
 
 from vllm_prune.estimate.dims import EstimateError
@@ -27,12 +28,18 @@ def read_device(memory_gib: float | None = None) -> Device:
         if not memory_gib > 0:
             raise EstimateError(f"memory={memory_gib!r}: must be above 0, in GiB")
         return Device(f"a device of {memory_gib:g} GiB", int(memory_gib * GIB))
-    import torch
+    return _first_gpu() or Device("this machine's CPU", os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
 
-    if torch.cuda.is_available():
-        properties = torch.cuda.get_device_properties(0)
-        return Device(properties.name, properties.total_memory)
-    return Device("this machine's CPU", os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+
+def _first_gpu() -> Device | None:
+    """Asked without torch, which takes seconds to import, and without opening a context on the GPU."""
+    query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, check=True, timeout=30).stdout
+        name, _, mebibytes = answer.strip().splitlines()[0].rpartition(",")
+        return Device(name.strip(), int(mebibytes) << 20)
+    except (OSError, subprocess.SubprocessError, IndexError, ValueError):
+        return None
 
 
 def kv_space(device: Device, weight_bytes: int) -> int:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
+from vllm_prune.estimate.device import Device
 from vllm_prune.estimate.estimate import Cost, Estimate, Request
 from vllm_prune.estimate.flops import Flops
+from vllm_prune.estimate.speed import Speed
 
 _SCALES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"))
 
@@ -31,19 +34,36 @@ def format_bytes(size: int) -> str:
     return f"{size / (1 << 30):.2f} GiB" if size >= 1 << 30 else f"{size / (1 << 20):.2f} MiB"
 
 
-def table(labels: Sequence[str], estimates: Sequence[Estimate], request: Request) -> str:
-    """A column without pruning and one for each configuration."""
+@dataclass(frozen=True, kw_only=True)
+class OnDevice:
+    """What is known of a device."""
+
+    device: Device
+    kv_space: int
+    """Bytes that requests share."""
+    speed: Speed | None = None
+    clients: int = 8
+    output_tokens: int = 16
+    """For the throughput: requests at a time, and the length of their answers."""
+
+
+def table(labels: Sequence[str], estimates: Sequence[Estimate], request: Request, place: OnDevice | None = None) -> str:
+    """A column without pruning and one for each configuration; `place` adds what depends on a device."""
     costs = [estimates[0].before, *(estimate.after for estimate in estimates)]
     rows = [["", "unpruned", *labels], *_token_rows(estimates), *_flop_rows(costs), *_memory_rows(costs)]
     rows.append(["predicted prefill time", "100%", *(f"{e.prefill_ratio:.0%}" for e in estimates)])
     rows.append(["  encoder output cached", "100%", *(f"{e.decoder_ratio:.0%}" for e in estimates)])
+    if place is not None:
+        rows += _device_rows(place, costs, estimates)
     t, h, w = estimates[0].grid
     head = (
         f"{request.video.frames} frames of {request.video.width}x{request.video.height}: "
         f"a grid of {t} x {h} x {w} tokens; {request.text_tokens} tokens of text; "
         f"KV blocks of {request.block_size} tokens"
     )
-    notes = ["Predicted times are ratios of FLOPs, not measurements."]
+    notes = ["Predicted prefill times are ratios of FLOPs, not measurements."]
+    if place is not None:
+        notes.append(_device_note(place))
     if any(found.config.stage1 is not None and found.config.stage1.where == "processor" for found in estimates):
         notes.append(
             "With stage 1 before the encoder, still cells are not encoded either: how many, only the video tells."
@@ -91,6 +111,27 @@ def _memory_rows(costs: Sequence[Cost]) -> list[list[str]]:
         ["KV blocks", *(str(cost.kv.blocks) for cost in costs)],
         ["KV bytes", *(format_bytes(cost.kv.bytes) for cost in costs)],
     ]
+
+
+def _device_rows(place: OnDevice, costs: Sequence[Cost], estimates: Sequence[Estimate]) -> list[list[str]]:
+    rows = [["requests that fit at a time", *(str(place.kv_space // cost.kv.bytes) for cost in costs)]]
+    speed = place.speed
+    if speed is not None:
+        rows.append(["predicted TTFT", *(f"{1000 * speed.seconds(cost):.0f} ms" for cost in costs)])
+        rows.append(["  of unpruned", "100%", *(f"{speed.ttft_ratio(found):.0%}" for found in estimates)])
+        gains = [speed.throughput_ratio(found, place.output_tokens, place.clients) for found in estimates]
+        rows.append(["predicted requests a second", "1.0x", *(f"{gain:.1f}x" for gain in gains)])
+    return rows
+
+
+def _device_note(place: OnDevice) -> str:
+    note = f"{place.device.name}: {format_bytes(place.kv_space)} for KV blocks beside the weights"
+    if place.speed is None:
+        return f"{note}; for its times, calibrate it: --calibrate FILE."
+    return (
+        f"{note}; TTFT from decoded frames, one request at a time; requests a second of {place.clients} clients with "
+        f"answers of {place.output_tokens} tokens, by its calibration."
+    )
 
 
 def _align(rows: Sequence[Sequence[str]]) -> str:

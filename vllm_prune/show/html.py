@@ -17,15 +17,23 @@ from vllm_prune.show.story import Panel, Story
 
 _LARGEST, _SMALLEST = 640, 224  # of the longer side of a frame
 _JPEG_QUALITY = 82
-_TEMPLATE = Path(__file__).with_name("page.html")
+_FOLDER = Path(__file__).parent
 
 
 def save_page(story: Story, path: Path) -> None:
     """Writes the page."""
     title = html.escape(story.question or story.frames.name)
-    template = _TEMPLATE.read_text(encoding="utf-8")
-    page = template.replace("@TITLE@", title, 1).replace("@DATA@", _to_script(describe(story)), 1)
-    path.write_text(page, encoding="utf-8")
+    page = with_viewer(_read("page.html")).replace("@TITLE@", title, 1)
+    path.write_text(page.replace("@DATA@", _to_script(describe(story)), 1), encoding="utf-8")
+
+
+def with_viewer(template: str) -> str:
+    """`template` with the viewer's style at @STYLE@ and its code at @VIEWER@."""
+    return template.replace("@STYLE@", _read("viewer.css"), 1).replace("@VIEWER@", _read("viewer.js"), 1)
+
+
+def _read(name: str) -> str:
+    return (_FOLDER / name).read_text(encoding="utf-8").rstrip()
 
 
 def describe(story: Story) -> dict[str, Any]:

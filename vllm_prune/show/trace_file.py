@@ -57,6 +57,11 @@ def read_trace(path: str | Path) -> list[TracedVideo]:
     return [_parse(path, arrays, f"video{index}/") for index in range(count)]
 
 
+def read_prompt(path: str | Path) -> np.ndarray:
+    """Token ids of the request's prompt; empty where no question chose."""
+    return _load(Path(path)).get("prompt", np.zeros(0, dtype=np.int64))
+
+
 def _load(path: Path) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise ShowError(f"trace={str(path)!r}: no such file; give a file from the folder of `serve --prune-trace`")

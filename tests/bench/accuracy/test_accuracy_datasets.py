@@ -254,3 +254,10 @@ def test_samples_that_cannot_be_are_refused(tmp_path):
         draw_samples(every, 3, [0, 3])
     with pytest.raises(BenchmarkError, match="give --n"):
         draw_samples(every, None, [0, 1])
+
+
+def test_a_file_that_is_no_text_is_named(tmp_path):
+    path = tmp_path / "questions.jsonl"
+    path.write_bytes(b'{"video": "\xff"}\n')
+    with pytest.raises(BenchmarkError, match=r"questions\.jsonl: not UTF-8 text"):
+        load_published(str(path), tmp_path)

@@ -92,7 +92,11 @@ def test_requests_carry_video_question_and_configuration(server, video):
     clip, text = request["messages"][0]["content"]
     assert clip["video_url"]["url"] == video.data_url()
     assert text["text"] == "0?"
-    assert request["mm_processor_kwargs"]["prune"] == {"method": "uniform", "keep_ratio": 0.1}
+    assert request["mm_processor_kwargs"]["prune"] == {
+        "preset": "baseline",
+        "method": "uniform",
+        "keep_ratio": 0.1,
+    }
     assert (request["model"], request["max_completion_tokens"], request["temperature"]) == ("tiny", 3, 0.0)
 
 
@@ -133,3 +137,25 @@ def test_evs_needs_a_server_of_its_own(server):
 
 def test_the_model_is_named_by_the_server(server):
     assert endpoint(server).describe() == {"url": endpoint(server).url, "model": "tiny", "max_tokens": 3}
+
+
+@pytest.mark.parametrize(
+    ("kind", "body"), [("text/html", b"<html>hello</html>"), ("application/json", b'{"data": []}')]
+)
+def test_something_else_that_answers_is_noticed(kind, body):
+    class Other(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *args):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Other) as other:
+        threading.Thread(target=other.serve_forever, daemon=True).start()
+        with pytest.raises(BenchmarkError, match="names no model: no OpenAI-compatible API there"):
+            endpoint(other).describe()
+        other.shutdown()

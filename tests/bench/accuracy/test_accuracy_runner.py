@@ -174,4 +174,11 @@ def test_random_draws_anew_for_every_video():
     assert first["params"] != other["params"]
     PruneConfig.parse(first)
     seeded = PruneConfig(method="random", keep_ratio=0.5, params={"seed": 3})
-    assert request_config(seeded, question()) == seeded.to_dict()
+    assert PruneConfig.parse(request_config(seeded, question())) == seeded
+
+
+@pytest.mark.parametrize("server", ["baseline", "default", {"method": "uniform", "keep_ratio": 0.1}])
+@pytest.mark.parametrize("asked", ["baseline", "stage1_only", {"method": "uniform", "target_token_num": 5}])
+def test_a_request_asks_for_all_of_a_configuration_whatever_the_servers_is(server, asked):
+    wanted = PruneConfig.parse(asked)
+    assert PruneConfig.parse(request_config(wanted, question()), base=PruneConfig.parse(server)) == wanted

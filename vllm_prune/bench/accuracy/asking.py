@@ -21,12 +21,13 @@ def identity(configuration: Configuration) -> str:
 
 
 def request_config(config: PruneConfig, question: Question) -> dict[str, Any]:
-    """What a request's `prune` key holds.
+    """What a request's `prune` key holds: all of the configuration, whatever the server's own is.
 
     Method "random" without a seed draws anew for every video: one draw for all of them would make its accuracy that of
     one pattern of tokens, and too certain.
     """
-    fields = config.to_dict()
+    # Without a preset to start from, a server takes what is left out from its own configuration.
+    fields = {"preset": "baseline", **config.to_dict()}
     if config.method == "random" and "seed" not in config.params:
         fields["params"] = {**config.params, "seed": _video_seed(question.video.key)}
     return fields

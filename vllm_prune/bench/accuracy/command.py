@@ -50,11 +50,11 @@ def _add_questions(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "-n",
         "--n",
-        type=_positive,
+        type=positive,
         help=f"questions a sample (default: all); synthetic: clips of each kind ({DEFAULT_CLIPS})",
     )
-    group.add_argument("--seeds", nargs="+", type=_seed, default=[0], metavar="SEED", help="a sample each (default 0)")
-    group.add_argument("--frames", nargs="+", type=_positive, default=[32], help="synthetic: of a clip (default 32)")
+    group.add_argument("--seeds", nargs="+", type=seed, default=[0], metavar="SEED", help="a sample each (default 0)")
+    group.add_argument("--frames", nargs="+", type=positive, default=[32], help="synthetic: of a clip (default 32)")
     group.add_argument("--noise", nargs="+", default=["clean"], help="synthetic: clean, noise, flicker, ... (clean)")
     group.add_argument(
         "--prune",
@@ -73,30 +73,33 @@ def _add_questions(group: argparse._ArgumentGroup) -> None:
 def _add_models(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--url", help="a server's API, as in http://127.0.0.1:8000/v1; default: engines of our own")
     group.add_argument("--model", default=None, help=f"its folder, or {EMBEDDED} (default); with --url: its name there")
-    group.add_argument("--max-frames", type=_positive, default=None, help="taken from a video (default 32; not --url)")
-    group.add_argument("--max-tokens", type=_positive, help="of an answer (default: 1 for synthetic, else 16)")
-    group.add_argument("--engine-args", type=_json_object, default={}, metavar="JSON", help="more for vllm.LLM")
-    group.add_argument("--engines", type=_positive, default=1, help="side by side, sharing the CPU's cores (default 1)")
-    group.add_argument("--concurrency", type=_positive, default=8, help="requests at a time, with --url (default 8)")
+    group.add_argument("--max-frames", type=positive, default=None, help="taken from a video (default 32; not --url)")
+    group.add_argument("--max-tokens", type=positive, help="of an answer (default: 1 for synthetic, else 16)")
+    group.add_argument("--engine-args", type=json_object, default={}, metavar="JSON", help="more for vllm.LLM")
+    group.add_argument("--engines", type=positive, default=1, help="side by side, sharing the CPU's cores (default 1)")
+    group.add_argument("--concurrency", type=positive, default=8, help="requests at a time, with --url (default 8)")
     group.add_argument("--api-key", default="EMPTY", help="with --url")
-    group.add_argument("--batch", type=_positive, default=256, help="requests between two savings (default 256)")
+    group.add_argument("--batch", type=positive, default=256, help="requests between two savings (default 256)")
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """An integer of 1 or more, for argparse."""
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text}: must be 1 or more")
     return value
 
 
-def _seed(text: str) -> int:
+def seed(text: str) -> int:
+    """An integer of 0 or more, for argparse."""
     value = int(text)
     if value < 0:
         raise argparse.ArgumentTypeError(f"{text}: must be 0 or more")
     return value
 
 
-def _json_object(text: str) -> dict[str, Any]:
+def json_object(text: str) -> dict[str, Any]:
+    """A JSON object, for argparse."""
     try:
         value = json.loads(text)
     except json.JSONDecodeError as error:
@@ -108,7 +111,7 @@ def _json_object(text: str) -> dict[str, Any]:
 
 def run(args: argparse.Namespace) -> int:
     """Ask, write the results, and return the exit status."""
-    previous = signal.signal(signal.SIGTERM, _interrupt)
+    previous = signal.signal(signal.SIGTERM, interrupt)
     stem = args.output / args.name
     try:
         run_plan(make_plan(args))
@@ -124,7 +127,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _interrupt(number: int, frame: FrameType | None) -> None:
+def interrupt(number: int, frame: FrameType | None) -> None:
     """Make SIGTERM end the engines the way Ctrl-C does."""
     raise KeyboardInterrupt
 
@@ -144,7 +147,7 @@ def make_plan(args: argparse.Namespace) -> Plan:
         command=sys.argv,
         title=args.title or f"{args.dataset}, {model}",
         dataset=args.dataset,
-        questions=_questions(args),
+        questions=read_questions(args),
         configurations=configurations,
         baseline=_baseline(args.baseline, configurations),
         backend=backend,
@@ -179,7 +182,8 @@ def _read_notes(path: Path) -> str:
         raise BenchmarkError(f"--notes {path}: {error}") from error
 
 
-def _questions(args: argparse.Namespace) -> list[Question]:
+def read_questions(args: argparse.Namespace) -> list[Question]:
+    """What `--dataset` and its companions ask for."""
     if len(set(args.seeds)) < len(args.seeds):
         raise BenchmarkError(f"--seeds {' '.join(map(str, args.seeds))}: each seed once")
     if args.dataset != SYNTHETIC:
@@ -206,7 +210,7 @@ def _backend(args: argparse.Namespace) -> Backend:
     from vllm_prune.bench.accuracy.engine import InProcess
 
     return InProcess(
-        model=_model(args.model or EMBEDDED),
+        model=find_model(args.model or EMBEDDED),
         name=args.model or EMBEDDED,
         on_cpu=provenance.runs_on_cpu(),
         processes=args.engines,
@@ -217,7 +221,8 @@ def _backend(args: argparse.Namespace) -> Backend:
     )
 
 
-def _model(given: str) -> Path:
+def find_model(given: str) -> Path:
+    """The folder of the model called `given`."""
     if given == EMBEDDED:
         from vllm_prune.embedded import model_path
 

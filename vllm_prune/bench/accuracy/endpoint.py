@@ -47,7 +47,12 @@ class Endpoint:
         if self.model is not None:
             return self.model
         with self._explained("naming its models"):
-            return str(self._client.models.list().data[0].id)
+            try:
+                return str(self._client.models.list().data[0].id)
+            except (AttributeError, IndexError, TypeError) as error:  # the client takes any answer with status 200
+                raise BenchmarkError(
+                    f"{self.url} names no model: no OpenAI-compatible API there; give --url http://HOST:PORT/v1"
+                ) from error
 
     def groups(self, configurations: Sequence[Configuration]) -> list[list[Configuration]]:
         """All of them together; vLLM's EVS has no per-request switch."""

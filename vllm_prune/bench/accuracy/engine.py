@@ -234,7 +234,7 @@ def _serve(connection: Connection, spec: EngineSpec, log: Path) -> None:
         os.dup2(output.fileno(), sys.stdout.fileno())
         os.dup2(output.fileno(), sys.stderr.fileno())
     try:
-        engine = _Engine(spec)
+        engine = Engine(spec)
         connection.send([])
         while True:
             connection.send(engine.answer(connection.recv()))
@@ -247,7 +247,7 @@ def _serve(connection: Connection, spec: EngineSpec, log: Path) -> None:
         connection.send(f"{type(error).__name__}: {error}")
 
 
-class _Engine:
+class Engine:
     """`vllm.LLM` that answers tasks."""
 
     def __init__(self, spec: EngineSpec) -> None:
@@ -265,6 +265,7 @@ class _Engine:
         self._sampling = SamplingParams(temperature=0.0, max_tokens=spec.max_tokens)
 
     def answer(self, tasks: Sequence[Task]) -> list[Answer]:
+        """The answers to `tasks`, in their order."""
         # In runs of equal video and configuration, so that the encoder's output and the video's KV blocks are reused.
         videos: dict[str, Any] = {}
         prompts = [self._prompt(task, videos) for task in tasks]

@@ -1,0 +1,81 @@
+"""`vllm-prune profile` as it is called, with the embedded model."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+
+from vllm_prune.cli.main import main
+from vllm_prune.embedded import clips
+from vllm_prune.profile import stages
+
+CLIP = clips()[0]
+PRUNES = ["baseline", "default", "stage1_only"]
+
+
+@pytest.fixture(scope="module")
+def profile(tmp_path_factory):
+    """The document, in a process of its own as an engine wants."""
+    folder = tmp_path_factory.mktemp("profile")
+    command = [sys.executable, "-m", "vllm_prune.cli.main", "profile", "--video", str(CLIP.path), "-o", str(folder)]
+    command += ["--repeats", "2", *(word for prune in PRUNES for word in ("--prune", prune))]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    with Image.open(folder / "profile.png") as picture:
+        assert picture.width > 1000
+    assert "What was reused" in (folder / "profile.md").read_text()
+    return {entry["name"]: entry for entry in json.loads((folder / "profile.json").read_text())["configurations"]}
+
+
+def test_the_stages_sum_to_the_whole(profile):
+    for entry in profile.values():
+        for which in ("first_question", "second_question"):
+            times = [stage["ms"] for stage in entry[which]["stages"].values()]
+            assert min(times) >= 0
+            assert sum(times) == pytest.approx(entry[which]["total_ms"], rel=1e-3)
+            assert sum(stage["share"] for stage in entry[which]["stages"].values()) == pytest.approx(1, abs=0.01)
+
+
+def test_every_stage_is_seen_where_it_runs(profile):
+    calls = {
+        name: {stage: entry["first_question"]["stages"][stage]["calls"] for stage in stages.STAGES}
+        for name, entry in profile.items()
+    }
+    for own in calls.values():
+        assert own[stages.DECODE_VIDEO] == own[stages.PREPROCESS] == own[stages.ENCODER] == own[stages.PREFILL] == 1
+    assert calls["baseline"][stages.STAGE1] == calls["baseline"][stages.DENSE] == 0
+    assert calls["stage1_only"][stages.STAGE1] == 1
+    assert calls["stage1_only"][stages.DENSE] == 0
+    assert calls["default"][stages.DENSE] == 3  # layers 0 to 2
+    assert calls["default"][stages.CHOICE] == calls["default"][stages.COMPACT] == 1
+    answered = profile["default"]["first_question"]["answer_tokens"]
+    assert calls["default"][stages.DECODE] == answered - 1
+    assert calls["default"][stages.HEAD] == answered
+
+
+def test_the_second_question_reuses(profile):
+    for name, entry in profile.items():
+        assert entry["reuse"]["encoder_runs_saved"] == 1
+        assert entry["second_question"]["stages"][stages.ENCODER]["calls"] == 0
+        assert entry["first_question"]["cached_tokens"] == 0
+        # Which tokens stay depends on the question where it chooses: then only the encoder's work is shared.
+        assert (entry["reuse"]["prompt_tokens_from_prefix_cache"] > 0) == (name != "default")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--repeats", "0"], "repeats=0"),
+        (["--prune", "nope"], "preset='nope'"),
+        (["--video", "no.mp4"], "no.mp4"),
+        (["/no/model"], "model='/no/model'"),
+        (["--engine", "["], "engine='['"),
+    ],
+)
+def test_a_wrong_argument_is_named(capsys, arguments, message):
+    assert main(["profile", *arguments]) == 2
+    assert message in capsys.readouterr().err

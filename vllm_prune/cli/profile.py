@@ -1,0 +1,98 @@
+"""`vllm-prune profile [MODEL]`: where the time of a request goes, and what a second question reuses."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+_DEFAULT_PRUNES = ("baseline", "default")
+_DEFAULT_CLIP = "10_64frames_clean"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options."""
+    parser.add_argument("model", nargs="?", default="embedded", help='"embedded" (default), a folder or a hub name')
+    parser.add_argument("--video", help="file, http(s) URL or data URL (default: a clip of the embedded model's)")
+    parser.add_argument("--question", default="What happens in the video?", help="the first one")
+    parser.add_argument("--next-question", default="What changes, and when?", help="the one about the same video")
+    parser.add_argument(
+        "--prune", action="append", metavar="PRESET|JSON", help=f"repeatable; default: {', '.join(_DEFAULT_PRUNES)}"
+    )
+    parser.add_argument("--repeats", type=int, default=5, help="of both questions (default: %(default)s)")
+    parser.add_argument("--max-tokens", type=int, default=16, help="length of the answer (default: %(default)s)")
+    parser.add_argument("--media-io-kwargs", metavar="JSON", help='as for vLLM, such as \'{"video": {"fps": 1}}\'')
+    parser.add_argument("--engine", metavar="JSON", help="further arguments of vllm.LLM")
+    parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="also writes JSON, Markdown and PNG there")
+    parser.add_argument("--name", default="profile", help="of these files, without suffix (default: %(default)s)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints the profile; 2 if an argument, the video or the model cannot be used."""
+    try:
+        print(_profile(args))
+    except ValueError as error:
+        print(f"vllm-prune profile: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _profile(args: argparse.Namespace) -> str:
+    from vllm_prune.cli.show import at_least_one, model_path, parse_object
+    from vllm_prune.profile import plot, report
+    from vllm_prune.profile.measure import Profiler
+    from vllm_prune.show.run import check_model, name_configs
+
+    configs = name_configs(args.prune or _DEFAULT_PRUNES)
+    repeats, max_tokens = at_least_one("repeats", args.repeats), at_least_one("max_tokens", args.max_tokens)
+    engine, media = parse_object("engine", args.engine), parse_object("media_io_kwargs", args.media_io_kwargs)
+    model = model_path(args.model)
+    check_model(model)
+    profiler = Profiler(model, args.video or _sample(), max_tokens=max_tokens, media_io_kwargs=media, engine=engine)
+    questions = (args.question, args.next_question)
+    profiles = [profiler.profile(label, config, questions, repeats) for label, config in configs.items()]
+    frames, height, width = profiler.frames
+    place = _place()
+    introduction = (
+        f"`{args.model}`, {frames} frames of {width}x{height}, one request at a time in one process, without compiled "
+        f"code; means over {repeats} repeats, each with a video that no cache knows. The stages do not overlap and sum "
+        "to the whole."
+    )
+    text = report.markdown(profiles, introduction, _lines(place))
+    if args.output is not None:
+        args.output.mkdir(parents=True, exist_ok=True)
+        stem = args.output / args.name
+        document = {"schema": 1, "command": shlex.join(sys.argv), "model": args.model, **place}
+        document |= {"frames": [int(size) for size in profiler.frames], "questions": questions}
+        document["configurations"] = report.describe(profiles)
+        stem.with_suffix(".json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        stem.with_suffix(".md").write_text(text, encoding="utf-8")
+        plot.draw(profiles, stem.with_suffix(".png"), f"{args.model}, {frames} frames of {width}x{height}")
+        text += f"\n{stem}.json, .md, .png"
+    return text
+
+
+def _sample() -> str:
+    from vllm_prune.embedded import clip_path
+
+    return str(clip_path(_DEFAULT_CLIP))
+
+
+def _place() -> dict[str, Any]:
+    from vllm_prune.bench.throughput import provenance
+
+    return provenance.describe()
+
+
+def _lines(place: dict[str, Any]) -> list[str]:
+    machine = place["machine"]
+    return [
+        f"Command: `{shlex.join(sys.argv)}`",
+        f"Machine: {machine['cpu_cores']} cores of {machine['cpu']}, {machine['memory_gib']} GiB; GPUs: "
+        f"{', '.join(machine['gpus']) or 'none'}; load average before the run {machine['load_average_at_start']}",
+        "Versions: " + ", ".join(f"{name} {version}" for name, version in place["versions"].items()),
+        f"Commit: {place['commit']}; SHA-256 of the code {place['source_sha256'][:16]}",
+    ]

@@ -1,0 +1,1 @@
+"""The page `/prune` of a server: drop a video, ask, and compare the answers with and without pruning."""

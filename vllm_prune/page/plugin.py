@@ -1,0 +1,127 @@
+"""vLLM's endpoint plugin that serves the page.
+
+vLLM loads an endpoint plugin only where `VLLM_PLUGINS` names it; `vllm-prune serve --prune-page` does that. The page
+itself holds no secrets and is served to anybody; what it asks for lies under `/v1`, which vLLM guards by `--api-key`.
+"""
+
+from __future__ import annotations
+
+import time
+from argparse import Namespace
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import HTMLResponse, JSONResponse
+from pydantic import BaseModel
+from starlette.datastructures import State
+
+from vllm_prune.config import PRESETS
+from vllm_prune.override import ServerSettings
+from vllm_prune.page.document import HEADERS, page
+from vllm_prune.page.enable import PLUGIN, forget_old_traces
+from vllm_prune.page.find_trace import find_trace
+from vllm_prune.serving.architectures import VARIANTS
+from vllm_prune.serving.settings import read_settings
+from vllm_prune.show.errors import ShowError
+
+PATH, SERVER_PATH, CELLS_PATH = "/prune", "/v1/prune/server", "/v1/prune/cells"
+_STATE = "vllm_prune_page"
+
+
+class CellsRequest(BaseModel):
+    """Which request of the page's the cells are of."""
+
+    video: str
+    """The data URL that was asked about."""
+    prune: Any = None
+    """The request's own configuration; None: the server's."""
+    prompt_token_ids: list[int]
+    """Of its prompt, as the server returned them."""
+    since: float
+    """The server's clock (`GET /v1/prune/server`) before it was asked."""
+
+
+class PageState:
+    """What the routes know of the server."""
+
+    def __init__(self, model: str, settings: ServerSettings, *, prunes: bool, media_io_kwargs: dict[str, Any]) -> None:
+        self.model, self.settings, self.prunes = model, settings, prunes
+        self.media_io_kwargs = media_io_kwargs
+
+    def describe(self) -> dict[str, Any]:
+        """For the page, JSON-ready."""
+        return {
+            "now": time.time(),
+            "prunes": self.prunes,
+            "config": self.settings.config.to_dict(),
+            "keeps_everything": self.settings.config.keeps_everything,
+            "override": self.settings.override,
+            "traces": self.settings.trace is not None,
+            "presets": {name: config.to_dict() for name, config in PRESETS.items()},
+        }
+
+    def describe_cells(self, asked: CellsRequest) -> dict[str, Any]:
+        """The story of one request, as `vllm_prune.show.html` describes it.
+
+        Raises:
+            ValueError: There is no trace of the request, or the video cannot be decoded.
+        """
+        from vllm_prune.show.html import describe
+        from vllm_prune.show.media import load_video, to_frames
+        from vllm_prune.show.run import make_story
+        from vllm_prune.show.story import label_of, make_panel
+
+        if self.settings.trace is None:
+            raise ShowError("this server writes no traces; start it with --prune-page or --prune-trace DIR")
+        config = self.settings.resolve(asked.prune)
+        traced = find_trace(self.settings.trace, config, asked.prompt_token_ids, asked.since)
+        forget_old_traces(self.settings.trace)
+        images, metadata = load_video(asked.video, self.model, self.media_io_kwargs)
+        label = next((name for name, preset in PRESETS.items() if preset == config), None) or label_of(config.to_json())
+        panel = make_panel(label, traced)
+        return describe(make_story(self.model, to_frames(asked.video, images, metadata), None, [panel]))
+
+
+class PrunePage:
+    """The plugin."""
+
+    name = PLUGIN
+    required_tasks = ("generate",)
+
+    def attach_router(self, app: FastAPI) -> None:
+        """Adds the page and what it asks for."""
+        app.get(PATH, response_class=HTMLResponse, include_in_schema=False)(_get_page)
+        app.get(SERVER_PATH)(_get_server)
+        app.post(CELLS_PATH)(_post_cells)
+
+    async def init_state(self, engine_client: Any, state: State, args: Namespace) -> None:
+        """Reads the server's settings off the model's configuration, where the processor reads them too."""
+        hf_config = engine_client.model_config.hf_config
+        variants = {name for name, _ in VARIANTS.values()}
+        page_state = PageState(
+            engine_client.model_config.model,
+            read_settings(hf_config),
+            prunes=bool(variants & set(hf_config.architectures or [])),
+            media_io_kwargs=getattr(args, "media_io_kwargs", None) or {},
+        )
+        setattr(state, _STATE, page_state)
+
+
+def _get_page() -> HTMLResponse:
+    return HTMLResponse(page(), headers=HEADERS)
+
+
+def _get_server(request: Request) -> dict[str, Any]:
+    return _state_of(request).describe()
+
+
+def _post_cells(request: Request, asked: CellsRequest) -> Any:
+    # Not `async`: decoding and drawing take time, and Starlette gives such functions a thread of their own.
+    try:
+        return _state_of(request).describe_cells(asked)
+    except ValueError as error:
+        return JSONResponse({"error": {"message": str(error), "type": "BadRequestError", "code": 400}}, 400)
+
+
+def _state_of(request: Request) -> PageState:
+    return getattr(request.app.state, _STATE)

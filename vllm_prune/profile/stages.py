@@ -1,0 +1,65 @@
+"""The stages of a request, and the places in the code at which they begin and end."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+from vllm_prune.profile.timers import Timers
+
+DECODE_VIDEO = "decode the video"
+PREPROCESS = "preprocess"
+PLAN = "stage 1 on pixels"
+ENCODER = "vision encoder"
+STAGE1 = "stage 1, selection"
+DENSE = "dense prefix"
+CHOICE = "importance, choice"
+COMPACT = "stage 3: compaction"
+PREFILL = "rest of the prefill"
+DECODE = "decode"
+HEAD = "output head"
+OTHER = "other"
+"""Scheduling, sampling, tokens to text: what is between the stages."""
+
+STAGES = (*(DECODE_VIDEO, PREPROCESS, PLAN, ENCODER, STAGE1, DENSE, CHOICE, COMPACT, PREFILL, DECODE, HEAD, OTHER),)
+"""In the order of a request."""
+
+
+@contextlib.contextmanager
+def timed_stages(timers: Timers, model: Any) -> Iterator[None]:
+    """Times the stages of every request that `model`, a pruning variant in this process, computes."""
+    from vllm_prune.serving.dense.drop import RowDropper
+    from vllm_prune.serving.dense.step_run import StepRun
+    from vllm_prune.serving.processor import PruningProcessorMixin
+
+    seams: list[tuple[Any, str, Any]] = [
+        (PruningProcessorMixin, "apply", PREPROCESS),
+        (PruningProcessorMixin, "_plan_on_pixels", PLAN),
+        (model, "embed_multimodal", ENCODER),
+        (model, "prune_video", STAGE1),
+        (StepRun, "_run_dense_layer", DENSE),
+        (RowDropper, "choose", CHOICE),
+        (StepRun, "_return_to_batch", COMPACT),
+        (model, "forward", _kind_of_step),
+        (model, "compute_logits", HEAD),
+    ]
+    with contextlib.ExitStack() as stack:
+        for owner, name, stage in seams:
+            own = vars(owner).get(name)
+            setattr(owner, name, timers.timed(stage, getattr(owner, name)))
+            stack.callback(_put_back, owner, name, own)
+        yield
+
+
+def _put_back(owner: Any, name: str, own: Any) -> None:
+    """What `owner` itself had under `name`; None: nothing, it was inherited."""
+    if own is None:
+        delattr(owner, name)
+    else:
+        setattr(owner, name, own)
+
+
+def _kind_of_step(input_ids: Any, positions: Any, *args: Any, **kwargs: Any) -> str:
+    """One request is computed at a time: a step of one row is a decoding step."""
+    return DECODE if positions.shape[-1] == 1 else PREFILL
