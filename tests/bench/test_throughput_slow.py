@@ -15,7 +15,10 @@ def servers(folder):
     return [line for line in listed.splitlines() if " serve " in line and str(folder) in line]
 
 
-@pytest.mark.parametrize("mode", [[], ["--side-by-side"]], ids=["in turn", "side by side"])
+@pytest.mark.parametrize(
+    "mode",
+    [pytest.param([], id="in turn"), pytest.param(["--side-by-side"], id="side by side", marks=pytest.mark.long)],
+)
 def test_stock_evs_and_ours_on_the_embedded_model(tmp_path, mode):
     command = [sys.executable, "-m", "vllm_prune.cli.main", "bench", "throughput", "--model", "embedded"]
     command += ["--configs", "stock", "evs:0.75", 'uniform={"method": "uniform", "keep_ratio": 0.25}']

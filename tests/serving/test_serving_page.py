@@ -1,14 +1,19 @@
-"""The page `/prune`, in a real browser and against a real server."""
+"""The page `/prune`, in a real browser and against a real server.
+
+VLLM_PRUNE_PICTURES=docs/images  also writes what the browser shows, for the README
+"""
 
 from __future__ import annotations
 
 import base64
 import json
 import os
+from pathlib import Path
 
 import httpx
 import pytest
 from browser import CHROMIUM, NO_CHROMIUM, Browser
+from PIL import Image
 from serving_media import data_url
 from serving_server import OPTIONS, Server
 
@@ -116,6 +121,8 @@ def test_the_kept_cells_are_drawn_over_the_frames(page):
         "s.dispatchEvent(new Event('input')); })()"
     )
     assert page.text('[data-part="clock"]').startswith("frame 10 of 16")
+    if folder := os.environ.get("VLLM_PRUNE_PICTURES"):
+        Image.fromarray(page.picture()).save(Path(folder) / "page.png")
 
 
 @needs_browser

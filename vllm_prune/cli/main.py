@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _top_level_parser() -> argparse.ArgumentParser:
-    summaries = "\n".join(f"  {name:8}{command.summary}" for name, command in COMMANDS.items())
+    summaries = "\n".join(f"  {name:10}{command.summary}" for name, command in COMMANDS.items())
     parser = argparse.ArgumentParser(
         prog="vllm-prune",
         description="Fewer video tokens for unmodified vLLM.",

@@ -38,7 +38,7 @@ def describe(report: RequestReport) -> Iterator[str]:
 def _describe_video(report: RequestReport, number: int) -> str:
     counts, (offset, length) = report.facts.counts[number], report.facts.ranges[number]
     steps = {"detected": counts.total, "after stage 1": counts.stage1, "entering the model": counts.entering}
-    steps |= {f"after pruning layer {i + 1}": left for i, left in enumerate(counts.layers)}
+    steps |= {f"after choice {i + 1}": left for i, left in enumerate(counts.layers)}
     tokens = ", ".join(f"{left} {step}" for step, left in steps.items())
     source = _SOURCES.get(report.sources()[number], "KV blocks reused")
     return (
