@@ -50,20 +50,26 @@ def _verify() -> None:
 
 
 def _install() -> None:
-    from vllm_prune.serving import ray_on_cpu
-
     module = _module()
     executor = module.RayExecutorV2
     build_runtime_env = executor._build_runtime_env
 
+    # Imported when an executor starts: the module itself imports the one that this patch waits for.
     @functools.wraps(build_runtime_env)
     def _build_runtime_env(self: Any) -> dict[str, Any]:
+        from vllm_prune.serving import ray_on_cpu
+
+        # The actor's class is pickled by name: so its process needs no patch, only this package.
+        module.RayWorkerProc = ray_on_cpu.CpuRayWorkerProc
         return ray_on_cpu.with_threads(build_runtime_env(self))
 
+    def _get_actor_resource_kwargs() -> dict[str, Any]:
+        from vllm_prune.serving import ray_on_cpu
+
+        return ray_on_cpu.actor_resources()
+
     executor._build_runtime_env = _build_runtime_env
-    executor._get_actor_resource_kwargs = staticmethod(ray_on_cpu.actor_resources)
-    # The actor's class is pickled by name: so its process needs no patch, only this package.
-    module.RayWorkerProc = ray_on_cpu.CpuRayWorkerProc
+    executor._get_actor_resource_kwargs = staticmethod(_get_actor_resource_kwargs)
     type(_platform()).ray_device_key = _DEVICE_KEY
 
 

@@ -59,13 +59,20 @@ class Server:
                 env=environment(),
                 start_new_session=True,
             )
+        try:
+            self._wait()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def _wait(self) -> None:
         deadline = time.monotonic() + START_TIMEOUT_S
         while not self.healthy():
             assert self._process.poll() is None, self.log()[-3000:]
             assert time.monotonic() < deadline, self.log()[-3000:]
             time.sleep(0.5)
         self.model = self.client.models.list().data[0].id
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.client.close()
