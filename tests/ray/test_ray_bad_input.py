@@ -25,6 +25,7 @@ def refusal(node: RayNode, folder: Path, *options: str, **environment: str) -> s
         return server.log()
 
 
+@pytest.mark.long
 def test_more_ranks_than_the_cluster_has_room_for(ray_head, tmp_path):
     said = refusal(ray_head, tmp_path, "-tp", "3", **{WAIT: "2"})
     assert "3 workers need 3 CPU, and all nodes together have 2 CPU (2 free)" in said

@@ -20,6 +20,7 @@ from ray_server import Footprint, RayServer, actors_and_free_cpus
 
 from vllm_prune.embedded import clips
 
+pytestmark = pytest.mark.long
 ERROR_WITHIN_S = 30
 GONE_WITHIN_S = 30
 
@@ -81,7 +82,6 @@ def running(starting: RayServer):
     return starting
 
 
-@pytest.mark.long
 def test_killed_at_start(starting):
     starting.wait_for(lambda: len(starting.workers()) == 2 and "Starting to load model" in starting.log())
     before = starting.footprint()
@@ -89,7 +89,6 @@ def test_killed_at_start(starting):
     check_end(starting, before)
 
 
-@pytest.mark.long
 def test_killed_while_idle(running):
     before = running.footprint()
     running.workers()[1].kill()
@@ -98,7 +97,6 @@ def test_killed_while_idle(running):
     check_end(running, before)
 
 
-@pytest.mark.long
 def test_killed_in_prefill(running):
     """One rank is stopped first, so the prefill begins and cannot end."""
     before, worker = running.footprint(), running.workers()[1]
