@@ -33,7 +33,7 @@ def _applied() -> bool:
 
 
 def _verify() -> None:
-    if (key := _platform().ray_device_key) != "":
+    if (key := _platform().ray_device_key) not in ("", _DEVICE_KEY):  # the latter once it is applied
         raise PatchError("vllm.platforms.cpu:CpuPlatform.ray_device_key", "''", repr(key))
     executor, worker = _module().RayExecutorV2, _module().RayWorkerProc
     require_signature(executor._get_actor_resource_kwargs, "()", f"{_TARGET}._get_actor_resource_kwargs")

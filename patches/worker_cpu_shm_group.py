@@ -32,7 +32,7 @@ def _distributed() -> Any:
 def _needed() -> bool:
     from vllm.platforms import current_platform
 
-    return current_platform.is_cpu() and _SHARED_MEMORY.is_dir()
+    return current_platform.is_cpu() and _SHARED_MEMORY.is_dir() and _distributed() is not None
 
 
 def _applied() -> bool:
