@@ -5,18 +5,29 @@ The first line tells what all others depend on; a run with other settings is ref
 
 from __future__ import annotations
 
+import contextlib
+import datetime
 import fcntl
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+import shlex
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
+from vllm_prune.bench.throughput import provenance
 from vllm_prune.bench.throughput.errors import BenchmarkError
+
+_SESSION = "session"
 
 
 class JsonLog:
-    """One object a line, locked against other runs."""
+    """One object a line, locked against other runs.
+
+    Attributes:
+        sessions: When, where and by which command entries were added, earlier runs first.
+    """
 
     def __init__(self, path: Path, header: Mapping[str, Any], *, resume: bool, content: str) -> None:
         """Opens or makes the file.
@@ -32,14 +43,23 @@ class JsonLog:
                 run writes to the file.
         """
         self.path, self._content = path, content
+        self.sessions: list[dict[str, Any]] = []
+        self._written = 0
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("a+", encoding="utf-8")
         try:
             self._lock()
-            self._earlier = self._read(header, resume)
+            self._earlier = [
+                (number, entry) for number, entry in self._read(header, resume) if not self._take_session(entry)
+            ]
         except BaseException:
             self._file.close()
             raise
+
+    def _take_session(self, entry: Mapping[str, Any]) -> bool:
+        if _SESSION in entry:
+            self.sessions.append(entry[_SESSION])
+        return _SESSION in entry
 
     def _lock(self) -> None:
         try:
@@ -86,13 +106,33 @@ class JsonLog:
         return found
 
     def earlier(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        """What was there when it was opened, with line numbers."""
+        """The entries that were there when it was opened, with line numbers."""
         return iter(self._earlier)
 
     def write(self, entries: Iterable[Mapping[str, Any]]) -> None:
         """Adds entries to the file at once."""
-        self._file.write("".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries))
+        lines = [json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries]
+        self._file.write("".join(lines))
         self._file.flush()
+        self._written += len(lines)
+
+    @contextlib.contextmanager
+    def session(self, command: Sequence[str]) -> Iterator[None]:
+        """Notes when, where and how the entries of the block were made, also where it is interrupted."""
+        started, begin, before = datetime.datetime.now(datetime.UTC), time.monotonic(), self._written
+        place = provenance.describe()
+        try:
+            yield
+        finally:
+            session = {
+                "command": shlex.join(command),
+                "started": started.isoformat(timespec="seconds"),
+                "seconds": round(time.monotonic() - begin, 1),
+                self._content: self._written - before,
+                **place,
+            }
+            self.sessions.append(session)
+            self.write([{_SESSION: session}])
 
     def close(self) -> None:
         """Closes the file; another run may then go on with it."""

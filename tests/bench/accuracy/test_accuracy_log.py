@@ -110,10 +110,12 @@ def test_broken_lines_are_located(path):
 
 def test_sessions_come_back(path):
     with AnswerLog(path, SETTINGS, resume=False) as log:
-        log.add([answer("a")])
-        log.add_session({"seconds": 3})
+        with log.session(["ask", "a b"]):
+            log.add([answer("a")])
+        sessions = log.sessions
+    assert [(session["command"], session["answers"]) for session in sessions] == [("ask 'a b'", 1)]
     with AnswerLog(path, SETTINGS, resume=True) as log:
-        assert (len(log), log.sessions) == (1, [{"seconds": 3}])
+        assert (len(log), log.sessions) == (1, sessions)
 
 
 def test_one_run_at_a_time(path):

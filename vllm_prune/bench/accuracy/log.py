@@ -17,7 +17,6 @@ from vllm_prune.bench.json_log import JsonLog
 from vllm_prune.bench.throughput.errors import BenchmarkError
 
 SCHEMA = 1
-_SESSION = "session"
 
 
 class AnswerLog(JsonLog):
@@ -35,7 +34,6 @@ class AnswerLog(JsonLog):
             BenchmarkError: There are answers and `resume` is not set, or they were asked with other settings, or
                 another run writes to the file.
         """
-        self.sessions: list[dict[str, Any]] = []
         self._answers: dict[tuple[str, str], Answer] = {}
         super().__init__(path, {"schema": SCHEMA, **settings}, resume=resume, content="answers")
         try:
@@ -46,10 +44,7 @@ class AnswerLog(JsonLog):
 
     def _take_earlier(self) -> None:
         for number, entry in self.earlier():
-            if _SESSION in entry:
-                self.sessions.append(entry[_SESSION])
-            else:
-                self._remember(self._parse(number, entry))
+            self._remember(self._parse(number, entry))
 
     def _parse(self, number: int, entry: dict[str, Any]) -> Answer:
         try:
@@ -65,11 +60,6 @@ class AnswerLog(JsonLog):
     def add(self, answers: Iterable[Answer]) -> None:
         """Keep answers, in memory and in the file."""
         self.write([dataclasses.asdict(answer) for answer in answers if self._remember(answer)])
-
-    def add_session(self, session: dict[str, Any]) -> None:
-        """Keep what is to be known about the answers added so far."""
-        self.sessions.append(session)
-        self.write([{_SESSION: session}])
 
     def get(self, configuration: str, question: Question) -> Answer | None:
         """The answer to a question, if it has been asked.

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import datetime
 import shlex
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,7 +12,6 @@ from vllm_prune.bench.accuracy.asking import Answer, Backend, Task, identity, ma
 from vllm_prune.bench.accuracy.log import AnswerLog
 from vllm_prune.bench.accuracy.questions import Question
 from vllm_prune.bench.accuracy.results import Results
-from vllm_prune.bench.throughput import provenance
 from vllm_prune.bench.throughput.configurations import Configuration
 from vllm_prune.bench.throughput.progress import Progress
 
@@ -83,30 +79,11 @@ def ask_all(plan: Plan, log: AnswerLog) -> None:
     if not missing:
         return
     total = sum(len(group) for group, _ in groups) * len(plan.questions)
-    with _session(plan, log), Progress(total, done=total - missing, unit="answer") as progress:
+    with log.session(plan.command), Progress(total, done=total - missing, unit="answer") as progress:
         for group, tasks in groups:
             if tasks:
                 progress.begin(f"{group[0].name if len(group) == 1 else f'{len(group)} configurations'}")
                 _ask_group(plan, group, tasks, log, progress)
-
-
-@contextlib.contextmanager
-def _session(plan: Plan, log: AnswerLog) -> Iterator[None]:
-    """Notes when, where and how answers were asked, also those of a run that is interrupted."""
-    started, begin, before = datetime.datetime.now(datetime.UTC), time.monotonic(), len(log)
-    place = provenance.describe()
-    try:
-        yield
-    finally:
-        log.add_session(
-            {
-                "command": shlex.join(plan.command),
-                "started": started.isoformat(timespec="seconds"),
-                "seconds": round(time.monotonic() - begin, 1),
-                "answers": len(log) - before,
-                **place,
-            }
-        )
 
 
 def _open_tasks(group: Sequence[Configuration], questions: Sequence[Question], log: AnswerLog) -> list[Task]:

@@ -10,7 +10,7 @@ from vllm_prune.bench.json_log import JsonLog
 from vllm_prune.bench.throughput.errors import BenchmarkError
 
 SCHEMA = 1
-ANSWER, TTFT, SESSION = "answer", "ttft", "session"
+ANSWER, TTFT = "answer", "ttft"
 
 
 class ProbeLog(JsonLog):
@@ -19,15 +19,11 @@ class ProbeLog(JsonLog):
     def __init__(self, path: Path, settings: Mapping[str, Any], *, resume: bool) -> None:
         """Opens or makes the file; errors as of `JsonLog`."""
         self._values: dict[tuple[str, str, int], Any] = {}
-        self.sessions: list[dict[str, Any]] = []
         super().__init__(path, {"schema": SCHEMA, **settings}, resume=resume, content="measurements")
         for number, entry in self.earlier():
             self._take(number, entry)
 
     def _take(self, number: int, entry: Mapping[str, Any]) -> None:
-        if SESSION in entry:
-            self.sessions.append(entry[SESSION])
-            return
         try:
             self._values.setdefault((entry["point"], entry["what"], entry["repeat"]), entry["value"])
         except KeyError as error:
@@ -46,11 +42,6 @@ class ProbeLog(JsonLog):
         """Keeps a value, in memory and in the file."""
         self._values[point, what, repeat] = value
         self.write([{"point": point, "what": what, "repeat": repeat, "value": value}])
-
-    def add_session(self, session: dict[str, Any]) -> None:
-        """Keeps what is to be known about the values added so far."""
-        self.sessions.append(session)
-        self.write([{SESSION: session}])
 
     def __len__(self) -> int:
         return len(self._values)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import datetime
 import shlex
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +17,6 @@ from vllm_prune.bench.sweep.entries import ANSWER, TTFT, ProbeLog
 from vllm_prune.bench.sweep.points import UNPRUNED, Point
 from vllm_prune.bench.sweep.probe import Probe
 from vllm_prune.bench.sweep.results import SweepResults
-from vllm_prune.bench.throughput import provenance
 from vllm_prune.bench.throughput.configurations import Configuration
 from vllm_prune.bench.throughput.progress import Progress
 
@@ -110,7 +106,7 @@ def _probe(plan: SweepPlan, log: ProbeLog) -> None:
     missing = [job for job in jobs if not log.has(job[0].name, job[1], job[2])]
     if not missing:
         return
-    with _session(plan, log), Progress(len(jobs), done=len(jobs) - len(missing), unit="measurement") as progress:
+    with log.session(plan.command), Progress(len(jobs), done=len(jobs) - len(missing), unit="measurement") as progress:
         progress.begin("starting the engine")
         probe = plan.open_probe()
         for what, repeat in dict.fromkeys((what, repeat) for _, what, repeat in missing):
@@ -134,22 +130,3 @@ def _measure(probe: Probe, configuration: Configuration, what: str, log: ProbeLo
     said = probe.answer(configuration.config)
     wanted = said.token_ids if configuration.name == UNPRUNED else tuple(log.get(UNPRUNED, ANSWER)["token_ids"])
     return {**asdict(said), "log_probability": probe.log_probability(configuration.config, wanted)}
-
-
-@contextlib.contextmanager
-def _session(plan: SweepPlan, log: ProbeLog) -> Iterator[None]:
-    """Notes when and where something was measured, also in a run that is interrupted."""
-    started, begin, before = datetime.datetime.now(datetime.UTC), time.monotonic(), len(log)
-    place = provenance.describe()
-    try:
-        yield
-    finally:
-        log.add_session(
-            {
-                "command": shlex.join(plan.command),
-                "started": started.isoformat(timespec="seconds"),
-                "seconds": round(time.monotonic() - begin, 1),
-                "measurements": len(log) - before,
-                **place,
-            }
-        )
