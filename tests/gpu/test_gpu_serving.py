@@ -8,8 +8,10 @@ The embedded model answers; precision is bf16, so answers are compared, not logi
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -27,8 +29,10 @@ from vllm_prune import engine_args
 from vllm_prune.cli.chat import video_url
 from vllm_prune.embedded import clips, model_path
 
-config, eager = json.loads(sys.argv[1])
+config, eager, ranks = json.loads(sys.argv[1])
 options = dict(max_model_len=2048, gpu_memory_utilization=0.2, enforce_eager=eager, dtype="bfloat16", seed=0)
+if ranks:
+    options |= dict(tensor_parallel_size=ranks, distributed_executor_backend="ray")
 model = str(model_path())
 llm = LLM(**(engine_args(model, config, override="any", **options) if config else dict(model=model, **options)))
 asked = [(clip, question) for clip in clips() for question in clip.questions]
@@ -48,11 +52,12 @@ print("RESULT " + json.dumps({
 """
 
 
-def answers(config: Any, *, eager: bool) -> dict[str, Any]:
+def answers(config: Any, *, eager: bool, ray_ranks: int = 0) -> dict[str, Any]:
     """What the embedded model says about its sample clips under `config` (None: stock vLLM)."""
-    run = subprocess.run(
-        [sys.executable, "-c", _ANSWER, json.dumps([config, eager])], capture_output=True, text=True, timeout=600
-    )
+    command = [sys.executable, "-c", _ANSWER, json.dumps([config, eager, ray_ranks])]
+    # Ranks of a Ray executor compare what they keep.
+    environment = {**os.environ, "VLLM_PRUNE_CHECK_RANKS": "1"}
+    run = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
     assert run.returncode == 0, run.stderr[-4000:]
     (line,) = [line for line in run.stdout.splitlines() if line.startswith("RESULT ")]
     return json.loads(line.removeprefix("RESULT "))
@@ -88,3 +93,14 @@ def test_compiled_and_eager_agree():
     eager, compiled = (answers("default", eager=value) for value in (True, False))
     same = [a == b for a, b in zip(eager["tokens"], compiled["tokens"], strict=True)]
     assert sum(same) / len(same) >= 0.95
+
+
+@pytest.mark.skipif(find_spec("ray") is None, reason="needs Ray")
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_rays_executor_answers_as_one_process_does(ranks):
+    if ranks > torch.cuda.device_count():
+        pytest.skip(f"needs {ranks} GPUs")
+    alone, on_ray = answers("default", eager=True), answers("default", eager=True, ray_ranks=ranks)
+    assert on_ray["prompt"] == alone["prompt"]
+    same = [a == b for a, b in zip(on_ray["tokens"], alone["tokens"], strict=True)]
+    assert sum(same) / len(same) >= (1 if ranks == 1 else 0.95)
