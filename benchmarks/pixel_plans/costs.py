@@ -65,7 +65,7 @@ class Bench:
                 "limit_mm_per_prompt": {"video": 1, "image": 0},
                 "enforce_eager": True,
                 "load_format": "dummy",
-                "gpu_memory_utilization": 0.1,
+                "gpu_memory_utilization": 0.3,
                 "seed": 0,
             }
             self._llm = LLM(**engine_args(str(model.path), "baseline", override="any", **options))

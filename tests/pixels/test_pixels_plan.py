@@ -117,9 +117,10 @@ def test_a_plan_is_deterministic():
         assert torch.equal(planner(cells, 0.8).encoded, planner(cells.clone(), 0.8).encoded)
 
 
-def test_descriptors_are_averages_of_quarters():
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_descriptors_are_averages_of_quarters(dtype):
     patches, grid = to_patches(pure_noise(4))
-    cells = describe_cells(patches, grid, merge=2, patch=14, scale=ONES, black=ZEROS)
+    cells = describe_cells(patches.to(dtype), grid, merge=2, patch=14, scale=ONES, black=ZEROS)
     expected = patches.view(2, 16, 4, 3, 2, 2, 7, 2, 7).double().mean((4, 6, 8))
     expected = expected.permute(0, 3, 2, 4, 5, 1).reshape(2, 3, 16, 16)
     torch.testing.assert_close(cells.double(), expected, atol=1e-3, rtol=0)

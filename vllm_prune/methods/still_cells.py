@@ -174,20 +174,36 @@ def describe_cells(
     """
     t, h, w = grid
     weights = _quarters(patches.shape[1], patch, scale).to(patches.device)
-    # One product reads every pixel once; reducing over the strided quarters takes several times as long.
-    pieces = (patches,) if patches.dtype == torch.float32 else patches.split(_PATCHES_AT_ONCE)
-    averages = torch.cat([some.float() @ weights for some in pieces])
+    if patches.dtype == torch.uint8 and patches.device.type == "cpu":
+        averages = _average_bytes(patches, weights)
+    else:
+        # One product reads every pixel once; reducing over the strided quarters takes several times as long.
+        pieces = (patches,) if patches.dtype == torch.float32 else patches.split(_PATCHES_AT_ONCE)
+        averages = torch.cat([torch.nn.functional.linear(some.float(), weights) for some in pieces])
     levels = averages.cpu().view(t, h * w, merge**2, len(scale), 4).permute(0, 3, 2, 4, 1)
     return (levels + black.view(-1, 1, 1, 1)).flatten(2, 3).contiguous()
 
 
+def _average_bytes(patches: Tensor, weights: Tensor) -> Tensor:
+    """[N, K] float32, `patches` [N, C] uint8 times `weights` [K, C]: of one value in each row, or 0.
+
+    Sums are of integers, so exact, and take a tenth of the time that the same bytes take as floats.
+    """
+    outputs, pixels = weights.shape
+    members = torch.zeros(pixels, -(-outputs // 16) * 16, dtype=torch.int8)
+    members[:, :outputs] = (weights != 0).T
+    sums = torch._int_mm((patches ^ 128).view(torch.int8), members)[:, :outputs]  # of bytes less 128
+    counted = (weights != 0).sum(1)
+    return (sums + 128 * counted) * weights.amax(1)
+
+
 def _quarters(size: int, patch: int, scale: Tensor) -> Tensor:
-    """[size, channels * 4]: what a patch of `size` pixels is multiplied with for its quarters' averages."""
+    """[channels * 4, size]: what a patch of `size` pixels is multiplied with for its quarters' averages."""
     frames, half = size // (len(scale) * patch**2), patch // 2
     weights = torch.zeros(len(scale), frames, 2, half, 2, half, len(scale), 2, 2)
     for channel, down, across in itertools.product(range(len(scale)), range(2), range(2)):
         weights[channel, :, down, :, across, :, channel, down, across] = scale[channel] / (frames * half**2)
-    return weights.view(size, -1)
+    return weights.view(size, -1).T.contiguous()  # this way round the product takes half the time
 
 
 def _gain(mean: Tensor, last_mean: Tensor, light: Tensor, before: Tensor) -> Tensor:
