@@ -23,7 +23,10 @@ def cosine_kernel(features: Tensor, batch: Batch) -> Tensor:
     square = kernel.diagonal(dim1=1, dim2=2)
     usable = batch.valid & (square > 0) & (square <= _LARGEST_SQUARE)
     inverse = invert(square.masked_fill(~usable, 0).sqrt())
-    kernel.nan_to_num_(0, 0, 0).mul_(inverse[:, :, None]).mul_(inverse[:, None, :])
+    # Squares within the limit bound all products. A GPU would have to be waited for.
+    if kernel.is_cuda or not bool((square <= _LARGEST_SQUARE).all()):
+        kernel.nan_to_num_(0, 0, 0)
+    kernel.mul_(inverse[:, :, None]).mul_(inverse[:, None, :])
     kernel.diagonal(dim1=1, dim2=2).copy_(usable)
     return kernel
 

@@ -23,6 +23,7 @@ are 3.2, 2.0 and 0.9 grey levels."""
 
 _NEIGHBOURS = 7
 _PATCHES_AT_ONCE = 512  # where they have to be converted to float32: a copy that stays in the processor's own cache
+_BYTES_AT_ONCE = 1 << 20  # that are copied; more would be fetched from memory twice
 _MOST_LIGHT = 1.4  # a frame this many times as bright as the version compared with is another picture
 _DARK = 16.0  # grey levels below which a ratio of brightness says nothing
 
@@ -192,9 +193,10 @@ def _average_bytes(patches: Tensor, weights: Tensor) -> Tensor:
     outputs, pixels = weights.shape
     members = torch.zeros(pixels, -(-outputs // 16) * 16, dtype=torch.int8)
     members[:, :outputs] = (weights != 0).T
-    sums = torch._int_mm((patches ^ 128).view(torch.int8), members)[:, :outputs]  # of bytes less 128
+    pieces = patches.split(_BYTES_AT_ONCE // pixels)
+    sums = torch.cat([torch._int_mm((some ^ 128).view(torch.int8), members) for some in pieces])  # of bytes less 128
     counted = (weights != 0).sum(1)
-    return (sums + 128 * counted) * weights.amax(1)
+    return (sums[:, :outputs] + 128 * counted) * weights.amax(1)
 
 
 def _quarters(size: int, patch: int, scale: Tensor) -> Tensor:
