@@ -32,7 +32,7 @@ def wide_server(model, tmp_path_factory):
 
 def processes_with_requests(server) -> int:
     """How many API servers answered chat completions: what they log has their number."""
-    return len(set(re.findall(r"\(APIServer_(\d+) pid=\d+\).* prune chatcmpl-", server.log())))
+    return len(set(re.findall(r"\(ApiServer_(\d+) pid=\d+\).* prune chatcmpl-", server.log())))
 
 
 def test_counts_are_summed_over_the_processes(wide_server):
