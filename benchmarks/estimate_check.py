@@ -19,6 +19,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from vllm_prune.bench.throughput.provenance import describe, describe_lines
 from vllm_prune.config import PruneConfig
 from vllm_prune.estimate import VideoShape, estimate, read_dims
 from vllm_prune.estimate.calibrate import Meter, calibrate
@@ -137,7 +138,6 @@ def markdown(results: dict[str, Any], place: dict[str, Any]) -> str:
     ]
     head = ["configuration", "clients", "FLOPs", "TTFT, predicted", "measured", "off by"]
     head += ["req/s, predicted", "measured", "off by"]
-    machine = place["machine"]
     lines = [
         "# Predicted and measured",
         "",
@@ -150,10 +150,7 @@ def markdown(results: dict[str, Any], place: dict[str, Any]) -> str:
         *("| " + " | ".join(row) + " |" for row in rows),
         "",
         f"- Command: `{results['command']}`",
-        f"- Machine: {machine['cpu_cores']} cores of {machine['cpu']}, GPUs: {', '.join(machine['gpus']) or 'none'}; "
-        f"load average before the run {machine['load_average_at_start']}",
-        "- Versions: " + ", ".join(f"{name} {version}" for name, version in place["versions"].items()),
-        f"- Commit: {place['commit']}; SHA-256 of the code {place['source_sha256'][:16]}",
+        *(f"- {line}" for line in describe_lines(place)),
     ]
     return "\n".join(lines) + "\n"
 
@@ -176,8 +173,6 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--recompute", type=Path, metavar="JSON", help="predict anew; measure nothing")
     parser.add_argument("-o", "--output", type=Path, required=True)
     args = parser.parse_args(argv)
-    from vllm_prune.bench.throughput.provenance import describe
-
     if args.recompute:
         known = json.loads(args.recompute.read_text())
     else:

@@ -13,7 +13,7 @@ from unittest.mock import patch
 
 from vllm_prune.bench.accuracy.asking import Answer, Reply, Task, to_answer
 from vllm_prune.bench.accuracy.datasets.synthetic import load
-from vllm_prune.bench.accuracy.engine import CPU_ARGUMENTS, SHARED_ARGUMENTS, model_digest
+from vllm_prune.bench.accuracy.engine import engine_arguments, model_digest
 from vllm_prune.bench.accuracy.runner import Plan, run_plan
 from vllm_prune.bench.throughput.configurations import Configuration
 from vllm_prune.budget import plan_counts
@@ -87,7 +87,7 @@ class SameProcess:
 
 
 def _arguments() -> dict[str, Any]:
-    return {**SHARED_ARGUMENTS, **CPU_ARGUMENTS}
+    return engine_arguments(True, {})
 
 
 class Engine:

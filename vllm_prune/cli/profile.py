@@ -7,7 +7,6 @@ import json
 import shlex
 import sys
 from pathlib import Path
-from typing import Any
 
 _DEFAULT_PRUNES = ("baseline", "default")
 _DEFAULT_CLIP = "10_64frames_clean"
@@ -41,6 +40,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _profile(args: argparse.Namespace) -> str:
+    from vllm_prune.bench.throughput import provenance
     from vllm_prune.cli.show import at_least_one, model_path, parse_object
     from vllm_prune.profile import plot, report
     from vllm_prune.profile.measure import Profiler
@@ -51,17 +51,18 @@ def _profile(args: argparse.Namespace) -> str:
     engine, media = parse_object("engine", args.engine), parse_object("media_io_kwargs", args.media_io_kwargs)
     model = model_path(args.model)
     check_model(model)
+    place = provenance.describe()  # before the run, as the load average is that of others
     profiler = Profiler(model, args.video or _sample(), max_tokens=max_tokens, media_io_kwargs=media, engine=engine)
     questions = (args.question, args.next_question)
     profiles = [profiler.profile(label, config, questions, repeats) for label, config in configs.items()]
     frames, height, width = profiler.frames
-    place = _place()
     introduction = (
         f"`{args.model}`, {frames} frames of {width}x{height}, one request at a time in one process, without compiled "
         f"code; means over {repeats} repeats, each with a video that no cache knows. The stages do not overlap and sum "
         "to the whole."
     )
-    text = report.markdown(profiles, introduction, _lines(place))
+    lines = [f"Command: `{shlex.join(sys.argv)}`", *provenance.describe_lines(place)]
+    text = report.markdown(profiles, introduction, lines)
     if args.output is not None:
         args.output.mkdir(parents=True, exist_ok=True)
         stem = args.output / args.name
@@ -79,20 +80,3 @@ def _sample() -> str:
     from vllm_prune.embedded import clip_path
 
     return str(clip_path(_DEFAULT_CLIP))
-
-
-def _place() -> dict[str, Any]:
-    from vllm_prune.bench.throughput import provenance
-
-    return provenance.describe()
-
-
-def _lines(place: dict[str, Any]) -> list[str]:
-    machine = place["machine"]
-    return [
-        f"Command: `{shlex.join(sys.argv)}`",
-        f"Machine: {machine['cpu_cores']} cores of {machine['cpu']}, {machine['memory_gib']} GiB; GPUs: "
-        f"{', '.join(machine['gpus']) or 'none'}; load average before the run {machine['load_average_at_start']}",
-        "Versions: " + ", ".join(f"{name} {version}" for name, version in place["versions"].items()),
-        f"Commit: {place['commit']}; SHA-256 of the code {place['source_sha256'][:16]}",
-    ]

@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import argparse
 import json
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
 from vllm_prune.bench.accuracy.asking import Backend
 from vllm_prune.bench.accuracy.datasets import PUBLISHED, SYNTHETIC, draw_samples, load_published
 from vllm_prune.bench.accuracy.datasets.records import read_json
 from vllm_prune.bench.accuracy.questions import Question
 from vllm_prune.bench.accuracy.runner import Plan, run_plan
+from vllm_prune.bench.options import INTERRUPTED, json_object, not_negative, positive, sigterm_as_interrupt
 from vllm_prune.bench.throughput import provenance
 from vllm_prune.bench.throughput.configurations import Configuration, parse_configurations
 from vllm_prune.bench.throughput.errors import BenchmarkError
 from vllm_prune.bench.throughput.models import EMBEDDED
 
-INTERRUPTED = 130
 DEFAULT_CLIPS = 20
 SHORT_ANSWER, LONG_ANSWER = 1, 16
 """Tokens of an answer: the embedded model's are one; others may begin with "The answer is"."""
@@ -43,19 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_questions(group: argparse._ArgumentGroup) -> None:
-    known = ", ".join((SYNTHETIC, *PUBLISHED))
-    group.add_argument("--dataset", required=True, metavar="NAME|FILE", help=f"{known}, or a .jsonl file of questions")
-    group.add_argument("--data", type=Path, default=Path(), metavar="DIR", help="where the dataset lies (default: .)")
-    group.add_argument("--skip-missing", action="store_true", help="leave out questions whose video is not there")
-    group.add_argument(
-        "-n",
-        "--n",
-        type=positive,
-        help=f"questions a sample (default: all); synthetic: clips of each kind ({DEFAULT_CLIPS})",
-    )
-    group.add_argument("--seeds", nargs="+", type=seed, default=[0], metavar="SEED", help="a sample each (default 0)")
-    group.add_argument("--frames", nargs="+", type=positive, default=[32], help="synthetic: of a clip (default 32)")
-    group.add_argument("--noise", nargs="+", default=["clean"], help="synthetic: clean, noise, flicker, ... (clean)")
+    add_dataset_arguments(group, required=True)
     group.add_argument(
         "--prune",
         action="append",
@@ -70,6 +55,27 @@ def _add_questions(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--baseline", metavar="NAME", help="what the others are compared with (default: the first)")
 
 
+def add_dataset_arguments(group: argparse._ArgumentGroup, *, required: bool) -> None:
+    """Add the options that `read_questions` reads."""
+    known = ", ".join((SYNTHETIC, *PUBLISHED))
+    group.add_argument(
+        "--dataset", required=required, metavar="NAME|FILE", help=f"{known}, or a .jsonl file of questions"
+    )
+    group.add_argument("--data", type=Path, default=Path(), metavar="DIR", help="where the dataset lies (default: .)")
+    group.add_argument("--skip-missing", action="store_true", help="leave out questions whose video is not there")
+    group.add_argument(
+        "-n",
+        "--n",
+        type=positive,
+        help=f"questions a sample (default: all); synthetic: clips of each kind ({DEFAULT_CLIPS})",
+    )
+    group.add_argument(
+        "--seeds", nargs="+", type=not_negative, default=[0], metavar="SEED", help="a sample each (default 0)"
+    )
+    group.add_argument("--frames", nargs="+", type=positive, default=[32], help="synthetic: of a clip (default 32)")
+    group.add_argument("--noise", nargs="+", default=["clean"], help="synthetic: clean, noise, flicker, ... (clean)")
+
+
 def _add_models(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--url", help="a server's API, as in http://127.0.0.1:8000/v1; default: engines of our own")
     group.add_argument("--model", default=None, help=f"its folder, or {EMBEDDED} (default); with --url: its name there")
@@ -82,54 +88,20 @@ def _add_models(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--batch", type=positive, default=256, help="requests between two savings (default 256)")
 
 
-def positive(text: str) -> int:
-    """An integer of 1 or more, for argparse."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text}: must be 1 or more")
-    return value
-
-
-def seed(text: str) -> int:
-    """An integer of 0 or more, for argparse."""
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{text}: must be 0 or more")
-    return value
-
-
-def json_object(text: str) -> dict[str, Any]:
-    """A JSON object, for argparse."""
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise argparse.ArgumentTypeError(f"{text!r}: not valid JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError(f"{text!r}: must be a JSON object")
-    return value
-
-
 def run(args: argparse.Namespace) -> int:
     """Ask, write the results, and return the exit status."""
-    previous = signal.signal(signal.SIGTERM, interrupt)
     stem = args.output / args.name
     try:
-        run_plan(make_plan(args))
+        with sigterm_as_interrupt():
+            run_plan(make_plan(args))
     except BenchmarkError as error:
         print(f"vllm-prune bench accuracy: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"interrupted; the answers are in {stem}.answers.jsonl: go on with --resume", file=sys.stderr)
         return INTERRUPTED
-    finally:
-        signal.signal(signal.SIGTERM, previous)
     print(f"results: {stem}.json, .md, .png")
     return 0
-
-
-def interrupt(number: int, frame: FrameType | None) -> None:
-    """Make SIGTERM end the engines the way Ctrl-C does."""
-    raise KeyboardInterrupt
 
 
 def make_plan(args: argparse.Namespace) -> Plan:

@@ -35,6 +35,11 @@ SHARED_ARGUMENTS: dict[str, Any] = {
 END_SECONDS = 20.0
 
 
+def engine_arguments(on_cpu: bool, more: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of `vllm.LLM`: those of every run, and `more`, which wins."""
+    return {**SHARED_ARGUMENTS, **(CPU_ARGUMENTS if on_cpu else {}), **more}
+
+
 @dataclass(frozen=True, kw_only=True)
 class EngineSpec:
     """How to start one engine and ask it."""
@@ -88,7 +93,7 @@ class InProcess:
         }
 
     def _arguments(self) -> dict[str, Any]:
-        return {**SHARED_ARGUMENTS, **(CPU_ARGUMENTS if self.on_cpu else {}), **self.arguments}
+        return engine_arguments(self.on_cpu, self.arguments)
 
     @contextlib.contextmanager
     def open(self, group: Sequence[Configuration]) -> Iterator[EnginePool]:

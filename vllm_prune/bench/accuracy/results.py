@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 from vllm_prune.bench.accuracy.asking import Answer, identity
 from vllm_prune.bench.accuracy.questions import Question
 from vllm_prune.bench.accuracy.scores import Asked, Difference, Score, difference, score
+from vllm_prune.bench.json_file import rounded, write_json
 from vllm_prune.bench.throughput.configurations import Configuration
 
 
@@ -124,17 +124,8 @@ class Results:
 
     def write(self, path: Path) -> None:
         """Write the document, replacing an earlier one in one step."""
-        partial = path.with_suffix(".json.part")
-        partial.write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
-        partial.replace(path)
+        write_json(path, self.to_dict())
 
 
 def _plain(value: Score | Difference) -> dict[str, Any]:
-    return {key: _rounded(entry) for key, entry in dataclasses.asdict(value).items()}
-
-
-def _rounded(value: Any) -> Any:
-    """Six decimals are more than any of these numbers is worth."""
-    if isinstance(value, float):
-        return round(value, 6)
-    return {key: _rounded(entry) for key, entry in value.items()} if isinstance(value, dict) else value
+    return {key: rounded(entry) for key, entry in dataclasses.asdict(value).items()}

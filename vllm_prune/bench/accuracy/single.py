@@ -13,13 +13,14 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from vllm_prune.bench.accuracy.asking import Task
-from vllm_prune.bench.accuracy.engine import CPU_ARGUMENTS, CPU_CACHE_GIB, SHARED_ARGUMENTS, Engine, EngineSpec
+from vllm_prune.bench.accuracy.engine import CPU_CACHE_GIB, Engine, EngineSpec, engine_arguments
 from vllm_prune.bench.accuracy.questions import Question, letters
-from vllm_prune.bench.accuracy.videos import FileVideo
+from vllm_prune.bench.accuracy.videos import FileVideo, Frames, Video
 from vllm_prune.bench.throughput import provenance
 from vllm_prune.bench.throughput.configurations import VLLM_PRUNE, Configuration
 from vllm_prune.bench.throughput.errors import BenchmarkError
@@ -48,6 +49,21 @@ class Choice:
     def kept(self) -> float:
         """Share of the video's tokens that were kept."""
         return self.video_tokens / self.video_tokens_before
+
+
+@dataclass(frozen=True)
+class _Decoded(FileVideo):
+    """A file that is decoded once: to be asked about, and to be measured."""
+
+    limit: int = 0
+
+    @cached_property
+    def _frames(self) -> Frames:
+        return super().frames(self.limit)
+
+    def frames(self, limit: int) -> Frames:
+        assert limit == self.limit
+        return self._frames
 
 
 class VideoQA:
@@ -79,7 +95,7 @@ class VideoQA:
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         if on_cpu:
             os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", CPU_CACHE_GIB)
-        arguments = {**SHARED_ARGUMENTS, **(CPU_ARGUMENTS if on_cpu else {}), **(engine or {})}
+        arguments = engine_arguments(on_cpu, engine or {})
         self._engine = Engine(
             EngineSpec(
                 model=self._model, variant=True, arguments=arguments, max_frames=max_frames, max_tokens=max_tokens
@@ -97,9 +113,11 @@ class VideoQA:
         if not Path(video).is_file():
             raise BenchmarkError(f"video={str(video)!r}: no such file")
         begin = time.perf_counter()
-        asked = Question(key="1", video=FileVideo(Path(video)), text=question, options=tuple(options), answer="A")
+        decoded = _Decoded(Path(video), limit=self._max_frames)
+        asked = Question(key="1", video=decoded, text=question, options=tuple(options), answer="A")
         configuration = Configuration(name="asked", given="", program=VLLM_PRUNE, config=self._config)
         (answer,) = self._engine.answer([Task(configuration, asked)])
+        seconds = time.perf_counter() - begin
         index = letters(len(options)).find(answer.predicted) if answer.predicted else -1
         assert answer.video_tokens is not None
         return Choice(
@@ -108,12 +126,12 @@ class VideoQA:
             text=answer.said,
             prompt_tokens=answer.prompt_tokens,
             video_tokens=answer.video_tokens,
-            video_tokens_before=self._tokens_of(asked),
-            seconds=time.perf_counter() - begin,
+            video_tokens_before=self._tokens_of(decoded),
+            seconds=seconds,
         )
 
-    def _tokens_of(self, question: Question) -> int:
-        count, height, width, _ = question.video.frames(self._max_frames).pixels.shape
+    def _tokens_of(self, video: Video) -> int:
+        count, height, width, _ = video.frames(self._max_frames).pixels.shape
         shape = VideoShape(count, height, width)
         t, h, w = shape.grid(read_dims(self._model).vision, read_limits(self._model))
         return t * h * w

@@ -18,24 +18,25 @@ import torch
 from vllm_prune.bench.methods.approximations import compare
 from vllm_prune.bench.methods.report import draw, markdown
 from vllm_prune.bench.methods.runner import Size, make_cases, make_video, run_cases
+from vllm_prune.bench.options import positive
 from vllm_prune.bench.throughput import provenance
 from vllm_prune.methods import names
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `vllm-prune bench methods`."""
-    parser.add_argument("--frames", type=_positive, default=64, help="frames of the video (default 64)")
-    parser.add_argument("--tokens-per-frame", type=_positive, default=196, metavar="N", help="default 196")
-    parser.add_argument("--keep", type=_positive, default=98, metavar="N", help="tokens kept of a frame (default 98)")
-    parser.add_argument("--dim", type=_positive, default=4096, metavar="N", help="channels (default 4096)")
+    parser.add_argument("--frames", type=positive, default=64, help="frames of the video (default 64)")
+    parser.add_argument("--tokens-per-frame", type=positive, default=196, metavar="N", help="default 196")
+    parser.add_argument("--keep", type=positive, default=98, metavar="N", help="tokens kept of a frame (default 98)")
+    parser.add_argument("--dim", type=positive, default=4096, metavar="N", help="channels (default 4096)")
     parser.add_argument("--still", type=_share, default=0.0, metavar="X", help="share of the cells that stand still")
     parser.add_argument("--methods", nargs="+", choices=names(), default=names(), metavar="NAME", help="default: all")
-    parser.add_argument("--sweep-frames", nargs="+", type=_positive, default=[], metavar="N", help="time these as well")
+    parser.add_argument("--sweep-frames", nargs="+", type=positive, default=[], metavar="N", help="time these as well")
     parser.add_argument("--approximations", action="store_true", help="log-determinants of the modes of dpp as well")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
-    parser.add_argument("--threads", type=_positive, help="on the CPU (default: PyTorch's)")
-    parser.add_argument("--repeats", type=_positive, default=5, help="timed runs of each case (default 5)")
+    parser.add_argument("--threads", type=positive, help="on the CPU (default: PyTorch's)")
+    parser.add_argument("--repeats", type=positive, default=5, help="timed runs of each case (default 5)")
     parser.add_argument(
         "--clock",
         choices=("wall", "cpu"),
@@ -45,13 +46,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("-o", "--output", type=Path, default=Path("bench-results"), metavar="DIR", help="for results")
     parser.add_argument("--name", default="methods", help="name of the result files, without suffix")
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text}: must be 1 or more")
-    return value
 
 
 def _share(text: str) -> float:

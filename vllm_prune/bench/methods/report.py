@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from vllm_prune.bench.throughput.provenance import describe_lines
 from vllm_prune.bench.throughput.report import table
 
 _FLOOR = "Gram products"
@@ -85,20 +86,13 @@ def growth(points: list[tuple[int, float]]) -> str:
 
 
 def _provenance(results: dict[str, Any]) -> str:
-    where = results["provenance"]
-    machine = where["machine"]
-    versions = ", ".join(f"{name} {version}" for name, version in where["versions"].items())
-    return "\n".join(
-        [
-            f"- Command: `{results['command']}`",
-            f"- When: {results['started']}",
-            f"- Machine: {machine['cpu_cores']} cores of {machine['cpu']}, {machine['memory_gib']} GiB; GPUs: "
-            f"{', '.join(machine['gpus']) or 'none'}; load average before the run {machine['load_average_at_start']}",
-            f"- Versions: {versions}",
-            f"- Commit: {where['commit'] or 'not a git checkout'}; SHA-256 of the code {where['source_sha256'][:16]}",
-            f"- Input: Gaussian noise, a share of {results['still']} of the cells nearly still, seed {results['seed']}",
-        ]
-    )
+    lines = [
+        f"Command: `{results['command']}`",
+        f"When: {results['started']}",
+        *describe_lines(results["provenance"]),
+        f"Input: Gaussian noise, a share of {results['still']} of the cells nearly still, seed {results['seed']}",
+    ]
+    return "\n".join(f"- {line}" for line in lines)
 
 
 def draw(results: dict[str, Any], path: Path) -> None:

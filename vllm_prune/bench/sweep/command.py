@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 from pathlib import Path
 from typing import Any
 
 from vllm_prune.bench.accuracy.command import (
-    INTERRUPTED,
     LONG_ANSWER,
     SHORT_ANSWER,
+    add_dataset_arguments,
     find_model,
-    interrupt,
-    json_object,
-    positive,
     read_questions,
-    seed,
 )
-from vllm_prune.bench.accuracy.datasets import PUBLISHED, SYNTHETIC
+from vllm_prune.bench.accuracy.datasets import SYNTHETIC
 from vllm_prune.bench.accuracy.engine import InProcess
 from vllm_prune.bench.accuracy.questions import Question
 from vllm_prune.bench.accuracy.videos import FileVideo
+from vllm_prune.bench.options import INTERRUPTED, json_object, positive, sigterm_as_interrupt
 from vllm_prune.bench.sweep.points import Axes, make_configurations
 from vllm_prune.bench.sweep.probe import Probe
 from vllm_prune.bench.sweep.runner import SweepPlan, run_sweep
@@ -38,14 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("what is asked")
     group.add_argument("video", nargs="?", type=Path, help="a video file; default: one of --dataset")
     group.add_argument("--question", help="about VIDEO")
-    known = ", ".join((SYNTHETIC, *PUBLISHED))
-    group.add_argument("--dataset", metavar="NAME|FILE", help=f"for accuracies: {known}, or a .jsonl file of questions")
-    group.add_argument("--data", type=Path, default=Path(), metavar="DIR", help="where the dataset lies (default: .)")
-    group.add_argument("--skip-missing", action="store_true", help="leave out questions whose video is not there")
-    group.add_argument("-n", "--n", type=positive, help="questions a sample (default: all); synthetic: clips of a kind")
-    group.add_argument("--seeds", nargs="+", type=seed, default=[0], metavar="SEED", help="a sample each (default 0)")
-    group.add_argument("--frames", nargs="+", type=positive, default=[32], help="synthetic: of a clip (default 32)")
-    group.add_argument("--noise", nargs="+", default=["clean"], help="synthetic: clean, noise, flicker, ... (clean)")
+    add_dataset_arguments(group, required=False)
     _add_axes(parser.add_argument_group("the grid; every combination is tried"))
     group = parser.add_argument_group("who is asked")
     group.add_argument("--model", default=EMBEDDED, help=f"its folder (default: {EMBEDDED})")
@@ -85,18 +74,16 @@ def _or_none(kind: Any) -> Any:
 
 def run(args: argparse.Namespace) -> int:
     """Measure, write the results, and return the exit status."""
-    previous = signal.signal(signal.SIGTERM, interrupt)
     stem = args.output / args.name
     try:
-        run_sweep(make_plan(args))
+        with sigterm_as_interrupt():
+            run_sweep(make_plan(args))
     except BenchmarkError as error:
         print(f"vllm-prune bench sweep: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"interrupted; what is known is in {stem}.*.jsonl: go on with --resume", file=sys.stderr)
         return INTERRUPTED
-    finally:
-        signal.signal(signal.SIGTERM, previous)
     print(f"results: {stem}.json, .md, .png")
     return 0
 

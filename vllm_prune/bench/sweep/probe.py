@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vllm_prune.bench.accuracy.engine import CPU_ARGUMENTS, CPU_CACHE_GIB, SHARED_ARGUMENTS
+from vllm_prune.bench.accuracy.engine import CPU_CACHE_GIB, engine_arguments
 from vllm_prune.bench.accuracy.questions import Question
 from vllm_prune.config import PruneConfig
 
@@ -48,7 +48,7 @@ class Probe:
         from vllm_prune.bench.sweep.forcing import AnswerForcer
         from vllm_prune.engine import engine_args
 
-        options = {**SHARED_ARGUMENTS, **(CPU_ARGUMENTS if on_cpu else {}), **arguments}
+        options = engine_arguments(on_cpu, arguments)
         self._llm = LLM(
             **engine_args(str(model), "baseline", override="any", logits_processors=[AnswerForcer], **options)
         )

@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Sequence
 
 from vllm_prune.bench.sweep.results import Measured, SweepResults
+from vllm_prune.bench.throughput.provenance import describe_lines
 from vllm_prune.bench.throughput.report import table
 
 AXES = ("tau", "cluster_ratio", "temporal_segment_ratio", "keep_ratio", "layer")
@@ -103,15 +104,10 @@ def _mean_cells(results: SweepResults, group: Sequence[Measured]) -> list[str]:
 def _provenance(results: SweepResults) -> str:
     sessions = results.settings["sessions"]
     last, seconds = sessions[-1], sum(session["seconds"] for session in sessions)
-    machine = last["machine"]
-    versions = ", ".join(f"{name} {version}" for name, version in last["versions"].items())
     lines = [
         f"Command: `{results.settings['command']}`, in {len(sessions)} session(s) of {seconds:.0f} s in all",
         f"When: {last['started']}",
-        f"Machine: {machine['cpu_cores']} cores of {machine['cpu']}, {machine['memory_gib']} GiB; "
-        f"GPUs: {', '.join(machine['gpus']) or 'none'}; load average before the run {machine['load_average_at_start']}",
-        f"Versions: {versions}",
-        f"Commit: {last['commit']}; SHA-256 of the code {last['source_sha256'][:16]}",
+        *describe_lines(last),
         f"Settings: `{results.settings['measured_with']}`",
     ]
     return "\n".join(f"- {line}" for line in lines)

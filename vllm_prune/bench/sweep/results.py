@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vllm_prune.bench.accuracy.scores import Score
+from vllm_prune.bench.json_file import rounded, write_json
 from vllm_prune.bench.sweep.pareto import front
 from vllm_prune.bench.sweep.points import UNPRUNED, Point
 
@@ -111,9 +111,9 @@ class SweepResults:
         }
 
     def _entry(self, measured: Measured) -> dict[str, Any]:
-        fields = {key: _rounded(value) for key, value in dataclasses.asdict(measured).items() if key != "point"}
-        fields["share_kept"] = _rounded(measured.video_tokens / self.unpruned.video_tokens)
-        fields["ttft_ratio"] = _rounded(measured.ttft_ms / self.unpruned.ttft_ms)
+        fields = {key: rounded(value) for key, value in dataclasses.asdict(measured).items() if key != "point"}
+        fields["share_kept"] = rounded(measured.video_tokens / self.unpruned.video_tokens)
+        fields["ttft_ratio"] = rounded(measured.ttft_ms / self.unpruned.ttft_ms)
         if measured.point is None:
             return fields
         return {
@@ -126,10 +126,4 @@ class SweepResults:
 
     def write(self, path: Path) -> None:
         """Writes the document, replacing an earlier one in one step."""
-        partial = path.with_suffix(".json.part")
-        partial.write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
-        partial.replace(path)
-
-
-def _rounded(value: Any) -> Any:
-    return round(value, 6) if isinstance(value, float) else value
+        write_json(path, self.to_dict())

@@ -5,14 +5,13 @@ from __future__ import annotations
 import argparse
 import shlex
 import shutil
-import signal
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 
 from vllm_prune.bench.clips import real_clips
+from vllm_prune.bench.options import INTERRUPTED, not_negative, positive, sigterm_as_interrupt
 from vllm_prune.bench.throughput.configurations import parse_configurations
 from vllm_prune.bench.throughput.errors import BenchmarkError
 from vllm_prune.bench.throughput.models import EMBEDDED, RANDOM, resolve_model
@@ -26,7 +25,6 @@ DEFAULT_CONFIGS = (
     'stage1@25%={"stage1": {"cluster_ratio": 0.25}}',
     'uniform@25%={"method": "uniform", "keep_ratio": 0.25}',
 )
-INTERRUPTED = 130
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,18 +41,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--clips", nargs="+", type=Path, metavar="VIDEO", help="clips to cut requests from")
     source.add_argument("--random-mm", action="store_true", help="random pixels instead (vLLM's random-mm dataset)")
-    parser.add_argument("--frames", type=_positive, default=64, help="frames a video (default 64)")
+    parser.add_argument("--frames", type=positive, default=64, help="frames a video (default 64)")
     parser.add_argument("--size", type=_size, default=(336, 224), metavar="WxH", help="of a frame (default 336x224)")
-    parser.add_argument("--clients", nargs="+", type=_positive, default=[1, 8], help="requests at a time (default 1 8)")
+    parser.add_argument("--clients", nargs="+", type=positive, default=[1, 8], help="requests at a time (default 1 8)")
     parser.add_argument(
         "--num-prompts",
         nargs="+",
-        type=_positive,
+        type=positive,
         metavar="N",
         help="requests a load, or one number for each of --clients",
     )
-    parser.add_argument("--output-len", type=_positive, default=16, metavar="TOKENS", help="of an answer (default 16)")
-    parser.add_argument("--repeats", type=_positive, default=3, help="times that every load is sent (default 3)")
+    parser.add_argument("--output-len", type=positive, default=16, metavar="TOKENS", help="of an answer (default 16)")
+    parser.add_argument("--repeats", type=positive, default=3, help="times that every load is sent (default 3)")
     parser.add_argument(
         "--side-by-side",
         action="store_true",
@@ -62,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "of each server in every repeat gives",
     )
     parser.add_argument(
-        "--warmups", type=_not_negative, default=1, help="requests before each load, not counted (default 1)"
+        "--warmups", type=not_negative, default=1, help="requests before each load, not counted (default 1)"
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
@@ -83,20 +81,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--work", type=Path, metavar="DIR", help="keep clips, logs and raw results here")
 
 
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text}: must be 1 or more")
-    return value
-
-
-def _not_negative(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{text}: must be 0 or more")
-    return value
-
-
 def _seconds(text: str) -> float:
     value = float(text)
     if not 0 < value < float("inf"):
@@ -113,27 +97,20 @@ def _size(text: str) -> tuple[int, int]:
 
 def run(args: argparse.Namespace) -> int:
     """Measure, write the results, and return the exit status."""
-    previous = signal.signal(signal.SIGTERM, _interrupt)
     work = args.work or Path(tempfile.mkdtemp(prefix="vllm-prune-bench-"))
     try:
-        run_plan(make_plan(args, work))
+        with sigterm_as_interrupt():
+            run_plan(make_plan(args, work))
     except (BenchmarkError, FileNotFoundError) as error:
         print(f"vllm-prune bench throughput: {error}\nlogs and raw results are in {work}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"interrupted, the servers are ended; logs and raw results are in {work}", file=sys.stderr)
         return INTERRUPTED
-    finally:
-        signal.signal(signal.SIGTERM, previous)
     if args.work is None:
         shutil.rmtree(work)
     print(f"results: {args.output / args.name}.json, .md, .png")
     return 0
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    """Make SIGTERM end the servers the way Ctrl-C does."""
-    raise KeyboardInterrupt
 
 
 def make_plan(args: argparse.Namespace, work: Path) -> Plan:

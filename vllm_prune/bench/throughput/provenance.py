@@ -8,7 +8,7 @@ import os
 import platform
 import re
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,17 @@ def describe() -> dict[str, Any]:
         "commit": checked_out_commit(PACKAGE_FOLDER.parent),
         "source_sha256": source_digest(PACKAGE_FOLDER),
     }
+
+
+def describe_lines(place: Mapping[str, Any]) -> list[str]:
+    """What `describe` found, for readers: machine, versions, commit."""
+    machine = place["machine"]
+    return [
+        f"Machine: {machine['cpu_cores']} cores of {machine['cpu']}, {machine['memory_gib']} GiB; GPUs: "
+        f"{', '.join(machine['gpus']) or 'none'}; load average before the run {machine['load_average_at_start']}",
+        "Versions: " + ", ".join(f"{name} {version}" for name, version in place["versions"].items()),
+        f"Commit: {place['commit'] or 'not a git checkout'}; SHA-256 of the code {place['source_sha256'][:16]}",
+    ]
 
 
 def versions() -> dict[str, str]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vllm_prune.bench.json_file import write_json
 from vllm_prune.bench.throughput.aggregate import Estimate, Run, estimate, ratio, values_by_repeat
 from vllm_prune.bench.throughput.configurations import Configuration
 from vllm_prune.bench.throughput.metrics import METRICS
@@ -75,9 +75,7 @@ class Results:
 
     def write(self, path: Path) -> None:
         """Write the document, replacing an earlier one in one step."""
-        partial = path.with_suffix(".json.part")
-        partial.write_text(json.dumps(self.to_dict(), indent=1), encoding="utf-8")
-        partial.replace(path)
+        write_json(path, self.to_dict())
 
 
 def _plain(value: Estimate | None) -> dict[str, Any] | None:
