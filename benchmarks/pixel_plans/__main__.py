@@ -1,4 +1,4 @@
-"""`python -m benchmarks.pixel_plans accuracy|costs|calibration|pictures`."""
+"""`python -m benchmarks.pixel_plans accuracy|costs|preprocessing|calibration|pictures`."""
 
 from __future__ import annotations
 
@@ -24,6 +24,10 @@ def main(argv: list[str]) -> int:
     costs.add_argument("--frames", type=int, default=64)
     costs.add_argument("--size", type=int, nargs=2, default=(336, 224), help="width and height, multiples of 28")
     costs.add_argument("--repeats", type=int, default=5)
+    clips = commands.add_parser("preprocessing", help="of real clips: decoding, resizing, planning")
+    clips.add_argument("--frames", type=int, default=64)
+    clips.add_argument("--tokens", type=int, default=96, help="of a frame at the most (default 96)")
+    clips.add_argument("--repeats", type=int, default=5)
     calibration = commands.add_parser("calibration", help="share of cells encoded against tau")
     calibration.add_argument("-n", "--clips", type=int, default=20, help="rendered clips of each kind (default 20)")
     pictures = commands.add_parser("pictures", help="of the plans of the real clips")
@@ -40,6 +44,11 @@ def main(argv: list[str]) -> int:
         result = module.measure(args.dims, args.frames, tuple(args.size), args.repeats)
         result["repeats"] = args.repeats
         _write(args.output / "pixel-costs", command, result, module.markdown(result))
+    elif args.what == "preprocessing":
+        from benchmarks.pixel_plans import preprocessing as module
+
+        result = module.measure(args.frames, args.tokens, args.repeats)
+        _write(args.output / "pixel-preprocessing", command, result, module.markdown(result))
     elif args.what == "pictures":
         from benchmarks.pixel_plans.pictures import draw
 

@@ -45,7 +45,7 @@ class Stopwatch:
 class Bench:
     """An engine on random weights, opened up."""
 
-    def __init__(self, dims: str, frames: int, size: tuple[int, int]) -> None:
+    def __init__(self, dims: str) -> None:
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         from vllm import LLM
@@ -53,7 +53,6 @@ class Bench:
         from vllm_prune import engine_args
         from vllm_prune.bench.throughput.models import resolve_model
 
-        self.frames, (self.width, self.height) = frames, size
         with tempfile.TemporaryDirectory() as work:
             model = resolve_model("random", dims, Path(work))
             self.model_description = model.description
@@ -72,7 +71,7 @@ class Bench:
         self._watch = Stopwatch()
         self._sent = 0
 
-    def ask(self, video: np.ndarray, config: Any) -> dict[str, float]:
+    def ask(self, video: np.ndarray, config: Any, **processor_options: Any) -> dict[str, float]:
         """One request; seconds, bytes and tokens."""
         from vllm import SamplingParams
 
@@ -87,7 +86,7 @@ class Bench:
         request = {
             "prompt": PROMPT,
             "multi_modal_data": {"video": [(video, metadata)]},
-            "mm_processor_kwargs": {"prune": config},
+            "mm_processor_kwargs": {"prune": config, **processor_options},
         }
         sampling = SamplingParams(max_tokens=1, temperature=0.0, ignore_eos=True)
         self._watch.seconds.clear()
@@ -150,7 +149,7 @@ def partly_moving(share: float, frames: int, width: int, height: int, seed: int)
 
 def measure(dims: str, frames: int, size: tuple[int, int], repeats: int) -> dict[str, Any]:
     """Medians for every share of cells that move, and for stock preprocessing and encoding of the same videos."""
-    bench = Bench(dims, frames, size)
+    bench = Bench(dims)
     cells = frames // 2 * (size[0] // 28) * (size[1] // 28)
     samples: dict[str, list[dict[str, float]]] = defaultdict(list)
     for repeat in range(repeats + 1):
