@@ -9,8 +9,6 @@ every request and step) -> `embed_input_ids` (once a step) -> `forward`.
 
 from __future__ import annotations
 
-import dataclasses
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,15 +21,12 @@ from vllm.multimodal.inputs import MultiModalFeatureSpec
 from vllm_prune.serving import carrier
 from vllm_prune.serving.dense.prefix import DensePrefix
 from vllm_prune.serving.dense.step import DenseVideo, plan_step
-from vllm_prune.serving.failures import select_tokens
-from vllm_prune.serving.medium_info import MediumInfo, MediumTable
+from vllm_prune.serving.encoder_rows import EncoderRows
 from vllm_prune.serving.positions import Medium, fill_rows, prompt_positions
-from vllm_prune.serving.query_free import over_all_cells, place_tokens, temporal_segments
-from vllm_prune.serving.rank_check import check_same_on_ranks
 from vllm_prune.serving.report_notes import StepRecorder
 from vllm_prune.serving.request_spec import VideoSpec
 from vllm_prune.serving.settings import read_settings
-from vllm_prune.serving.trace import TraceWriter, VideoOutcome, VideoTrace
+from vllm_prune.serving.trace import TraceWriter
 
 _DELTA = "mrope_position_delta"
 """Attribute of a prompt's position tensor that remembers its delta (see `_prompt_delta`)."""
@@ -47,12 +42,11 @@ class PruningModelMixin:
         """Call at the end of the variant's constructor. `placeholder_ids`: token ids of all placeholders of media."""
         self._embed_width = vllm_config.model_config.get_inputs_embeds_size()
         self._placeholder_ids = placeholder_ids
-        self._media = MediumTable()
         settings = read_settings(vllm_config.model_config.hf_config)
-        self._trace: TraceWriter | None = None
-        if settings.trace is not None and get_tensor_model_parallel_rank() == 0:
-            self._trace = TraceWriter(settings.trace)
-        self._dense_prefix = DensePrefix(vllm_config, self.language_model, self._trace)
+        trace_folder = settings.trace if get_tensor_model_parallel_rank() == 0 else None
+        trace = None if trace_folder is None else TraceWriter(trace_folder)
+        self._encoder_rows = EncoderRows(trace)
+        self._dense_prefix = DensePrefix(vllm_config, self.language_model, trace)
         self._max_dense_rows = 0
         if settings.may_query:
             self._dense_prefix.check_backend()
@@ -76,57 +70,8 @@ class PruningModelMixin:
         spec: VideoSpec,
         cells: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Rows of one video for vLLM's encoder cache.
-
-        Args:
-            features: From the vision encoder, [M, C].
-            grid: (t, h, w) in merged tokens, t * h * w = N.
-            t_factor: Temporal positions per step of the grid.
-            spec: What the processor decided.
-            cells: Which cells of the grid were encoded, [M] int64; None: all.
-
-        Returns:
-            [N, C] where everything is kept, else [K, ...] as `carrier.pack` makes them.
-        """
-        counts = spec.counts
-        if counts.kept == counts.total:
-            return features
-        begin = time.perf_counter()
-        tokens = place_tokens(features, grid, cells)
-        with self.notes.merging(features.device):
-            selection = select_tokens(tokens, spec.config, counts)
-        if isinstance(selection, str):
-            return self._failed_rows(features, MediumInfo(grid, t_factor, counts, spec.config.to_json(), 0, selection))
-        entering, assignment, groups = selection
-        anchors = assignment.anchor if cells is None else cells[assignment.anchor]
-        check_same_on_ranks(anchors, "stage 1 of a video of %d x %d x %d tokens", *grid)
-        info = MediumInfo(grid, t_factor, counts, spec.config.to_json())
-        if self._trace is not None:
-            segments = temporal_segments(tokens, spec.config)
-            whole = assignment if cells is None else over_all_cells(assignment, cells, grid)
-            seconds = time.perf_counter() - begin
-            info = self._begin_trace(info, VideoTrace(grid, counts, whole, seconds, info.config_json, segments))
-        rows = carrier.pack(entering.features, anchors, groups, counts.kept, self._media.number(info))
-        if self._trace is not None:
-            self._trace.keep_with(rows, info.trace)
-        return rows
-
-    def _failed_rows(self, features: torch.Tensor, info: MediumInfo) -> torch.Tensor:
-        """Rows of a video that could not be pruned: zeros, at the places of its first cells."""
-        count = info.counts.kept
-        cells = torch.arange(count, device=features.device)
-        return carrier.pack(
-            torch.zeros_like(features[:count]), cells, torch.zeros_like(cells), count, self._media.number(info)
-        )
-
-    def _begin_trace(self, info: MediumInfo, trace: VideoTrace) -> MediumInfo:
-        """Notes what was done to a video; writes it at once where no question has a say."""
-        assert self._trace is not None
-        info = dataclasses.replace(info, trace=self._trace.begin(trace))
-        if not info.query_aware:
-            offsets = info.offsets(trace.assignment.anchor)
-            self._trace.write([], [VideoOutcome(info.trace, torch.arange(len(offsets)), offsets.T)], 0.0)
-        return info
+        """Rows of one video for vLLM's encoder cache; see `EncoderRows.make`."""
+        return self._encoder_rows.make(features, grid, t_factor, spec, cells, self.notes)
 
     def get_mrope_input_positions(
         self, input_tokens: list[int], mm_features: list[MultiModalFeatureSpec]
@@ -178,7 +123,7 @@ class PruningModelMixin:
         self, rows: torch.Tensor, positions: torch.Tensor, index: torch.Tensor, prompt: list[int] | torch.Tensor
     ) -> tuple[torch.Tensor, DenseVideo | str | None, int]:
         """Embeddings [n, C], what is left to choose from (or what went wrong), and the position after the video."""
-        info = self._media[carrier.read_info(rows)]
+        info = self._encoder_rows.media[carrier.read_info(rows)]
         features, cells, groups = carrier.unpack(rows, self._embed_width)
         if not info.query_aware:
             start = fill_rows(positions, index, info.offsets(cells).to(positions.device))
