@@ -14,8 +14,10 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
@@ -24,7 +26,8 @@ from vllm_prune.embedded import clips
 
 ROOT = Path(__file__).parents[1]
 START_TIMEOUT_S = 400
-METRICS_TIMEOUT_S = 20  # Ray passes counters on from time to time
+METRICS_INTERVAL_S = 2  # at which Ray passes counters on
+METRICS_TIMEOUT_S = 20
 ENGINE = {
     "enforce_eager": True,
     "dtype": "float32",
@@ -49,17 +52,25 @@ class Outcome:
 
 
 class Cluster:
-    """A Ray cluster on the loopback with replicas on it; use it in a `with` statement."""
+    """A Ray cluster on the loopback with replicas on it; use it in a `with` statement.
 
-    def __init__(self, replicas: int) -> None:
+    Args:
+        replicas: How many there are from the start.
+        most: How many the load may raise that to; default: no more.
+        options: Further ones of launch/ray/replicas.py.
+    """
+
+    def __init__(self, replicas: int, most: int | None = None, options: Sequence[str] = ()) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="vpr-", dir="/tmp"))
-        self.replicas = replicas
+        self.replicas, self.most, self._options = replicas, most or replicas, options
+        self.server: subprocess.Popen[bytes] | None = None
         self.http, self.metrics_port, gcs, client = (free_port() for _ in range(4))
         self.address = f"127.0.0.2:{gcs}"
         self.url = f"http://127.0.0.1:{self.http}"
+        self.log = self.folder / "replicas.log"
         self._head_options = ["--port", str(gcs), "--ray-client-server-port", str(client), "--include-dashboard=false"]
         self._head_options += ["--metrics-export-port", str(self.metrics_port), "--object-store-memory=100000000"]
-        self._head_options += ["--num-cpus", str(2 * replicas + 2)]
+        self._head_options += ["--num-cpus", str(2 * self.most + 2)]
         self.environment = {
             **os.environ,
             "VLLM_PRUNE_VENV": str(Path(sys.executable).parents[1]),
@@ -69,7 +80,7 @@ class Cluster:
             "HF_HUB_OFFLINE": "1",
             "VLLM_CPU_KVCACHE_SPACE": "1",
             "OMP_NUM_THREADS": "1",
-            "RAY_metrics_report_interval_ms": "2000",
+            "RAY_metrics_report_interval_ms": str(1000 * METRICS_INTERVAL_S),
         }
 
     def __enter__(self) -> Cluster:
@@ -83,6 +94,8 @@ class Cluster:
 
     def __exit__(self, *_: object) -> None:
         self.script("stop")
+        if self.server is not None:
+            self.server.wait()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def script(self, name: str, *arguments: str) -> str:
@@ -94,11 +107,10 @@ class Cluster:
         return done.stdout
 
     def _start_replicas(self) -> None:
-        count = str(self.replicas)
         command = [sys.executable, str(ROOT / "launch/ray/replicas.py"), "embedded", "--prune", PRUNE, "--cpu"]
-        command += ["--min-replicas", count, "--max-replicas", count, "--port", str(self.http)]
-        command += ["--engine", json.dumps(ENGINE)]
-        log = self.folder / "replicas.log"
+        command += ["--min-replicas", str(self.replicas), "--max-replicas", str(self.most), "--port", str(self.http)]
+        command += ["--engine", json.dumps(ENGINE), *self._options]
+        log = self.log
         with log.open("w") as output:
             self.server = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=self.environment)
         deadline = time.monotonic() + START_TIMEOUT_S
@@ -107,10 +119,10 @@ class Cluster:
                 raise RuntimeError(f"no replicas: {log.read_text()[-2000:]}")
             time.sleep(0.5)
 
-    def ask(self, video: int, question: str, timeout_s: float = 60) -> Outcome:
-        """Ask one question, and take whatever comes back."""
+    def ask(self, video: int, question: str, timeout_s: float = 60, **more: Any) -> Outcome:
+        """Ask one question, with `more` in the body, and take whatever comes back."""
         content = [{"type": "video_url", "video_url": {"url": video_url(video)}}, {"type": "text", "text": question}]
-        body = {"model": "embedded", "max_completion_tokens": 4, "temperature": 0.0}
+        body = {"model": "embedded", "max_completion_tokens": 4, "temperature": 0.0, **more}
         body["messages"] = [{"role": "user", "content": content}]
         try:
             response = httpx.post(f"{self.url}/v1/chat/completions", json=body, timeout=timeout_s)

@@ -85,8 +85,8 @@ def serve_until_interrupted(options: ReplicaOptions, address: str, host: str, po
     def stop(_number: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    signal.signal(signal.SIGTERM, stop)
     ray.init(address=address, log_to_driver=False)
+    signal.signal(signal.SIGTERM, stop)  # after Ray, which sets a handler of its own
     try:
         serve.start(http_options={"host": host, "port": port})
         serve.run(build_application(options), name=APPLICATION, route_prefix="/")

@@ -1,11 +1,17 @@
 """Replicas on Ray Serve: a video stays with the replica that has seen it, and a killed replica loses no request."""
 
+import contextlib
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import psutil
 import pytest
 
 from vllm_prune.cluster.affinity import media_key
 from vllm_prune.cluster.replicas import ReplicaOptions
 
 REQUESTS, VIDEOS, CLIENTS = 30, 6, 2
+METRICS_S = 4  # longer than Ray takes to pass counters on
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +50,81 @@ def test_a_killed_replica_loses_no_request(replicas):
     failed = [outcome for outcome in outcomes if outcome.status != 200]
     assert len(failed) <= CLIENTS
     assert all(outcome.status >= 500 and "error" in outcome.text for outcome in failed)
+
+
+@pytest.mark.long
+def test_a_request_that_two_replicas_died_of_is_told_so(replicas):
+    ray_replicas, cluster = replicas
+    wait_for(lambda: number_that_answer(ray_replicas, cluster) == 2)
+    left = cluster.replica_processes()  # not those that are started in the place of dead ones
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(cluster.ask, 0, "who?", 120, max_completion_tokens=3000, ignore_eos=True)
+        while left:
+            process = computing(left, asked)
+            process.kill()
+            left.remove(process)
+        outcome = asked.result()
+    assert outcome.status == 503
+    assert "2 replicas ended while they worked on this request; send it again later" in outcome.text
+
+
+def number_that_answer(ray_replicas, cluster):
+    """How many replicas took part in answering."""
+    before = cluster.counters(0)
+    ask_all(ray_replicas, cluster, [])
+    time.sleep(METRICS_S)
+    now = cluster.counters(0)
+    return sum(now[one]["request_success"] > before.get(one, {}).get("request_success", 0) for one in now)
+
+
+def computing(processes, asked):
+    """The one that works on the only request."""
+    while not asked.done():
+        for process in filter(busy, processes):
+            return process
+    pytest.fail(f"it is answered: {asked.result()}")
+
+
+def busy(process, seconds=1.0):
+    """Whether a replica computes, in its own process or in a child."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        before = cpu_seconds(process)
+        time.sleep(seconds)
+        return cpu_seconds(process) - before > 0.5 * seconds
+    return False
+
+
+def cpu_seconds(process):
+    return sum(sum(one.cpu_times()[:2]) for one in (process, *process.children(recursive=True)))
+
+
+def wait_for(condition, seconds=240):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(1)
+
+
+@pytest.mark.long
+def test_the_number_of_replicas_follows_the_load_and_sigterm_ends_them():
+    ray_replicas = pytest.importorskip("benchmarks.ray_replicas", reason="needs the repository's benchmarks/")
+    with ray_replicas.Cluster(1, most=2, options=["--target-requests", "1"]) as cluster, ThreadPoolExecutor(4) as pool:
+        assert len(cluster.replica_processes()) == 1
+        outcomes = []
+
+        def keep_asking(video):
+            deadline = time.monotonic() + 300
+            while len(cluster.replica_processes()) == 1 and time.monotonic() < deadline:
+                outcomes.append(cluster.ask(video, "who?", max_completion_tokens=200, ignore_eos=True))
+
+        for asking in [pool.submit(keep_asking, video) for video in range(4)]:
+            asking.result()
+        assert len(cluster.replica_processes()) == 2
+        assert {outcome.status for outcome in outcomes} == {200}
+        cluster.server.terminate()
+        assert cluster.server.wait(60) == 0
+        assert "replicas: ending them" in cluster.log.read_text()
+        wait_for(lambda: not cluster.replica_processes(), seconds=30)
 
 
 # --- the key of a request ---

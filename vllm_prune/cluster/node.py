@@ -152,11 +152,26 @@ def _family(pid: int) -> list[psutil.Process]:
 def _end(family: list[psutil.Process]) -> None:
     """Ask the first to end, which ends the others in order; then end whoever is left."""
     _signal(family[:1], signal.SIGTERM)
-    _, left = psutil.wait_procs(family[:1], timeout=_STOP_TIMEOUT_S)
+    _left_after(family[:1], _STOP_TIMEOUT_S)
     # Those below die with their parent, a moment later.
-    _, left = psutil.wait_procs([*left, *family[1:]], timeout=5)
+    left = _left_after(family, 5)
     _signal(left, signal.SIGKILL)
-    psutil.wait_procs(left, timeout=10)
+    _left_after(left, 10)
+
+
+def _left_after(processes: list[psutil.Process], timeout_s: float) -> list[psutil.Process]:
+    """Wait for processes to end, and say which have not. One that its parent has yet to notice has ended."""
+    deadline = time.monotonic() + timeout_s
+    while (left := [process for process in processes if _runs(process)]) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return left
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _signal(processes: Iterable[psutil.Process], number: signal.Signals) -> None:
