@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import shutil
@@ -90,7 +91,8 @@ class RayNode:
             # A node whose link is cut waits for its head.
             _, left = psutil.wait_procs(processes, timeout=30)
             for process in left:
-                process.kill()
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
             self._process.wait()
 
     def processes(self) -> list[psutil.Process]:

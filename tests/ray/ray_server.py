@@ -13,6 +13,8 @@ from pathlib import Path
 import psutil
 from ray_head import RayNode, free_port
 
+from vllm_prune.cluster.state import runs
+
 OPTIONS = (
     *("-tp", "2", "--distributed-executor-backend", "ray", "--host", "127.0.0.1", "--enforce-eager"),
     *("--gpu-memory-utilization", "0.1", "--max-model-len", "4096", "--dtype", "float32"),
@@ -88,7 +90,7 @@ class Footprint:
 
     def left(self) -> list[str]:
         """Those that are still there."""
-        running = [f"{process.pid} {_title(process)}" for process in self.processes if _runs(process)]
+        running = [f"{process.pid} {_title(process)}" for process in self.processes if runs(process)]
         return running + [str(segment) for segment in self.segments if segment.exists()]
 
 
@@ -104,25 +106,3 @@ def _title(process: psutil.Process) -> str:
         return " ".join(process.cmdline())
     except psutil.Error:
         return ""
-
-
-def _runs(process: psutil.Process) -> bool:
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
-ACTORS = """
-import ray
-ray.init(logging_level="error", log_to_driver=False)
-print("actors:", ray.util.list_named_actors(all_namespaces=True), "free:", ray.available_resources().get("CPU"))
-"""
-
-
-def actors_and_free_cpus(node: RayNode) -> str:
-    """What the cluster says of its named actors (vLLM names all of its own) and of its free CPUs."""
-    environment = {**os.environ, **node.environment}
-    done = subprocess.run([sys.executable, "-c", ACTORS], capture_output=True, text=True, env=environment, timeout=90)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip().splitlines()[-1]

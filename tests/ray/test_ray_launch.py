@@ -10,6 +10,7 @@ import pytest
 from launched_cluster import SMALL, LaunchedCluster, free_port
 
 from vllm_prune.cluster.__main__ import main
+from vllm_prune.cluster.state import runs
 from vllm_prune.embedded import model_path
 
 
@@ -78,7 +79,7 @@ def test_stop_ends_its_own_node_and_no_other(cluster):
     worker = cluster.family("worker", "worker")
     stopped = cluster.script("stop", "--dir", str(cluster.folder / "worker"))
     assert "ended the worker" in stopped.stdout
-    assert [process for process in worker if process.is_running()] == []
+    assert [process for process in worker if runs(process)] == []
     assert all(process.is_running() for process in cluster.family()[:1])
     done = cluster.doctor("--ray", cluster.address)
     assert done.returncode == 0, done.stdout

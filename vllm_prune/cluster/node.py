@@ -160,18 +160,11 @@ def _end(family: list[psutil.Process]) -> None:
 
 
 def _left_after(processes: list[psutil.Process], timeout_s: float) -> list[psutil.Process]:
-    """Wait for processes to end, and say which have not. One that its parent has yet to notice has ended."""
+    """Wait for processes to end, and say which have not."""
     deadline = time.monotonic() + timeout_s
-    while (left := [process for process in processes if _runs(process)]) and time.monotonic() < deadline:
+    while (left := [process for process in processes if state.runs(process)]) and time.monotonic() < deadline:
         time.sleep(0.05)
     return left
-
-
-def _runs(process: psutil.Process) -> bool:
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 def _signal(processes: Iterable[psutil.Process], number: signal.Signals) -> None:

@@ -35,10 +35,18 @@ class Started:
         """The process, or None if it has ended."""
         try:
             found = psutil.Process(self.pid)
-            alive = abs(found.create_time() - self.created) < 1 and found.status() != psutil.STATUS_ZOMBIE
+            same = abs(found.create_time() - self.created) < 1
         except psutil.NoSuchProcess:
             return None
-        return found if alive else None
+        return found if same and runs(found) else None
+
+
+def runs(process: psutil.Process) -> bool:
+    """Whether a process has not ended. One whose end its parent has yet to notice has."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def default_folder() -> Path:
