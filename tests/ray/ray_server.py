@@ -106,3 +106,18 @@ def _title(process: psutil.Process) -> str:
         return " ".join(process.cmdline())
     except psutil.Error:
         return ""
+
+
+ACTORS = """
+import ray
+ray.init(logging_level="error", log_to_driver=False)
+print("actors:", ray.util.list_named_actors(all_namespaces=True), "free:", ray.available_resources().get("CPU"))
+"""
+
+
+def actors_and_free_cpus(node: RayNode) -> str:
+    """What the cluster says of its named actors (vLLM names all of its own) and of its free CPUs."""
+    environment = {**os.environ, **node.environment}
+    done = subprocess.run([sys.executable, "-c", ACTORS], capture_output=True, text=True, env=environment, timeout=90)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip().splitlines()[-1]
