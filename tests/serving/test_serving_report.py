@@ -307,7 +307,7 @@ def test_the_engine_holds_a_videos_rows_as_long_as_it_needs_them(engine, tmp_pat
     seen = []
     begin = writer.begin
     monkeypatch.setattr(writer, "begin", lambda trace: seen.append(weakref.ref(trace)) or begin(trace))
-    monkeypatch.setattr(engine.model, "_trace", writer)
+    monkeypatch.setattr(engine.model._encoder_rows, "_trace", writer)
     monkeypatch.setattr(engine.model._dense_prefix, "_trace", writer)
     for question in ("What is red?", "What is blue?"):
         engine.run([prune(ask(16, 112, 112, seed=53, question=question), "default")])
