@@ -23,7 +23,7 @@ from typing import Any
 import psutil
 
 from benchmarks.ray_replicas_cluster import PRUNE, Cluster, Outcome
-from vllm_prune.bench.throughput.provenance import describe
+from vllm_prune.bench.throughput.provenance import describe, describe_lines
 from vllm_prune.embedded import clips
 
 
@@ -113,6 +113,7 @@ def report(result: dict[str, Any]) -> str:
     killed = result["runs"][-1]["killed"]
     statuses = ", ".join(f"{count} x {status}" for status, count in sorted(killed["statuses"].items()))
     lines += ["", f"The same again with one of the replicas killed (SIGKILL) after a third: HTTP {statuses}."]
+    lines += ["", *(f"- {line}" for line in describe_lines(result["environment"]))]
     return "\n".join([*lines, ""])
 
 

@@ -26,8 +26,7 @@ from vllm_prune.embedded import clips
 
 ROOT = Path(__file__).parents[1]
 START_TIMEOUT_S = 400
-METRICS_INTERVAL_S = 2  # at which Ray passes counters on
-METRICS_TIMEOUT_S = 20
+METRICS_TIMEOUT_S = 20  # Ray passes counters on from time to time
 ENGINE = {
     "enforce_eager": True,
     "dtype": "float32",
@@ -80,7 +79,7 @@ class Cluster:
             "HF_HUB_OFFLINE": "1",
             "VLLM_CPU_KVCACHE_SPACE": "1",
             "OMP_NUM_THREADS": "1",
-            "RAY_metrics_report_interval_ms": str(1000 * METRICS_INTERVAL_S),
+            "RAY_metrics_report_interval_ms": "2000",
         }
 
     def __enter__(self) -> Cluster:
@@ -110,13 +109,12 @@ class Cluster:
         command = [sys.executable, str(ROOT / "launch/ray/replicas.py"), "embedded", "--prune", PRUNE, "--cpu"]
         command += ["--min-replicas", str(self.replicas), "--max-replicas", str(self.most), "--port", str(self.http)]
         command += ["--engine", json.dumps(ENGINE), *self._options]
-        log = self.log
-        with log.open("w") as output:
+        with self.log.open("w") as output:
             self.server = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=self.environment)
         deadline = time.monotonic() + START_TIMEOUT_S
-        while "is served at" not in log.read_text():
+        while "is served at" not in self.log.read_text():
             if self.server.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"no replicas: {log.read_text()[-2000:]}")
+                raise RuntimeError(f"no replicas: {self.log.read_text()[-2000:]}")
             time.sleep(0.5)
 
     def ask(self, video: int, question: str, timeout_s: float = 60, **more: Any) -> Outcome:

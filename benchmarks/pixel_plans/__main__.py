@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from vllm_prune.bench.json_file import write_json
+from vllm_prune.bench.throughput.provenance import describe, describe_lines
 
 
 def main(argv: list[str]) -> int:
@@ -34,6 +36,7 @@ def main(argv: list[str]) -> int:
     pictures.add_argument("--folder", type=Path, default=Path("docs/images"), help="default docs/images")
     args = parser.parse_args(argv)
     command = ["python", "-m", "benchmarks.pixel_plans", *argv]
+    place = describe()
     if args.what == "accuracy":
         from benchmarks.pixel_plans.accuracy import run
 
@@ -43,12 +46,12 @@ def main(argv: list[str]) -> int:
 
         result = module.measure(args.dims, args.frames, tuple(args.size), args.repeats)
         result["repeats"] = args.repeats
-        _write(args.output / "pixel-costs", command, result, module.markdown(result))
+        _write(args.output / "pixel-costs", command, place, result, module.markdown(result))
     elif args.what == "preprocessing":
         from benchmarks.pixel_plans import preprocessing as module
 
         result = module.measure(args.frames, args.tokens, args.repeats)
-        _write(args.output / "pixel-preprocessing", command, result, module.markdown(result))
+        _write(args.output / "pixel-preprocessing", command, place, result, module.markdown(result))
     elif args.what == "pictures":
         from benchmarks.pixel_plans.pictures import draw
 
@@ -58,21 +61,14 @@ def main(argv: list[str]) -> int:
         from benchmarks.pixel_plans import calibration as module
 
         result = module.measure(args.clips)
-        _write(args.output / "pixel-calibration", command, result, module.markdown(result))
+        _write(args.output / "pixel-calibration", command, place, result, module.markdown(result))
     return 0
 
 
-def _write(stem: Path, command: Sequence[str], result: dict[str, Any], table: str) -> None:
-    from vllm_prune.bench.throughput.provenance import describe
-
-    place = describe()
-    versions = ", ".join(f"{name} {version}" for name, version in place["versions"].items())
-    machine = f"{place['machine']['cpu_cores']} cores of {place['machine']['cpu']}"
-    made = f"\nMade by `{' '.join(command)}` on {machine}; {versions}.\n"
+def _write(stem: Path, command: Sequence[str], place: Mapping[str, Any], result: Mapping[str, Any], table: str) -> None:
+    made = "\n".join(["", f"- Command: `{' '.join(command)}`", *(f"- {line}" for line in describe_lines(place)), ""])
     stem.parent.mkdir(parents=True, exist_ok=True)
-    stem.with_suffix(".json").write_text(
-        json.dumps({"command": command, **result, "provenance": place}, indent=1) + "\n"
-    )
+    write_json(stem.with_suffix(".json"), {"command": command, **result, "provenance": place})
     stem.with_suffix(".md").write_text(table + made)
     print(table + made)
 

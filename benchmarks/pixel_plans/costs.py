@@ -7,13 +7,15 @@ import statistics
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import numpy as np
+
+from vllm_prune.bench.throughput.report import table
 
 SHARES = (0.1, 0.25, 0.5, 0.75, 1.0)
 PIXELS = {"stage1": {"where": "processor", "cluster_ratio": 1.0}}
@@ -147,6 +149,11 @@ def partly_moving(share: float, frames: int, width: int, height: int, seed: int)
     return blocks.repeat(2, axis=0).repeat(7, axis=1).repeat(7, axis=2)
 
 
+def medians(samples: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Of every value of the samples."""
+    return {key: statistics.median(sample[key] for sample in samples) for key in samples[0]}
+
+
 def measure(dims: str, frames: int, size: tuple[int, int], repeats: int) -> dict[str, Any]:
     """Medians for every share of cells that move, and for stock preprocessing and encoding of the same videos."""
     bench = Bench(dims)
@@ -164,7 +171,7 @@ def measure(dims: str, frames: int, size: tuple[int, int], repeats: int) -> dict
     text = statistics.median(s["prompt_tokens"] for s in samples["stock"]) - cells
     rows = {}
     for name, own in samples.items():
-        row = {key: statistics.median(sample[key] for sample in own) for key in own[0]}
+        row = medians(own)
         row["encoded_share"] = (row.pop("prompt_tokens") - text) / cells
         rows[name] = row
     stock = rows["stock"]
@@ -178,16 +185,9 @@ def measure(dims: str, frames: int, size: tuple[int, int], repeats: int) -> dict
 
 def markdown(result: dict[str, Any]) -> str:
     """The table."""
-    lines = [
-        "# Stage 1 on pixels: what it costs and saves",
-        "",
-        f"{result['frames']} frames of {result['size'][0]} x {result['size'][1]}, {result['cells']} cells, one request "
-        f"at a time, medians of {result['repeats']}; {result['model']}.",
-        "",
-        "| cells that move | encoded | encoder, ms | of stock | ÷ encoded share | sent, MB | of stock "
-        "| preprocessing, ms | plan, ms | of preprocessing | copy, ms | TTFT, ms |",
-        "| :-- | --: | --: | --: | --: | --: | --: | --: | --: | --: | --: | --: |",
-    ]
+    header = ["cells that move", "encoded", "encoder, ms", "of stock", "÷ encoded share", "sent, MB", "of stock"]
+    header += ["preprocessing, ms", "plan, ms", "of preprocessing", "copy, ms", "TTFT, ms"]
+    rows = []
     for name, row in result["rows"].items():
         plan = row.get("plan_s")
         own = (
@@ -195,17 +195,22 @@ def markdown(result: dict[str, Any]) -> str:
             if plan is None
             else (f"{1e3 * plan:.1f}", f"{row['plan_of_preprocessing']:.1%}", f"{1e3 * row['keep_s']:.1f}")
         )
-        cells = (
-            name,
-            f"{row['encoded_share']:.1%}",
-            f"{1e3 * row['encoder_s']:.0f}",
-            f"{row['encoder_of_stock']:.1%}",
-            f"{row['encoder_of_stock'] / row['encoded_share']:.2f}",
-            f"{row['sent_bytes'] / 1e6:.1f}",
-            f"{row['bytes_of_stock']:.1%}",
-            f"{1e3 * row['preprocess_s']:.0f}",
-            *own,
-            f"{1e3 * row['ttft_s']:.0f}",
+        rows.append(
+            [
+                name,
+                f"{row['encoded_share']:.1%}",
+                f"{1e3 * row['encoder_s']:.0f}",
+                f"{row['encoder_of_stock']:.1%}",
+                f"{row['encoder_of_stock'] / row['encoded_share']:.2f}",
+                f"{row['sent_bytes'] / 1e6:.1f}",
+                f"{row['bytes_of_stock']:.1%}",
+                f"{1e3 * row['preprocess_s']:.0f}",
+                *own,
+                f"{1e3 * row['ttft_s']:.0f}",
+            ]
         )
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+    return (
+        "# Stage 1 on pixels: what it costs and saves\n\n"
+        f"{result['frames']} frames of {result['size'][0]} x {result['size'][1]}, {result['cells']} cells, one request "
+        f"at a time, medians of {result['repeats']}; {result['model']}.\n\n{table(header, rows)}\n"
+    )

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.pixel_plans.costs import PIXELS, Bench
+from benchmarks.pixel_plans.costs import PIXELS, Bench, medians
 from vllm_prune.bench.clips import real_clips
+from vllm_prune.bench.throughput.random_model import PIXELS_PER_TOKEN
+from vllm_prune.bench.throughput.report import table
 
-PIXELS_PER_TOKEN = 28 * 28
 FEWEST_TOKENS = 16  # of a frame: small clips are not enlarged
 
 
@@ -21,7 +21,7 @@ def measure(frames: int, tokens: int, repeats: int) -> dict[str, Any]:
     rows = {}
     for name, path in real_clips().items():
         samples = [_sample(bench, path, frames, size) for _ in range(repeats + 1)][1:]  # the first warms up
-        row = {key: statistics.median(sample[key] for sample in samples) for key in samples[0]}
+        row = medians(samples)
         row["plan_of_preprocessing"] = row["plan_s"] / row["preprocess_s"]
         row["plan_of_all"] = row["plan_s"] / (row["decode_s"] + row["processor_s"])
         rows[name] = row
@@ -47,23 +47,21 @@ def _sample(bench: Bench, path: Path, frames: int, size: dict[str, int]) -> dict
 
 def markdown(result: dict[str, Any]) -> str:
     """The table."""
-    lines = [
-        "# Stage 1 on pixels: planning beside decoding and preprocessing",
-        "",
-        f"{result['frames']} frames of each clip, resized by the Hugging Face processor to at most "
-        f"{result['tokens_per_frame']} tokens each; one request at a time, medians of {result['repeats']}.",
-        "",
-        "| clip | size | decoding, ms | preprocessing, ms | plan, ms | of preprocessing | of all before the engine |",
-        "| :-- | --: | --: | --: | --: | --: | --: |",
-    ]
-    for name, row in result["rows"].items():
-        cells = (
+    header = ["clip", "size", "decoding, ms", "preprocessing, ms", "plan, ms", "of preprocessing"]
+    rows = [
+        [
             name,
             f"{row['width']:.0f} x {row['height']:.0f}",
             *(f"{1e3 * row[key]:.0f}" for key in ("decode_s", "preprocess_s")),
             f"{1e3 * row['plan_s']:.1f}",
             f"{row['plan_of_preprocessing']:.1%}",
             f"{row['plan_of_all']:.1%}",
-        )
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+        ]
+        for name, row in result["rows"].items()
+    ]
+    return (
+        "# Stage 1 on pixels: planning beside decoding and preprocessing\n\n"
+        f"{result['frames']} frames of each clip, resized by the Hugging Face processor to at most "
+        f"{result['tokens_per_frame']} tokens each; one request at a time, medians of {result['repeats']}.\n\n"
+        f"{table([*header, 'of all before the engine'], rows)}\n"
+    )
