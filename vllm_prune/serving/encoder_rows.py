@@ -59,15 +59,15 @@ class EncoderRows:
         anchors = assignment.anchor if cells is None else cells[assignment.anchor]
         check_same_on_ranks(anchors, "stage 1 of a video of %d x %d x %d tokens", *grid)
         info = MediumInfo(grid, t_factor, counts, spec.config.to_json())
-        if self._trace is None:
-            return carrier.pack(entering.features, anchors, groups, counts.kept, self.media.number(info))
-        segments = temporal_segments(tokens, spec.config)
-        whole = assignment if cells is None else over_all_cells(assignment, cells, grid)
-        seconds = time.perf_counter() - begin
-        traced = VideoTrace(grid, counts, whole, seconds, info.config_json, segments)
-        info = _begin_trace(self._trace, info, traced)
+        if self._trace is not None:
+            segments = temporal_segments(tokens, spec.config)
+            whole = assignment if cells is None else over_all_cells(assignment, cells, grid)
+            seconds = time.perf_counter() - begin
+            traced = VideoTrace(grid, counts, whole, seconds, info.config_json, segments)
+            info = _begin_trace(self._trace, info, traced)
         rows = carrier.pack(entering.features, anchors, groups, counts.kept, self.media.number(info))
-        self._trace.keep_with(rows, info.trace)
+        if self._trace is not None:
+            self._trace.keep_with(rows, info.trace)
         return rows
 
     def _failed(self, features: torch.Tensor, info: MediumInfo) -> torch.Tensor:
