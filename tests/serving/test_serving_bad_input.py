@@ -40,6 +40,9 @@ PRUNE = [
     ({"stage1": {"tau": "high"}}, ["stage1.tau='high'", "a number"]),
     ({"stage1": {"taus": 0.5}}, ["'taus'", "tau, cluster_ratio"]),
     ({"stage1": 3}, ["stage1=3", "true, false or an object"]),
+    ({"stage1": {"where": "pixels"}}, ["stage1.where='pixels'", "encoder, processor"]),
+    ({"stage1": {"where": "processor", "tau": 1.5}}, ["stage1.tau=1.5"]),
+    ({"stage1": {"where": "processor", "min_tokens": 9, "max_tokens": 8}}, ["min_tokens=9", "stage1.max_tokens"]),
     ({"target_token_num": 0}, ["target_token_num=0", "1 or more"]),
     ({"target_token_num": 2.5}, ["target_token_num=2.5", "integer"]),
     ({"target_token_num": NUM_TOKENS + 1}, [f"target_token_num={NUM_TOKENS + 1}", f"{NUM_TOKENS} tokens"]),
@@ -171,3 +174,25 @@ def test_media_of_a_refused_request_are_accepted_later(server):
     refuse(server, picture, film, QUESTION_PART)
     refuse(server, picture, clip, QUESTION_PART, prune={"target_token_num": NUM_TOKENS + 1})
     assert server.ask(picture, clip, QUESTION_PART).usage.completion_tokens == 3
+
+
+ON_PIXELS = {"stage1": {"where": "processor"}}
+ONE_TOKEN = {"stage1": {"where": "processor", "still": "segments", "max_tokens": 1}}
+
+
+@pytest.mark.parametrize(
+    ("file", "prune"),
+    [
+        pytest.param(mp4(2, fps=2.0), ON_PIXELS, id="two frames"),
+        pytest.param(mp4(5, fps=2.0), ON_PIXELS, id="five frames"),
+        pytest.param(y4m(16, 112, 112), ON_PIXELS, id="one colour"),
+        pytest.param(GOOD_FILE, ONE_TOKEN, id="one token for all segments"),
+    ],
+)
+def test_unusual_videos_are_planned_on_pixels(open_server, file, prune):
+    """Fewer frames than a plan compares, nothing that changes, less room than segments: all are answered."""
+    assert open_server.ask(video(data_url(file)), QUESTION_PART, prune=prune, max_tokens=1).usage.completion_tokens == 1
+
+
+def test_one_frame_is_refused_on_pixels_too(open_server):
+    assert "frame" in refuse(open_server, video(data_url(mp4(1, fps=2.0))), QUESTION_PART, prune=ON_PIXELS)
