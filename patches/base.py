@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from vllm_prune.patches.after_import import run_after_import
+from vllm_prune.supported import SUPPORTED_VLLM
 
 
 class PatchError(RuntimeError):
@@ -37,7 +38,9 @@ class Patch:
 
     name: str  # the module's name in this folder
     target: str  # "module:attribute"
-    library: str  # requirement whose versions the patch was written for, "vllm>=0.32,<0.33"
+    library: str = (
+        f"vllm{SUPPORTED_VLLM}"  # requirement whose versions the patch is for; another one only with a reason
+    )
     process: str  # where it runs: every Python process of the environment, API server, engine core, worker
     trigger: str | None  # the module after whose import it is applied; None: at interpreter start
     why: str

@@ -23,6 +23,26 @@ def require_signature(function: Callable[..., Any], expected: str, target: str) 
         raise PatchError(target, f"the signature {expected}", found)
 
 
+def require_leading(function: Callable[..., Any], expected: tuple[str, ...], target: str) -> None:
+    """Raise PatchError unless the function's first parameters are `expected`, by name and each usable by position.
+
+    For a wrapper that uses these and passes on the rest: whatever follows them may change.
+    """
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    parameters = inspect.signature(function).parameters.values()
+    found = tuple(parameter.name for parameter in parameters if parameter.kind in positional)
+    if found[: len(expected)] != expected:
+        raise PatchError(target, f"the first parameters ({', '.join(expected)})", f"({', '.join(found)})")
+
+
+def require_keywords(function: Callable[..., Any], expected: tuple[str, ...], target: str) -> None:
+    """Raise PatchError unless the function takes each of `expected` by name."""
+    parameters = inspect.signature(function).parameters
+    missing = [name for name in expected if name not in parameters]
+    if missing:
+        raise PatchError(target, f"parameters named {', '.join(expected)}", f"none named {', '.join(missing)}")
+
+
 def require_source(function: Callable[..., Any], snippets: tuple[str, ...], target: str) -> None:
     """Raise PatchError unless each snippet stands in the function's source, however either is wrapped or indented."""
     source = _one_line(inspect.getsource(function))

@@ -4,7 +4,7 @@ import functools
 from typing import Any
 
 from vllm_prune.patches.base import Patch
-from vllm_prune.patches.checks import require_signature, require_source
+from vllm_prune.patches.checks import require_leading, require_source
 
 _MODULE = "vllm.v1.core.kv_cache_utils"
 _TARGET = f"{_MODULE}:_gen_mm_extra_hash_keys"
@@ -19,8 +19,7 @@ def _module() -> Any:
 
 def _verify() -> None:
     module = _module()
-    signature = "(request, start_token_idx, end_token_idx, start_mm_idx)"
-    require_signature(module._gen_mm_extra_hash_keys, signature, _TARGET)
+    require_leading(module._gen_mm_extra_hash_keys, ("request", "start_token_idx", "end_token_idx"), _TARGET)
     call = ("mm_extra_keys, new_start_mm_idx = _gen_mm_extra_hash_keys(",)
     require_source(module.generate_block_hash_extra_keys, call, f"{_MODULE}:generate_block_hash_extra_keys")
 
@@ -30,11 +29,11 @@ def _install() -> None:
 
     @functools.wraps(original)
     def _gen_mm_extra_hash_keys(
-        request: Any, start_token_idx: int, end_token_idx: int, start_mm_idx: int
+        request: Any, start_token_idx: int, end_token_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[list[Any], int]:
         from vllm_prune.serving.request_spans import block_keys
 
-        keys, next_mm_idx = original(request, start_token_idx, end_token_idx, start_mm_idx)
+        keys, next_mm_idx = original(request, start_token_idx, end_token_idx, *args, **kwargs)
         if request.mm_features:
             keys = keys + block_keys(request, start_token_idx, end_token_idx)
         return keys, next_mm_idx
@@ -46,7 +45,6 @@ def _install() -> None:
 PATCH = Patch(
     name="core_block_keys",
     target=_TARGET,
-    library="vllm>=0.32,<0.33",
     process="engine core",
     trigger=_MODULE,
     why=(

@@ -4,7 +4,7 @@ import functools
 from typing import Any
 
 from vllm_prune.patches.base import Patch, PatchError
-from vllm_prune.patches.checks import require_signature, require_source
+from vllm_prune.patches.checks import require_leading, require_signature, require_source
 
 _MODULE = "vllm.v1.executor.ray_executor_v2"
 _TARGET = f"{_MODULE}:RayExecutorV2"
@@ -37,7 +37,7 @@ def _verify() -> None:
         raise PatchError("vllm.platforms.cpu:CpuPlatform.ray_device_key", "''", repr(key))
     executor, worker = _module().RayExecutorV2, _module().RayWorkerProc
     require_signature(executor._get_actor_resource_kwargs, "()", f"{_TARGET}._get_actor_resource_kwargs")
-    require_signature(executor._build_runtime_env, "(self)", f"{_TARGET}._build_runtime_env")
+    require_leading(executor._build_runtime_env, ("self",), f"{_TARGET}._build_runtime_env")
     require_signature(
         worker.get_node_and_physical_gpu_ids, "(self)", f"{_MODULE}:RayWorkerProc.get_node_and_physical_gpu_ids"
     )
@@ -56,12 +56,12 @@ def _install() -> None:
 
     # Imported when an executor starts: the module itself imports the one that this patch waits for.
     @functools.wraps(build_runtime_env)
-    def _build_runtime_env(self: Any) -> dict[str, Any]:
+    def _build_runtime_env(self: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
         from vllm_prune.serving import ray_on_cpu
 
         # The actor's class is pickled by name: so its process needs no patch, only this package.
         module.RayWorkerProc = ray_on_cpu.CpuRayWorkerProc
-        return ray_on_cpu.with_threads(build_runtime_env(self))
+        return ray_on_cpu.with_threads(build_runtime_env(self, *args, **kwargs))
 
     def _get_actor_resource_kwargs() -> dict[str, Any]:
         from vllm_prune.serving import ray_on_cpu
@@ -76,7 +76,6 @@ def _install() -> None:
 PATCH = Patch(
     name="core_ray_on_cpu",
     target=_TARGET,
-    library="vllm>=0.32,<0.33",
     process="engine core, on the CPU",
     trigger=_MODULE,
     why=(

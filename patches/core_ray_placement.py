@@ -4,7 +4,7 @@ import functools
 from typing import Any
 
 from vllm_prune.patches.base import Patch
-from vllm_prune.patches.checks import require_signature, require_source
+from vllm_prune.patches.checks import require_leading, require_source
 
 _MODULE = "vllm.v1.executor.ray_utils"
 _TARGET = f"{_MODULE}:_wait_until_pg_ready"
@@ -18,7 +18,7 @@ def _module() -> Any:
 
 
 def _verify() -> None:
-    require_signature(_module()._wait_until_pg_ready, "(current_placement_group)", _TARGET)
+    require_leading(_module()._wait_until_pg_ready, ("current_placement_group",), _TARGET)
     called = ("_wait_until_pg_ready(current_placement_group)",)
     require_source(_module().initialize_ray_cluster, called, f"{_MODULE}:initialize_ray_cluster")
 
@@ -27,11 +27,11 @@ def _install() -> None:
     original = _module()._wait_until_pg_ready
 
     @functools.wraps(original)
-    def _wait_until_pg_ready(current_placement_group: Any) -> None:
+    def _wait_until_pg_ready(current_placement_group: Any, *args: Any, **kwargs: Any) -> None:
         from vllm_prune.serving.ray_placement import wait_for_placement
 
         wait_for_placement(current_placement_group)
-        original(current_placement_group)
+        original(current_placement_group, *args, **kwargs)
 
     setattr(_wait_until_pg_ready, _MARK, True)
     _module()._wait_until_pg_ready = _wait_until_pg_ready
@@ -40,7 +40,6 @@ def _install() -> None:
 PATCH = Patch(
     name="core_ray_placement",
     target=_TARGET,
-    library="vllm>=0.32,<0.33",
     process="engine core",
     trigger=_MODULE,
     why=(

@@ -4,7 +4,7 @@ import functools
 from typing import Any
 
 from vllm_prune.patches.base import Patch
-from vllm_prune.patches.checks import require_signature, require_source
+from vllm_prune.patches.checks import require_leading, require_source
 
 _MODULE = "vllm.v1.core.sched.scheduler"
 _TARGET = f"{_MODULE}:Scheduler"
@@ -19,17 +19,14 @@ def _scheduler() -> type[Any]:
 
 def _verify() -> None:
     scheduler = _scheduler()
-    require_signature(
+    require_leading(
         scheduler._try_schedule_encoder_inputs,
-        "(self, request, num_computed_tokens, num_new_tokens, encoder_compute_budget, shift_computed_tokens=0)",
+        ("self", "request", "num_computed_tokens", "num_new_tokens"),
         f"{_TARGET}._try_schedule_encoder_inputs",
     )
-    require_signature(
-        scheduler._get_local_prefix_cache_hit,
-        "(self, request)",
-        f"{_TARGET}._get_local_prefix_cache_hit",
-    )
-    calls = (") = self._try_schedule_encoder_inputs(", ") = self._get_local_prefix_cache_hit(request)")
+    find_hit = scheduler._get_local_prefix_cache_hit
+    require_leading(find_hit, ("self", "request"), f"{_TARGET}._get_local_prefix_cache_hit")
+    calls = (") = self._try_schedule_encoder_inputs(", ") = self._get_local_prefix_cache_hit(request")
     require_source(scheduler.schedule, calls, f"{_TARGET}.schedule")
 
 
@@ -39,27 +36,20 @@ def _install() -> None:
 
     @functools.wraps(schedule_encoder)
     def _try_schedule_encoder_inputs(
-        self: Any,
-        request: Any,
-        num_computed_tokens: int,
-        num_new_tokens: int,
-        encoder_compute_budget: int,
-        shift_computed_tokens: int = 0,
-    ) -> tuple[list[int], int, int, list[int], list[int]]:
+        self: Any, request: Any, num_computed_tokens: int, num_new_tokens: int, *args: Any, **kwargs: Any
+    ) -> tuple[Any, ...]:
         from vllm_prune.serving.span_scheduling import schedule_encoder_inputs
 
-        def original(num_new_tokens: int) -> tuple[list[int], int, int, list[int], list[int]]:
-            return schedule_encoder(
-                self, request, num_computed_tokens, num_new_tokens, encoder_compute_budget, shift_computed_tokens
-            )
+        def original(num_new_tokens: int) -> tuple[Any, ...]:
+            return schedule_encoder(self, request, num_computed_tokens, num_new_tokens, *args, **kwargs)
 
         return schedule_encoder_inputs(self, request, num_computed_tokens, num_new_tokens, original)
 
     @functools.wraps(find_hit)
-    def _get_local_prefix_cache_hit(self: Any, request: Any) -> tuple[Any, int, int, bool]:
+    def _get_local_prefix_cache_hit(self: Any, request: Any, *args: Any, **kwargs: Any) -> tuple[Any, int, int, bool]:
         from vllm_prune.serving.span_scheduling import clip_prefix_hit
 
-        return clip_prefix_hit(self, request, *find_hit(self, request))
+        return clip_prefix_hit(self, request, *find_hit(self, request, *args, **kwargs))
 
     setattr(_try_schedule_encoder_inputs, _MARK, True)
     scheduler._try_schedule_encoder_inputs = _try_schedule_encoder_inputs
@@ -69,7 +59,6 @@ def _install() -> None:
 PATCH = Patch(
     name="core_span_scheduling",
     target=_TARGET,
-    library="vllm>=0.32,<0.33",
     process="engine core",
     trigger=_MODULE,
     why=(

@@ -4,7 +4,7 @@ import functools
 from typing import Any
 
 from vllm_prune.patches.base import Patch
-from vllm_prune.patches.checks import require_signature, require_source
+from vllm_prune.patches.checks import require_leading, require_source
 
 _MODULE = "vllm.v1.core.sched.scheduler"
 _TARGET = f"{_MODULE}:Scheduler.update_from_output"
@@ -21,12 +21,12 @@ def _verify() -> None:
     from vllm.v1.core.encoder_cache_manager import EncoderCacheManager
 
     scheduler = _scheduler()
-    require_signature(scheduler.update_from_output, "(self, scheduler_output, model_runner_output)", _TARGET)
+    used = ("self", "scheduler_output", "model_runner_output")
+    require_leading(scheduler.update_from_output, used, _TARGET)
     skipped = ("if request is None or request.is_finished(): # The request is already finished.",)
     require_source(scheduler.update_from_output, skipped, _TARGET)
-    require_signature(
-        scheduler.finish_requests, "(self, request_ids, finished_status)", f"{_MODULE}:Scheduler.finish_requests"
-    )
+    used = ("self", "request_ids", "finished_status")
+    require_leading(scheduler.finish_requests, used, f"{_MODULE}:Scheduler.finish_requests")
     eviction = (
         "self.freeable.popitem(last=False)",
         "del self.cached[mm_hash] del self.num_embeds_by_hash[mm_hash] self.freed.append(mm_hash)",
@@ -41,11 +41,13 @@ def _install() -> None:
     original = scheduler.update_from_output
 
     @functools.wraps(original)
-    def update_from_output(self: Any, scheduler_output: Any, model_runner_output: Any) -> Any:
+    def update_from_output(
+        self: Any, scheduler_output: Any, model_runner_output: Any, *args: Any, **kwargs: Any
+    ) -> Any:
         from vllm_prune.serving.report_core import update_from_output as update
 
         def unchanged() -> Any:
-            return original(self, scheduler_output, model_runner_output)
+            return original(self, scheduler_output, model_runner_output, *args, **kwargs)
 
         return update(self, scheduler_output, model_runner_output, unchanged)
 
@@ -56,7 +58,6 @@ def _install() -> None:
 PATCH = Patch(
     name="core_step_notes",
     target=_TARGET,
-    library="vllm>=0.32,<0.33",
     process="engine core",
     trigger=_MODULE,
     why=(

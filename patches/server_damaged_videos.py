@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from vllm_prune.patches.base import Patch
-from vllm_prune.patches.checks import require_signature, require_source
+from vllm_prune.patches.checks import require_leading, require_source
 
 _MODULE = "vllm.multimodal.video"
 _TARGET = f"{_MODULE}:decode_video"
@@ -23,8 +23,7 @@ def _module() -> Any:
 
 
 def _verify() -> None:
-    parameters = "(backend, loader_cls, data, target, sampling_kwargs, backend_kwargs, *, frame_recovery)"
-    require_signature(_module().decode_video, parameters, _TARGET)
+    require_leading(_module().decode_video, ("backend", "loader_cls", "data"), _TARGET)
     caller = "frames, source, frame_idx, valid = decode_video("
     load_bytes = _module().VideoBackend.load_bytes
     require_source(load_bytes, (caller,), f"{_MODULE}:VideoBackend.load_bytes")
@@ -85,7 +84,6 @@ def check_frame_size(height: int, width: int) -> None:
 PATCH = Patch(
     name="server_damaged_videos",
     target=_TARGET,
-    library="vllm>=0.32,<0.33",
     process="API server",
     trigger=_MODULE,
     why=(

@@ -4,7 +4,7 @@ import functools
 from typing import Any
 
 from vllm_prune.patches.base import Patch
-from vllm_prune.patches.checks import require_signature, require_source
+from vllm_prune.patches.checks import require_leading, require_source
 
 _MODULE = "vllm.entrypoints.launchers.launcher"
 _TARGET = f"{_MODULE}:NoSignalServer.serve"
@@ -19,9 +19,10 @@ def _module() -> Any:
 
 def _verify() -> None:
     module = _module()
-    require_signature(module.NoSignalServer.serve, "(self, sockets=None)", _TARGET)
+    require_leading(module.NoSignalServer.serve, ("self",), _TARGET)
     used = (
-        "server = NoSignalServer(config, peer_loads=peer_loads) app.state.server = server",
+        "server = NoSignalServer(config",
+        "app.state.server = server",
         "engine_client = app.state.engine_client",
         "await server_task return dummy_shutdown()",
     )
@@ -35,8 +36,8 @@ def _install() -> None:
     original = server.serve
 
     @functools.wraps(original)
-    async def serve(self: Any, sockets: Any = None) -> None:
-        await original(self, sockets)  # a server that is told to stop is cancelled here
+    async def serve(self: Any, *args: Any, **kwargs: Any) -> None:
+        await original(self, *args, **kwargs)  # a server that is told to stop is cancelled here
         engine = self.config.app.state.engine_client
         if engine is not None and engine.errored and not engine.is_running:
             raise engine.dead_error
@@ -48,7 +49,6 @@ def _install() -> None:
 PATCH = Patch(
     name="server_exit_status",
     target=_TARGET,
-    library="vllm>=0.32,<0.33",
     process="API server",
     trigger=_MODULE,
     why=(

@@ -4,7 +4,7 @@ import functools
 from typing import Any
 
 from vllm_prune.patches.base import Patch
-from vllm_prune.patches.checks import require_signature, require_source
+from vllm_prune.patches.checks import require_leading, require_source
 
 _MODULE = "vllm.v1.metrics.loggers"
 _TARGET = f"{_MODULE}:PrometheusStatLogger.__init__"
@@ -20,7 +20,7 @@ def _logger() -> type[Any]:
 def _verify() -> None:
     from vllm.v1.metrics.prometheus import unregister_vllm_metrics
 
-    require_signature(_logger().__init__, "(self, vllm_config, engine_indexes=None)", _TARGET)
+    require_leading(_logger().__init__, ("self", "vllm_config"), _TARGET)
     unregistered = ('collector._name.startswith("vllm:")',)
     require_source(unregister_vllm_metrics, unregistered, "vllm.v1.metrics.prometheus:unregister_vllm_metrics")
 
@@ -30,10 +30,10 @@ def _install() -> None:
     original = logger.__init__
 
     @functools.wraps(original)
-    def __init__(self: Any, vllm_config: Any, engine_indexes: list[int] | None = None) -> None:
+    def __init__(self: Any, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
         from vllm_prune.serving.metrics import start
 
-        original(self, vllm_config, engine_indexes)
+        original(self, vllm_config, *args, **kwargs)
         start(vllm_config)
 
     setattr(__init__, _MARK, True)
@@ -43,7 +43,6 @@ def _install() -> None:
 PATCH = Patch(
     name="server_metrics",
     target=_TARGET,
-    library="vllm>=0.32,<0.33",
     process="API server",
     trigger=_MODULE,
     why=(

@@ -4,7 +4,7 @@ import functools
 from typing import Any
 
 from vllm_prune.patches.base import Patch
-from vllm_prune.patches.checks import require_signature, require_source
+from vllm_prune.patches.checks import require_keywords, require_source
 
 _MODULE = "vllm.renderers.online_renderer"
 _TARGET = f"{_MODULE}:validate_request_mm_kwargs"
@@ -41,8 +41,8 @@ def _module() -> Any:
 
 def _verify() -> None:
     module = _module()
-    signature = "(*, mm_processor_kwargs, media_io_kwargs, trust_request_mm_kwargs)"
-    require_signature(module.validate_request_mm_kwargs, signature, _TARGET)
+    used = ("mm_processor_kwargs", "trust_request_mm_kwargs")
+    require_keywords(module.validate_request_mm_kwargs, used, _TARGET)
     passed_on = ("validate_request_mm_kwargs(", "trust_request_mm_kwargs=self.trust_request_mm_kwargs")
     for method in ("preprocess_chat", "preprocess_cmpl"):
         target = f"{_MODULE}:OnlineRenderer.{method}"
@@ -59,16 +59,14 @@ def _install() -> None:
 
 def _wrap_check(original: Any) -> Any:
     @functools.wraps(original)
-    def validate_request_mm_kwargs(
-        *, mm_processor_kwargs: Any, media_io_kwargs: Any, trust_request_mm_kwargs: Any
-    ) -> None:
+    def validate_request_mm_kwargs(*, mm_processor_kwargs: Any, trust_request_mm_kwargs: Any, **others: Any) -> None:
         if isinstance(trust_request_mm_kwargs, _KnowsPrune):
             trust_request_mm_kwargs.check(mm_processor_kwargs or {})
             mm_processor_kwargs = {key: value for key, value in (mm_processor_kwargs or {}).items() if key != _KEY}
         original(
             mm_processor_kwargs=mm_processor_kwargs,
-            media_io_kwargs=media_io_kwargs,
             trust_request_mm_kwargs=bool(trust_request_mm_kwargs),
+            **others,
         )
 
     setattr(validate_request_mm_kwargs, _MARK, True)
@@ -93,7 +91,6 @@ def _wrap_init(original: Any) -> Any:
 PATCH = Patch(
     name="server_prune_key",
     target=_TARGET,
-    library="vllm>=0.32,<0.33",
     process="API server",
     trigger=_MODULE,
     why=(

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from vllm_prune.patches.base import Patch, PatchError
-from vllm_prune.patches.checks import require_source
+from vllm_prune.patches.checks import require_leading, require_source
 
 _MODULE = "vllm.entrypoints.openai.chat_completion.serving"
 _TARGET = f"{_MODULE}:OpenAIServingChat"
@@ -22,17 +22,17 @@ def _verify() -> None:
     from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionResponse
 
     serving = _serving()
-    parameters = ("self, request: ChatCompletionRequest, result_generator: AsyncIterator[RequestOutput], request_id",)
-    chunks = (
-        'yield f"data: {data}\\n\\n"',
-        'yield f"data: {final_usage_data}\\n\\n"',
-        "async for res in result_generator",
-    )
-    for name, snippets in (
-        ("chat_completion_full_generator", (*parameters, "async for res in result_generator")),
-        ("chat_completion_stream_generator", (*parameters, *chunks)),
+    full, stream = "chat_completion_full_generator", "chat_completion_stream_generator"
+    # Where the stream is written by one function and made by another, the outputs are read in the latter.
+    reader = f"{stream}_raw" if hasattr(serving, f"{stream}_raw") else stream
+    for name, snippet in (
+        (full, "async for res in result_generator"),
+        (reader, "async for res in result_generator"),
+        (stream, 'yield f"data: {data}\\n\\n"'),
     ):
-        require_source(getattr(serving, name), snippets, f"{_TARGET}.{name}")
+        function, target = getattr(serving, name), f"{_TARGET}.{name}"
+        require_leading(function, ("self", "request", "result_generator"), target)
+        require_source(function, (snippet,), target)
     if ChatCompletionResponse.model_config.get("extra") != "allow":
         raise PatchError(f"{_MODULE}:ChatCompletionResponse", "a model that allows extra fields", "one that does not")
 
@@ -71,7 +71,6 @@ def _install() -> None:
 PATCH = Patch(
     name="server_prune_response",
     target=_TARGET,
-    library="vllm>=0.32,<0.33",
     process="API server",
     trigger=_MODULE,
     why=(

@@ -4,7 +4,7 @@ import functools
 from typing import Any
 
 from vllm_prune.patches.base import Patch
-from vllm_prune.patches.checks import require_signature, require_source
+from vllm_prune.patches.checks import require_leading, require_source
 
 _MODULE = "vllm.v1.engine.output_processor"
 _TARGET = f"{_MODULE}:OutputProcessor"
@@ -25,18 +25,17 @@ def _input_processor() -> type[Any]:
 
 def _verify() -> None:
     processor, state = _module().OutputProcessor, _module().RequestState
-    parameters = "(self, request, prompt, parent_req=None, request_index=0, queue=None)"
-    require_signature(processor.add_request, parameters, f"{_TARGET}.add_request")
-    parameters = "(self, engine_core_outputs, engine_core_timestamp=None, iteration_stats=None, weight_version=None)"
-    require_signature(processor.process_outputs, parameters, f"{_TARGET}.process_outputs")
+    require_leading(processor.add_request, ("self", "request"), f"{_TARGET}.add_request")
+    require_leading(processor.process_outputs, ("self", "engine_core_outputs"), f"{_TARGET}.process_outputs")
     calls = ("req_state.make_request_output(", "req_state.queue.put(request_output)")
     require_source(processor.process_outputs, calls, f"{_TARGET}.process_outputs")
     raised = ("if isinstance(output, Exception): raise output",)
     require_source(_module().RequestOutputCollector.get, raised, f"{_MODULE}:RequestOutputCollector.get")
     require_source(state.make_request_output, ("_new_request_output(",), f"{_MODULE}:RequestState.make_request_output")
     inputs = _input_processor()
-    source = ("request_id: str, prompt: PromptType | EngineInput,", "self.vllm_config.parallel_config")
-    require_source(inputs.process_inputs, source, "vllm.v1.engine.input_processor:InputProcessor.process_inputs")
+    target = "vllm.v1.engine.input_processor:InputProcessor.process_inputs"
+    require_leading(inputs.process_inputs, ("self", "request_id", "prompt"), target)
+    require_source(inputs.process_inputs, ("self.vllm_config.parallel_config",), target)
 
 
 def _install() -> None:
@@ -94,7 +93,6 @@ def _wrap_outputs(processor: type[Any], request_state: type[Any]) -> None:
 PATCH = Patch(
     name="server_request_reports",
     target=_TARGET,
-    library="vllm>=0.32,<0.33",
     process="API server",
     trigger=_MODULE,
     why=(

@@ -4,7 +4,7 @@ import functools
 from typing import Any
 
 from vllm_prune.patches.base import Patch
-from vllm_prune.patches.checks import require_signature, require_source
+from vllm_prune.patches.checks import require_leading, require_source
 
 _MODULE = "vllm.multimodal.video"
 _TARGET = f"{_MODULE}:Qwen2VLVideoBackend.compute_frames_index_to_sample"
@@ -22,7 +22,7 @@ def _function() -> Any:
 
 
 def _verify() -> None:
-    require_signature(_function(), "(cls, source, target, **kwargs)", _TARGET)
+    require_leading(_function(), ("cls", "source"), _TARGET)
     division = "torch.arange(0, total_frames_num, total_frames_num / n)"
     patch_size = 'temporal_patch_size = kwargs.get("temporal_patch_size", 2)'
     require_source(_function(), (patch_size, division), _TARGET)
@@ -32,7 +32,7 @@ def _install() -> None:
     original = _function()
 
     @functools.wraps(original)
-    def compute_frames_index_to_sample(cls: Any, source: Any, target: Any, **kwargs: Any) -> list[int]:
+    def compute_frames_index_to_sample(cls: Any, source: Any, *args: Any, **kwargs: Any) -> list[int]:
         fewest = kwargs.get("temporal_patch_size", 2)
         if 0 <= source.total_frames_num < fewest:
             raise ValueError(
@@ -41,7 +41,7 @@ def _install() -> None:
             )
         if source.total_frames_num < 0:  # what OpenCV says of pictures and of damaged containers
             raise ValueError("the file does not say how many frames it has; a picture is sent as image_url")
-        return original(cls, source, target, **kwargs)
+        return original(cls, source, *args, **kwargs)
 
     setattr(compute_frames_index_to_sample, _MARK, True)
     _loader().compute_frames_index_to_sample = classmethod(compute_frames_index_to_sample)
@@ -50,7 +50,6 @@ def _install() -> None:
 PATCH = Patch(
     name="server_short_videos",
     target=_TARGET,
-    library="vllm>=0.32,<0.33",
     process="API server",
     trigger=_MODULE,
     why=(

@@ -4,7 +4,7 @@ import functools
 from typing import Any
 
 from vllm_prune.patches.base import Patch
-from vllm_prune.patches.checks import require_signature, require_source
+from vllm_prune.patches.checks import require_leading, require_source
 
 _MODULE = "vllm.entrypoints.openai.chat_completion.serving"
 _TARGET = f"{_MODULE}:_get_mm_token_counts"
@@ -19,7 +19,7 @@ def _module() -> Any:
 
 def _verify() -> None:
     function = _module()._get_mm_token_counts
-    require_signature(function, "(engine_input)", _TARGET)
+    require_leading(function, ("engine_input",), _TARGET)
     require_source(function, ('engine_input.get("mm_placeholders")',), _TARGET)
 
 
@@ -27,8 +27,8 @@ def _install() -> None:
     original = _module()._get_mm_token_counts
 
     @functools.wraps(original)
-    def _get_mm_token_counts(engine_input: Any) -> dict[str, int]:
-        counts = original(engine_input)
+    def _get_mm_token_counts(engine_input: Any, *args: Any, **kwargs: Any) -> dict[str, int]:
+        counts = original(engine_input, *args, **kwargs)
         report = engine_input.get("prune_report")
         if report:
             counts["video_before_pruning"] = sum(video.total for video in report)
@@ -41,7 +41,6 @@ def _install() -> None:
 PATCH = Patch(
     name="server_usage_counts",
     target=_TARGET,
-    library="vllm>=0.32,<0.33",
     process="API server",
     trigger=_MODULE,
     why=(

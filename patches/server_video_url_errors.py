@@ -4,7 +4,7 @@ import functools
 from typing import Any
 
 from vllm_prune.patches.base import Patch
-from vllm_prune.patches.checks import require_signature, require_source
+from vllm_prune.patches.checks import require_leading, require_source
 
 _MODULE = "vllm.multimodal.media.connector"
 _TARGET = f"{_MODULE}:MediaConnector.fetch_video_async"
@@ -36,7 +36,7 @@ def _connector() -> Any:
 
 
 def _client_errors() -> tuple[type[Exception], ...]:
-    """What vLLM 0.32 raises where the request is at fault; whatever else comes is the server's and stays as it is."""
+    """What vLLM raises where the request is at fault; whatever else comes is the server's and stays as it is."""
     import aiohttp
     from vllm.exceptions import VLLMUnprocessableEntityError
 
@@ -47,9 +47,8 @@ def _client_errors() -> tuple[type[Exception], ...]:
 
 def _verify() -> None:
     connector = _connector()
-    parameters = "(self, video_url, *, image_mode='RGB', video_processor=None)"
-    require_signature(connector.fetch_video, parameters, f"{_MODULE}:MediaConnector.fetch_video")
-    require_signature(connector.fetch_video_async, parameters, _TARGET)
+    require_leading(connector.fetch_video, ("self", "video_url"), f"{_MODULE}:MediaConnector.fetch_video")
+    require_leading(connector.fetch_video_async, ("self", "video_url"), _TARGET)
     refused = ("if allowed_local_media_path is None: raise RuntimeError(",)
     require_source(connector._load_file_url, refused, f"{_MODULE}:MediaConnector._load_file_url")
 
@@ -59,18 +58,18 @@ def _install() -> None:
     fetch, fetch_async = connector.fetch_video, connector.fetch_video_async
 
     @functools.wraps(fetch)
-    def fetch_video(self: Any, video_url: str, **kwargs: Any) -> Any:
+    def fetch_video(self: Any, video_url: str, *args: Any, **kwargs: Any) -> Any:
         try:
             _require_local_files_allowed(self, video_url)
-            return fetch(self, video_url, **kwargs)
+            return fetch(self, video_url, *args, **kwargs)
         except client_errors as error:
             raise explain(video_url, error) from error
 
     @functools.wraps(fetch_async)
-    async def fetch_video_async(self: Any, video_url: str, **kwargs: Any) -> Any:
+    async def fetch_video_async(self: Any, video_url: str, *args: Any, **kwargs: Any) -> Any:
         try:
             _require_local_files_allowed(self, video_url)
-            return await fetch_async(self, video_url, **kwargs)
+            return await fetch_async(self, video_url, *args, **kwargs)
         except client_errors as error:
             raise explain(video_url, error) from error
 
@@ -87,7 +86,6 @@ def _require_local_files_allowed(connector: Any, url: str) -> None:
 PATCH = Patch(
     name="server_video_url_errors",
     target=_TARGET,
-    library="vllm>=0.32,<0.33",
     process="API server",
     trigger=_MODULE,
     why=(

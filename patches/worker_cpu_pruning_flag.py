@@ -6,7 +6,7 @@ import sys
 from typing import Any
 
 from vllm_prune.patches.base import Patch
-from vllm_prune.patches.checks import require_signature, require_source
+from vllm_prune.patches.checks import require_leading, require_source
 
 _MODULE = "vllm.v1.worker.cpu_model_runner"
 _TARGET = f"{_MODULE}:CPUModelRunner.load_model"
@@ -33,7 +33,7 @@ def _applied() -> bool:
 def _verify() -> None:
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
-    require_signature(_runner().load_model, "(self, load_dummy_weights=False)", _TARGET)
+    require_leading(_runner().load_model, ("self",), _TARGET)
     require_source(_runner().load_model, ("self.model = get_model(vllm_config=self.vllm_config)",), _TARGET)
     gpu_condition = """
         self.is_multimodal_pruning_enabled = (
@@ -53,8 +53,8 @@ def _install() -> None:
     original = runner.load_model
 
     @functools.wraps(original)
-    def load_model(self: Any, load_dummy_weights: bool = False) -> None:
-        original(self, load_dummy_weights)
+    def load_model(self: Any, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **kwargs)
         mm_config = self.model_config.multimodal_config
         self.is_multimodal_pruning_enabled = (
             supports_multimodal_pruning(self.get_model())
@@ -69,7 +69,6 @@ def _install() -> None:
 PATCH = Patch(
     name="worker_cpu_pruning_flag",
     target=_TARGET,
-    library="vllm>=0.32,<0.33",
     process="worker, on the CPU",
     trigger=_MODULE,
     why=(

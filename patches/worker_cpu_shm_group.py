@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vllm_prune.patches.base import Patch
-from vllm_prune.patches.checks import require_signature, require_source
+from vllm_prune.patches.checks import require_leading, require_source
 
 _MODULE = "vllm.distributed.device_communicators.cpu_communicator"
 _TARGET = f"{_MODULE}:_CPUSHMDistributed"
@@ -44,8 +44,8 @@ def _verify() -> None:
     from vllm.distributed.device_communicators.cpu_communicator import CpuCommunicator
 
     distributed = _distributed()
-    require_signature(distributed.make_group_name, "(communicator)", f"{_TARGET}.make_group_name")
-    require_signature(distributed._init_cpu_shm, "(self)", f"{_TARGET}._init_cpu_shm")
+    require_leading(distributed.make_group_name, ("communicator",), f"{_TARGET}.make_group_name")
+    require_leading(distributed._init_cpu_shm, ("self",), f"{_TARGET}._init_cpu_shm")
     joined = (
         "torch.ops._C.join_shm_manager( handle, self.group_name, ) "
         "torch.distributed.barrier(self.communicator.device_group)",
@@ -64,12 +64,12 @@ def _install() -> None:
     make_group_name, init_cpu_shm = distributed.make_group_name, distributed._init_cpu_shm
 
     @functools.wraps(make_group_name)
-    def named(communicator: Any) -> str:
-        return f"{make_group_name(communicator)}-{shared_memory_id()}"
+    def named(*args: Any, **kwargs: Any) -> str:
+        return f"{make_group_name(*args, **kwargs)}-{shared_memory_id()}"
 
     @functools.wraps(init_cpu_shm)
-    def _init_cpu_shm(self: Any) -> int:
-        handle = init_cpu_shm(self)
+    def _init_cpu_shm(self: Any, *args: Any, **kwargs: Any) -> int:
+        handle = init_cpu_shm(self, *args, **kwargs)
         for segment in glob.glob(f"{glob.escape(self.group_name)}*", root_dir=_SHARED_MEMORY):
             (_SHARED_MEMORY / segment).unlink(missing_ok=True)  # every rank has opened it, and another may be faster
         return handle
@@ -82,7 +82,6 @@ def _install() -> None:
 PATCH = Patch(
     name="worker_cpu_shm_group",
     target=_TARGET,
-    library="vllm>=0.32,<0.33",
     process="worker, on the CPU",
     trigger=_MODULE,
     why=(

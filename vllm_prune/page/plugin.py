@@ -14,6 +14,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse
 from pydantic import BaseModel
 from starlette.datastructures import State
+from vllm.plugins.endpoint_plugins.interface import EndpointPlugin
 
 from vllm_prune.config import PRESETS
 from vllm_prune.override import ServerSettings
@@ -21,6 +22,7 @@ from vllm_prune.page.document import HEADERS, page
 from vllm_prune.page.enable import PLUGIN, forget_old_traces
 from vllm_prune.page.find_trace import find_trace
 from vllm_prune.serving.architectures import VARIANTS
+from vllm_prune.serving.hook import Hooked, hook
 from vllm_prune.serving.settings import read_settings
 from vllm_prune.show.errors import ShowError
 
@@ -82,18 +84,20 @@ class PageState:
         return describe(make_story(self.model, to_frames(asked.video, images, metadata), None, [panel]))
 
 
-class PrunePage:
+class PrunePage(Hooked, EndpointPlugin):
     """The plugin."""
 
     name = PLUGIN
     required_tasks = ("generate",)
 
+    @hook
     def attach_router(self, app: FastAPI) -> None:
         """Adds the page and what it asks for."""
         app.get(PATH, response_class=HTMLResponse, include_in_schema=False)(_get_page)
         app.get(SERVER_PATH)(_get_server)
         app.post(CELLS_PATH)(_post_cells)
 
+    @hook
     async def init_state(self, engine_client: Any, state: State, args: Namespace) -> None:
         """Reads the server's settings off the model's configuration, where the processor reads them too."""
         hf_config = engine_client.model_config.hf_config

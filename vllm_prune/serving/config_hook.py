@@ -11,16 +11,18 @@ from vllm.config import CUDAGraphMode, ModelConfig, VllmConfig
 from vllm.model_executor.models.config import VerifyAndUpdateConfig
 
 from vllm_prune.config import PruneConfigError
+from vllm_prune.serving.hook import Hooked, hook
 from vllm_prune.serving.settings import REQUEST_KEY, read_settings, write_max_step_tokens
 
 _PRUNING_ENABLED = 0.5
 """Any rate above 0 makes vLLM's runners strip extra columns and recompute positions; how much is ours to say."""
 
 
-class PruneConfigHook(VerifyAndUpdateConfig):
+class PruneConfigHook(Hooked, VerifyAndUpdateConfig):
     """The hook of every variant."""
 
     @staticmethod
+    @hook
     def verify_and_update_model_config(model_config: ModelConfig) -> None:
         """Reads the settings, so that a mistake ends the start here, and turns on vLLM's pruning hooks."""
         settings = read_settings(model_config.hf_config)
@@ -38,6 +40,7 @@ class PruneConfigHook(VerifyAndUpdateConfig):
             mm_config.video_pruning_rate = _PRUNING_ENABLED
 
     @staticmethod
+    @hook
     def verify_and_update_config(vllm_config: VllmConfig) -> None:
         """Refuses what pruning would make silently wrong."""
         if not vllm_config.model_config.get_multimodal_config().is_multimodal_pruning_enabled():

@@ -22,6 +22,7 @@ from vllm_prune.serving import carrier
 from vllm_prune.serving.dense.prefix import DensePrefix
 from vllm_prune.serving.dense.step import DenseVideo, plan_step
 from vllm_prune.serving.encoder_rows import EncoderRows
+from vllm_prune.serving.hook import Hooked, hook
 from vllm_prune.serving.positions import Medium, fill_rows, prompt_positions
 from vllm_prune.serving.report_notes import StepRecorder
 from vllm_prune.serving.request_spec import VideoSpec
@@ -32,7 +33,7 @@ _DELTA = "mrope_position_delta"
 """Attribute of a prompt's position tensor that remembers its delta (see `_prompt_delta`)."""
 
 
-class PruningModelMixin:
+class PruningModelMixin(Hooked):
     """Pruning on top of a model whose videos are grids of tokens with M-RoPE positions."""
 
     language_model: Any
@@ -73,6 +74,7 @@ class PruningModelMixin:
         """Rows of one video for vLLM's encoder cache; see `EncoderRows.make`."""
         return self._encoder_rows.make(features, grid, t_factor, spec, cells, self.notes)
 
+    @hook
     def get_mrope_input_positions(
         self, input_tokens: list[int], mm_features: list[MultiModalFeatureSpec]
     ) -> tuple[torch.Tensor, int]:
@@ -87,6 +89,7 @@ class PruningModelMixin:
         setattr(positions, _DELTA, delta)
         return positions, delta
 
+    @hook
     def recompute_mrope_positions(
         self,
         input_ids: list[int] | torch.Tensor,
@@ -151,6 +154,7 @@ class PruningModelMixin:
             return known
         return max(int(positions.max()) + 1, text_goes_on) - positions.shape[1]
 
+    @hook
     def embed_input_ids(
         self,
         input_ids: torch.Tensor,
@@ -176,6 +180,7 @@ class PruningModelMixin:
             input_ids, multimodal_embeddings, is_multimodal=is_multimodal, **kwargs
         )
 
+    @hook
     def forward(
         self,
         input_ids: torch.Tensor | None,

@@ -25,6 +25,7 @@ from vllm_prune.budget import TokenCounts
 from vllm_prune.config import PruneConfig, PruneConfigError
 from vllm_prune.methods.still_cells import StillPlan
 from vllm_prune.override import ServerSettings
+from vllm_prune.serving.hook import Hooked, hook
 from vllm_prune.serving.length_check import check_length
 from vllm_prune.serving.metrics import observe_refusal
 from vllm_prune.serving.pixel_plan import PixelFormat, config_for, keep_encoded, plan_video
@@ -45,8 +46,25 @@ class VideoPlaceholders(PromptUpdateDetails):
     counts: TokenCounts | None = None
 
 
-class ProfilingInputs(ProcessorInputs):
+class PruneInputs(Hooked, ProcessorInputs):
+    """A request whose configuration is part of the identity of its videos, and of nothing else."""
+
+    @hook
+    def get_mm_hashes(self, *args: Any, **kwargs: Any) -> MultiModalHashes:
+        options = without_prune(self.hf_processor_mm_kwargs)
+        if REQUEST_KEY in self.hf_processor_mm_kwargs:
+            scoped: Any = options.get("videos_kwargs") or {}
+            options["videos_kwargs"] = {**scoped, REQUEST_KEY: self.hf_processor_mm_kwargs[REQUEST_KEY]}
+        plain = ProcessorInputs(**{**_fields(self), "hf_processor_mm_kwargs": options})
+        return plain.get_mm_hashes(*args, **kwargs)
+
+
+class ProfilingInputs(PruneInputs):
     """vLLM's own dummy request, which asks for the largest possible video and no question."""
+
+
+def _fields(inputs: ProcessorInputs) -> dict[str, Any]:
+    return {field.name: getattr(inputs, field.name) for field in dataclasses.fields(inputs)}
 
 
 def _encoded_cells(plan: StillPlan | None) -> torch.Tensor:
@@ -73,7 +91,7 @@ def without_prune(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in kwargs.items() if key != REQUEST_KEY}
 
 
-class PruningProcessorMixin(BaseMultiModalProcessor[Any]):
+class PruningProcessorMixin(Hooked, BaseMultiModalProcessor[Any]):
     """Put before a model's own processor class."""
 
     turn_end: ClassVar[str]
@@ -91,11 +109,13 @@ class PruningProcessorMixin(BaseMultiModalProcessor[Any]):
         header = tokenizer.encode(self.reply_header, add_special_tokens=False)
         self._turn = TurnFormat(end_token_id=end_token_id, reply_header_len=len(header))
 
+    @hook
     def get_dummy_inputs(self, *args: Any, **kwargs: Any) -> ProcessorInputs:
         """vLLM's dummy request, marked as such."""
         inputs = super().get_dummy_inputs(*args, **kwargs)
         return ProfilingInputs(inputs.prompt, inputs.mm_data_items)
 
+    @hook
     def apply(self, inputs: ProcessorInputs, timing_ctx: TimingContext) -> MultiModalInput:
         """Resolves the request's configuration, processes, and adds the report of token counts."""
         begin = time.perf_counter()
@@ -142,8 +162,10 @@ class PruningProcessorMixin(BaseMultiModalProcessor[Any]):
         kwargs = without_prune(inputs.hf_processor_mm_kwargs)
         if not config.keeps_everything:
             kwargs[REQUEST_KEY] = config.to_json()
-        return dataclasses.replace(inputs, hf_processor_mm_kwargs=kwargs)
+        kind = ProfilingInputs if isinstance(inputs, ProfilingInputs) else PruneInputs
+        return kind(**{**_fields(inputs), "hf_processor_mm_kwargs": kwargs})
 
+    @hook
     def _cached_apply_hf_processor(
         self, inputs: ProcessorInputs, timing_ctx: TimingContext
     ) -> MultiModalProcessingResult:
@@ -153,17 +175,11 @@ class PruningProcessorMixin(BaseMultiModalProcessor[Any]):
         setattr(inputs, REPORT_KEY, counts)
         return result
 
-    def _get_mm_hashes(self, inputs: ProcessorInputs) -> MultiModalHashes:
-        """Makes the configuration part of the identity of videos, and of nothing else."""
-        kwargs = without_prune(inputs.hf_processor_mm_kwargs)
-        if REQUEST_KEY in inputs.hf_processor_mm_kwargs:
-            scoped = kwargs.get("videos_kwargs") or {}
-            kwargs["videos_kwargs"] = {**scoped, REQUEST_KEY: inputs.hf_processor_mm_kwargs[REQUEST_KEY]}
-        return super()._get_mm_hashes(dataclasses.replace(inputs, hf_processor_mm_kwargs=kwargs))
-
+    @hook
     def _call_hf_processor(self, hf_data: Mapping[str, object], hf_kwargs: Mapping[str, object]) -> BatchFeature:
         return super()._call_hf_processor(hf_data, without_prune(hf_kwargs))
 
+    @hook
     def _postprocess_hf_mm_data(
         self,
         mm_inputs: Mapping[str, object],
@@ -200,6 +216,7 @@ class PruningProcessorMixin(BaseMultiModalProcessor[Any]):
         per_frame = None if plan is None else tuple(plan.per_frame)
         return VideoSpec(config=config, num_tokens=num_tokens, per_frame=per_frame, turn=self._turn)
 
+    @hook
     def _get_mm_fields_config(
         self, hf_inputs: BatchFeature, hf_processor_mm_kwargs: Mapping[str, object]
     ) -> Mapping[str, MultiModalFieldConfig]:
@@ -211,6 +228,7 @@ class PruningProcessorMixin(BaseMultiModalProcessor[Any]):
             own["pixel_values_videos"] = MultiModalFieldConfig.flat_from_sizes("video", sizes)
         return {**fields, **own}
 
+    @hook
     def _get_prompt_updates(
         self, mm_items: Any, hf_processor_mm_kwargs: Mapping[str, Any], out_mm_kwargs: MultiModalKwargsItems
     ) -> Sequence[PromptUpdate]:

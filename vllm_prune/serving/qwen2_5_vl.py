@@ -15,15 +15,17 @@ from vllm.model_executor.models.qwen2_5_vl import (
 )
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
+from vllm_prune.serving.hook import Hooked, hook
 from vllm_prune.serving.model import PruningModelMixin
 from vllm_prune.serving.partial_encoder import encode_cells, encode_on_all_ranks
 from vllm_prune.serving.processor import PruningProcessorMixin, without_prune
 from vllm_prune.serving.request_spec import CELLS_FIELD, FIELD, VideoSpec
 
 
-class PruneQwen2_5_VLProcessingInfo(Qwen2_5_VLProcessingInfo):
+class PruneQwen2_5_VLProcessingInfo(Hooked, Qwen2_5_VLProcessingInfo):
     """Keeps our own key away from the Hugging Face processor's constructor."""
 
+    @hook
     def get_hf_processor(self, **kwargs: object) -> Any:
         return super().get_hf_processor(**without_prune(kwargs))
 
@@ -45,6 +47,7 @@ class PruneQwen2_5_VLForConditionalGeneration(PruningModelMixin, Qwen2_5_VLForCo
         super().__init__(vllm_config=vllm_config, prefix=prefix)
         self.init_pruning(vllm_config, (self.config.image_token_id, self.config.video_token_id))
 
+    @hook
     def embed_multimodal(self, **kwargs: object) -> Any:
         """Rows for the encoder cache: images as they are, videos as their configurations say."""
         specs: Any = kwargs.pop(FIELD, None)

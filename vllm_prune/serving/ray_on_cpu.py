@@ -8,12 +8,15 @@ from typing import Any
 import ray
 from vllm.v1.executor.ray_executor_v2 import RayWorkerProc
 
+from vllm_prune.serving.hook import Hooked, hook
+
 THREADS = "OMP_NUM_THREADS"
 
 
-class CpuRayWorkerProc(RayWorkerProc):
+class CpuRayWorkerProc(Hooked, RayWorkerProc):
     """A worker without a GPU: the placement group's bundle holds its CPU, and its rank stands for a device."""
 
+    @hook
     def get_node_and_physical_gpu_ids(self) -> tuple[str, list[int]]:
         """The id of its Ray node, and one number that no other worker of the engine has."""
         return ray.get_runtime_context().get_node_id(), [self._init_kwargs["rank"]]

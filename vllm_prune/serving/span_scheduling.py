@@ -9,8 +9,8 @@ from typing import Any
 from vllm_prune.serving.request_spans import RequestSpan, read_spec, request_spans
 from vllm_prune.spans import clip_hit, clip_to_spans
 
-EncoderSchedule = tuple[list[int], int, int, list[int], list[int]]
-"""Encoder inputs of this step, tokens, encoder budget left, inputs to load, inputs scheduled twice."""
+EncoderSchedule = tuple[Any, ...]
+"""Encoder inputs of this step, tokens, encoder budget left; then lists that are vLLM's affair, as many as it has."""
 
 _STEP = "_vllm_prune_dense_step"
 
@@ -29,11 +29,11 @@ def schedule_encoder_inputs(
     """
     spans = request_spans(request)
     allowed = _allowed_tokens(scheduler, spans, computed, num_new_tokens)
-    inputs, tokens, budget, external, duplicates = original(allowed)
+    inputs, tokens, budget, *others = original(allowed)
     if tokens != allowed:
         tokens = clip_to_spans([item.span for item in spans], computed, computed + tokens) - computed
     _book_dense_rows(scheduler, spans, computed, tokens)
-    return inputs, tokens, _true_budget(request, inputs, budget), external, duplicates
+    return inputs, tokens, _true_budget(request, inputs, budget), *others
 
 
 def _allowed_tokens(scheduler: Any, spans: list[RequestSpan], computed: int, num_new_tokens: int) -> int:

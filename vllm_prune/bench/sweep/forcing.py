@@ -11,19 +11,24 @@ import torch
 from vllm import SamplingParams
 from vllm.v1.sample.logits_processor import AdapterLogitsProcessor
 
+from vllm_prune.serving.hook import Hooked, hook
+
 _KEY = "vllm_prune_answer"
 
 
-class AnswerForcer(AdapterLogitsProcessor):
+class AnswerForcer(Hooked, AdapterLogitsProcessor):
     """A logits processor for `vllm.LLM(logits_processors=[...])`; it touches only requests of `forced`."""
 
     @classmethod
+    @hook
     def validate_params(cls, params: SamplingParams) -> None:
         """Any request will do."""
 
+    @hook
     def is_argmax_invariant(self) -> bool:
         return False
 
+    @hook
     def new_req_logits_processor(
         self, params: SamplingParams
     ) -> Callable[[list[int], torch.Tensor], torch.Tensor] | None:

@@ -7,8 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from vllm_prune.cli.checks.check import Check, fail, ok
-from vllm_prune.versions import SUPPORTED_VLLM, UnsupportedVllmError, require_supported_vllm
+from vllm_prune.cli.checks.check import Check, fail, ok, warn
+from vllm_prune.supported import SUPPORTED_VLLM
+from vllm_prune.versions import BrokenVllmError, InstalledVllm, UnsupportedVllmError, require_supported_vllm
 
 _LIBRARIES = ("torch", "torchvision", "transformers")
 _TIMEOUT_S = 120
@@ -22,9 +23,27 @@ def check_versions() -> list[Check]:
 def _check_vllm() -> Check:
     try:
         found = require_supported_vllm()
+        absent = _absent_files(found)
+    except BrokenVllmError as error:
+        return fail("vLLM version", str(error), "make a new environment: remove .venv, then bash launch/setup.sh")
     except UnsupportedVllmError as error:
         return fail("vLLM version", str(error), "bash launch/setup.sh")
-    return ok("vLLM version", f"{found.distribution} {found.version} (supported: {SUPPORTED_VLLM})")
+    named = f"{found.distribution} {found.version}"
+    if absent:
+        detail = f"{named} is half installed: {absent[0]} is missing ({len(absent)} files are)"
+        remedy = f"pip install --force-reinstall --no-deps {found.distribution}=={found.version}"
+        return fail("vLLM version", detail, remedy)
+    if not found.tested:
+        detail = f"{named} is untested: newer than the supported {SUPPORTED_VLLM}"
+        return warn("vLLM version", detail, f'pip install "{found.distribution}{SUPPORTED_VLLM}"')
+    return ok("vLLM version", f"{named} (supported: {SUPPORTED_VLLM})")
+
+
+def _absent_files(vllm: InstalledVllm) -> list[str]:
+    """Files that vLLM's distribution lists and the environment has not; an editable install lists none of vLLM's."""
+    distribution = importlib.metadata.distribution(vllm.distribution)
+    listed = (file for file in distribution.files or () if file.parts[0] == "vllm" and file.suffix in (".py", ".so"))
+    return [str(file) for file in listed if not Path(str(distribution.locate_file(file))).exists()]
 
 
 def _check_installed(name: str) -> Check:
