@@ -53,6 +53,54 @@ def test_the_line_carries_the_settings(capsys, model, name, override):
     assert "--enable-prompt-tokens-details" in line
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--api-key", "hush"],
+        ["--api-key=hush"],
+        ["--api_key=hush"],
+        ["--api_key", "hush"],
+        ["--api-k", "hush"],  # argparse completes it
+        ["--api-key", "hush", "hush2", "-7"],
+        ["--api-key=hush", "hush2"],
+        ["--hf-token", "hush"],
+        ["--hf_token=hush"],
+        ["--kv-transfer-config", '{"kv_connector_extra_config": {"aws_secret_access_key": "hush", "keys": ["hush"]}}'],
+        ["--kv-transfer-config.kv_connector_extra_config.api_key", "hush"],
+        ['--model-loader-extra-config={"s3": [{"password": "hush"}]}'],
+        ["--otlp-traces-endpoint", "https://user:hush@host:1/v1?api_key=hush"],
+        ["--middleware-config", '{"api_key": "hush"'],
+    ],
+)
+def test_no_secret_is_printed(capsys, model, words):
+    line = dry_run(capsys, model, "--port", "8123", *words, "--max-model-len", "4096")
+    assert not any("hush" in word or word == "-7" for word in line)
+    assert any("***" in word for word in line)
+    rest = ["--port", "8123", "--max-model-len", "4096"]
+    assert [word for word in line if word in rest] == rest
+
+
+def test_what_is_no_secret_is_printed_as_given(capsys, model):
+    options = [
+        "--hf-overrides",
+        '{"eos_token": "<end>"}',
+        "--tokenizer",
+        "t",
+        "--media-io-kwargs",
+        '{"video": {"a":1}}',
+    ]
+    line = dry_run(capsys, model, *options)
+    assert overrides_of(line)["eos_token"] == "<end>"
+    assert line[-4:] == options[-4:]
+    assert not any("***" in word for word in line)
+
+
+@pytest.mark.parametrize("option", ['{"api_key": "hush"', '[{"password": "hush"}]'])
+def test_a_refusal_repeats_no_overrides(capsys, model, option):
+    assert main(["serve", model, "--dry-run", "--hf-overrides", option]) == 2
+    assert "hush" not in capsys.readouterr().err
+
+
 def test_json_and_defaults(capsys, model):
     wanted = {"stage1": {"cluster_ratio": 0.3}, "method": "random", "keep_ratio": 0.5, "params": {"seed": 4}}
     assert settings_of(dry_run(capsys, model, "--prune", json.dumps(wanted))).config == PruneConfig.parse(wanted)

@@ -1,4 +1,4 @@
-"""`vllm-prune serve MODEL`: prints the plain `vllm serve` line that does the same, and becomes it."""
+"""`vllm-prune serve MODEL`: prints the plain `vllm serve` line that does the same, less secrets, and becomes it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import sys
 from typing import get_args
 
 from vllm_prune.cli.port import check_port
+from vllm_prune.cli.secrets import masked
 from vllm_prune.cli.serve_ray import check_ray
 from vllm_prune.config import PRESETS, OverridePolicy
 from vllm_prune.page.enable import allowed_plugins, trace_folder
@@ -63,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"vllm-prune serve: {error}", file=sys.stderr)
         return 2
     settings = [f"{name}={shlex.quote(value)}" for name, value in environment.items()]
-    print(" ".join([*settings, shlex.join(command)]), flush=True)
+    print(" ".join([*settings, shlex.join(masked(command))]), flush=True)
     if not args.dry_run:
         os.environ.update(environment)
         os.execv(sys.executable, [sys.executable, "-m", "vllm.entrypoints.cli.main", *command[1:]])
@@ -98,11 +99,12 @@ def _take_hf_overrides(passed_on: list[str]) -> tuple[dict[str, object], list[st
     known, rest = parser.parse_known_args(passed_on)
     for option in rest:
         if option.replace("_", "-").startswith("--hf-overrides."):  # vLLM would put it in the place of all of ours
-            raise ValueError(f"{option}: give it as one JSON object, --hf-overrides '{{...}}'")
+            raise ValueError(f"{masked([option])[0]}: give it as one JSON object, --hf-overrides '{{...}}'")
+    shown = masked([known.hf_overrides])[0]
     try:
         overrides = json.loads(known.hf_overrides)
     except ValueError as error:
-        raise ValueError(f"--hf-overrides {known.hf_overrides!r}: not valid JSON: {error}") from error
+        raise ValueError(f"--hf-overrides {shown!r}: not valid JSON: {error}") from error
     if not isinstance(overrides, dict):
-        raise ValueError(f"--hf-overrides {known.hf_overrides!r}: must be a JSON object, as the variant is added to it")
+        raise ValueError(f"--hf-overrides {shown!r}: must be a JSON object, as the variant is added to it")
     return overrides, rest

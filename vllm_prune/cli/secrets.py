@@ -1,0 +1,81 @@
+"""Command lines without the secrets in them, for printing."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+MASK = "***"
+_SECRET_OPTIONS = ("api-key", "hf-token", "watermark-config")
+"""Options of `vllm serve` whose values its own log leaves out too."""
+_SHORTEST_PREFIX = 3
+"""Characters. argparse takes any beginning of a name that is no other option's; shorter ones always are."""
+_SECRET_NAME = re.compile(
+    r"secret|passw(or)?d|passphrase|credential|authorization"
+    r"|(api|access|account|auth|bearer|hf|private|refresh|session)[-_.]?(key|token)s?$"
+    r"|^(key|token)s?$",
+    re.IGNORECASE,
+)
+"""Names, in JSON and URLs, of what is a secret whatever option it is in. A model's `eos_token` is none."""
+_SECRET_WORD = re.compile("key|token|secret|passw|passphrase|credential|authorization", re.IGNORECASE)
+"""In text whose names cannot be told from its values."""
+_USER_IN_URL = re.compile(r"(?<=://)[^/\s@]+(?=@)")
+_IN_QUERY = re.compile(r"(?<=[?&])([\w.-]+)=([^&#\s\"']+)")
+_NEGATIVE_NUMBER = re.compile(r"-\d+$|-\d*\.\d+$")  # argparse takes it for a value
+
+
+def masked(command: Sequence[str]) -> list[str]:
+    """The words of a command line, `***` in the place of every secret.
+
+    Secrets are the values of options that vLLM counts as such, in every spelling it takes, and what is named as one
+    in JSON or in a URL.
+
+    >>> masked(["vllm", "serve", "m", "--api_key=a", "--api-key", "b", "c", "--port", "1"])
+    ['vllm', 'serve', 'm', '--api_key=***', '--api-key', '***', '***', '--port', '1']
+    >>> masked(["--otlp-traces-endpoint", "https://me:pw@host/v1", "--x", '{"aws_secret": "s", "n": 1}'])
+    ['--otlp-traces-endpoint', 'https://***@host/v1', '--x', '{"aws_secret": "***", "n": 1}']
+    """
+    return list(_masked_words(command))
+
+
+def _masked_words(command: Sequence[str]) -> Iterator[str]:
+    inside = False  # the values of a secret option: all words up to the next option
+    for word in command:
+        if not word.startswith("-") or _NEGATIVE_NUMBER.match(word):
+            yield MASK if inside else _without_embedded(word)
+            continue
+        name, equals, value = word.partition("=")
+        inside = _is_secret(name)
+        yield f"{name}{equals}{MASK if inside and equals else _without_embedded(value)}"
+
+
+def _is_secret(option: str) -> bool:
+    """Also of a beginning of its name, which argparse completes, and of a part of it (`--watermark-config.key`)."""
+    name, *parts = option.lstrip("-").replace("_", "-").split(".")
+    if any(_SECRET_NAME.search(part) for part in parts):
+        return True
+    return len(name) >= _SHORTEST_PREFIX and any(secret.startswith(name) for secret in _SECRET_OPTIONS)
+
+
+def _without_embedded(value: str) -> str:
+    value = _USER_IN_URL.sub(MASK, value)
+    value = _IN_QUERY.sub(lambda found: f"{found[1]}={MASK if _SECRET_NAME.search(found[1]) else found[2]}", value)
+    if not value.lstrip().startswith(("{", "[")):
+        return value
+    try:
+        parsed = json.loads(value)
+        hidden = _hide(parsed)
+    except (ValueError, RecursionError):  # vLLM will say what is wrong with it
+        return MASK if _SECRET_WORD.search(value) else value
+    return value if hidden == parsed else json.dumps(hidden)
+
+
+def _hide(value: Any) -> Any:
+    """A JSON value with the values of secret names replaced."""
+    if isinstance(value, list):
+        return [_hide(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    return {name: MASK if _SECRET_NAME.search(name) and item else _hide(item) for name, item in value.items()}
