@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from vllm_prune.budget import plan_counts
 from vllm_prune.config import OverridePolicy, PruneConfig, PruneConfigError, Stage1Config, brief
+from vllm_prune.trace_key import FIELD, split_trace_key
 
 _TIGHTEN_KEYS = ("keep_ratio", "target_token_num", "stage1.cluster_ratio")
 _FIXED_KEYS = ("method", "layers", "params")
@@ -39,6 +40,7 @@ class ServerSettings:
         Raises:
             PruneConfigError: The request's value is wrong, or the policy does not allow it.
         """
+        request, _ = split_trace_key(request)
         if request is None:
             return self.config
         requested = PruneConfig.parse(request, base=self.config)
@@ -52,6 +54,20 @@ class ServerSettings:
         if self.override == "tighten":
             self._require_tighter_kind(request, requested)
         return requested
+
+    def trace_key(self, request: object | None) -> str | None:
+        """The identity that a request gives its trace (see `trace_key.py`); None if it gives none.
+
+        Raises:
+            PruneConfigError: It is of another form, or this server writes no traces.
+        """
+        _, key = split_trace_key(request)
+        if key is not None and self.trace is None:
+            raise PruneConfigError(
+                f"prune.{FIELD}: this server writes no traces; leave it out, or start the server with --prune-page or "
+                f"--prune-trace DIR"
+            )
+        return key
 
     def _require_tighter_kind(self, request: object, requested: PruneConfig) -> None:
         """Refuses a change of anything but the amounts; `check_counts` compares these."""

@@ -8,6 +8,8 @@ from __future__ import annotations
 import base64
 import json
 import os
+import secrets
+import socket
 from pathlib import Path
 
 import httpx
@@ -15,7 +17,7 @@ import pytest
 from browser import CHROMIUM, NO_CHROMIUM, Browser
 from PIL import Image
 from serving_media import data_url
-from serving_server import OPTIONS, Server
+from serving_server import OPTIONS, Server, text, video
 
 from vllm_prune.budget import plan_counts
 from vllm_prune.config import PRESETS
@@ -23,8 +25,10 @@ from vllm_prune.embedded import clips
 
 CLIP = clips()[0]
 ASKED = CLIP.questions[0]
+ABOUT_CLIP = (video(data_url(CLIP.path.read_bytes())), text(ASKED.question))
 TOKENS = 128
 KEY = "a-key"
+CELLS = "/v1/prune/cells"
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason=NO_CHROMIUM)
 
 
@@ -64,6 +68,13 @@ def page(browser, page_server):
 
 def post(server: Server, path: str, body: dict) -> httpx.Response:
     return httpx.post(f"{server.root}{path}", json=body, headers={"Authorization": f"Bearer {KEY}"}, timeout=120)
+
+
+def refusal(server: Server, body: dict) -> str:
+    """Why the cells are refused."""
+    response = post(server, CELLS, body)
+    assert response.status_code == 400, response.text
+    return response.json()["error"]["message"]
 
 
 def fill(page: Browser, question: str, preset: str) -> None:
@@ -175,14 +186,49 @@ def test_a_server_that_may_not_keep_everything_says_so(browser, page_server, tmp
 
 
 def test_the_cells_want_the_key_and_say_what_is_missing(page_server):
-    body = {"video": data_url(CLIP.path.read_bytes()), "prompt_token_ids": [1], "since": 0.0}
-    path = "/v1/prune/cells"
-    assert httpx.post(f"{page_server.root}{path}", json=body).status_code == 401
+    body = {"video": data_url(CLIP.path.read_bytes()), "trace_key": "0" * 32}
+    assert httpx.post(f"{page_server.root}{CELLS}", json=body).status_code == 401
     assert httpx.get(f"{page_server.root}/prune").status_code == 200
-    nothing = post(page_server, path, body | {"since": 4e9})
-    assert (nothing.status_code, "no trace of this request" in nothing.json()["error"]["message"]) == (400, True)
-    wrong = post(page_server, path, body | {"prune": {"keep_ratio": 7}})
-    assert (wrong.status_code, "keep_ratio=7" in wrong.json()["error"]["message"]) == (400, True)
+    assert "no trace of this request" in refusal(page_server, body)
+    assert "keep_ratio=7" in refusal(page_server, body | {"prune": {"keep_ratio": 7}})
+
+
+def test_a_request_without_the_page_gets_its_cells_by_its_own_key(page_server):
+    key = secrets.token_hex(16)
+    page_server.ask(*ABOUT_CLIP, prune={"keep_ratio": 0.3, "trace_key": key})
+    body = {"video": data_url(CLIP.path.read_bytes()), "prune": {"keep_ratio": 0.3}, "trace_key": key}
+    story = post(page_server, CELLS, body)
+    assert (story.status_code, story.json()["grid"]) == (200, [8, 4, 4])
+    other = key[1:] + ("1" if key[0] == "0" else "0")
+    assert "no trace of this request" in refusal(page_server, body | {"trace_key": other})
+    assert "not of one video with this configuration" in refusal(page_server, body | {"prune": {"keep_ratio": 0.35}})
+
+
+@pytest.mark.parametrize("prune", [None, {"stage1": False, "method": "uniform", "keep_ratio": 0.25}])
+def test_nobody_gets_the_cells_of_a_request_without_a_key(page_server, prune):
+    """Whatever else is known of it: its video, its configuration, its prompt, its time, its file's name."""
+    folder = Path(os.environ["XDG_CACHE_HOME"]) / "vllm-prune" / "page"
+    before = set(folder.glob("*.npz"))
+    page_server.ask(*ABOUT_CLIP, prune=prune)
+    (written,) = set(folder.glob("*.npz")) - before
+    body = {"video": data_url(CLIP.path.read_bytes()), "prune": prune, "prompt_token_ids": [], "since": 0}
+    for key in (None, "", "*", "0" * 32, written.stem, f"../page/{written.stem}", "[0-9a-f]" * 4):
+        refusal(page_server, body | {"trace_key": key})
+
+
+def test_the_cells_open_nothing_but_data_urls(page_server, tmp_path):
+    """A file, and a server that counts who comes, are there to be opened; refusals do not tell what exists."""
+    secret = tmp_path / "secret.mp4"
+    secret.write_bytes(CLIP.path.read_bytes())
+    key = secrets.token_hex(16)
+    page_server.ask(*ABOUT_CLIP, prune={"trace_key": key})
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setblocking(False)
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/clip.mp4"
+        for name in (str(secret), f"file://{secret}", url, str(tmp_path / "absent"), "", "DATA:", " data:video/mp4,"):
+            assert refusal(page_server, {"video": name, "trace_key": key}).startswith("video: must be a data URL")
+        with pytest.raises(BlockingIOError):
+            listener.accept()
 
 
 def test_it_is_off_unless_asked_for(server):

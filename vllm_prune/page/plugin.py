@@ -6,7 +6,6 @@ itself holds no secrets and is served to anybody; what it asks for lies under `/
 
 from __future__ import annotations
 
-import time
 from argparse import Namespace
 from typing import Any
 
@@ -37,10 +36,8 @@ class CellsRequest(BaseModel):
     """The data URL that was asked about."""
     prune: Any = None
     """The request's own configuration; None: the server's."""
-    prompt_token_ids: list[int]
-    """Of its prompt, as the server returned them."""
-    since: float
-    """The server's clock (`GET /v1/prune/server`) before it was asked."""
+    trace_key: str | None = None
+    """What the request gave as its `prune.trace_key`."""
 
 
 class PageState:
@@ -53,7 +50,6 @@ class PageState:
     def describe(self) -> dict[str, Any]:
         """For the page, JSON-ready."""
         return {
-            "now": time.time(),
             "prunes": self.prunes,
             "config": self.settings.config.to_dict(),
             "keeps_everything": self.settings.config.keeps_everything,
@@ -66,17 +62,19 @@ class PageState:
         """The story of one request, as `vllm_prune.show.html` describes it.
 
         Raises:
-            ValueError: There is no trace of the request, or the video cannot be decoded.
+            ValueError: The video is no data URL or cannot be decoded, or there is no trace of the request.
         """
         from vllm_prune.show.html import describe
         from vllm_prune.show.media import load_video, to_frames
         from vllm_prune.show.run import make_story
         from vllm_prune.show.story import label_of, make_panel
 
+        if not asked.video.startswith("data:"):  # before anything is opened: the text is a stranger's
+            raise ShowError("video: must be a data URL; nothing else is opened for a page")
         if self.settings.trace is None:
             raise ShowError("this server writes no traces; start it with --prune-page or --prune-trace DIR")
         config = self.settings.resolve(asked.prune)
-        traced = find_trace(self.settings.trace, config, asked.prompt_token_ids, asked.since)
+        traced = find_trace(self.settings.trace, asked.trace_key, config)
         forget_old_traces(self.settings.trace)
         images, metadata = load_video(asked.video, self.model, self.media_io_kwargs)
         label = next((name for name, preset in PRESETS.items() if preset == config), None) or label_of(config.to_json())

@@ -63,7 +63,7 @@ class EncoderRows:
             segments = temporal_segments(tokens, spec.config)
             whole = assignment if cells is None else over_all_cells(assignment, cells, grid)
             seconds = time.perf_counter() - begin
-            traced = VideoTrace(grid, counts, whole, seconds, info.config_json, segments)
+            traced = VideoTrace(grid, counts, whole, seconds, info.config_json, segments, spec.trace_key)
             info = _begin_trace(self._trace, info, traced)
         rows = carrier.pack(entering.features, anchors, groups, counts.kept, self.media.number(info))
         if self._trace is not None:

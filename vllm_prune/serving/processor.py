@@ -31,7 +31,7 @@ from vllm_prune.serving.metrics import observe_refusal
 from vllm_prune.serving.pixel_plan import PixelFormat, config_for, keep_encoded, plan_video
 from vllm_prune.serving.report import FACTS_KEY, PromptFacts
 from vllm_prune.serving.request_spec import CELLS_FIELD, FIELD, VideoSpec
-from vllm_prune.serving.settings import REQUEST_KEY, read_max_step_tokens, read_settings
+from vllm_prune.serving.settings import REQUEST_KEY, TRACE_KEY, read_max_step_tokens, read_settings
 from vllm_prune.serving.span_check import check_spans
 from vllm_prune.spans import TurnFormat
 
@@ -47,14 +47,15 @@ class VideoPlaceholders(PromptUpdateDetails):
 
 
 class PruneInputs(Hooked, ProcessorInputs):
-    """A request whose configuration is part of the identity of its videos, and of nothing else."""
+    """A request whose configuration, and trace key, are part of the identity of its videos, and of nothing else."""
 
     @hook
     def get_mm_hashes(self, *args: Any, **kwargs: Any) -> MultiModalHashes:
         options = without_prune(self.hf_processor_mm_kwargs)
-        if REQUEST_KEY in self.hf_processor_mm_kwargs:
+        given = self.hf_processor_mm_kwargs
+        if own := {key: given[key] for key in (REQUEST_KEY, TRACE_KEY) if key in given}:
             scoped: Any = options.get("videos_kwargs") or {}
-            options["videos_kwargs"] = {**scoped, REQUEST_KEY: self.hf_processor_mm_kwargs[REQUEST_KEY]}
+            options["videos_kwargs"] = {**scoped, **own}
         plain = ProcessorInputs(**{**_fields(self), "hf_processor_mm_kwargs": options})
         return plain.get_mm_hashes(*args, **kwargs)
 
@@ -88,7 +89,7 @@ def _forget_media(inputs: ProcessorInputs, processed: MultiModalInput) -> None:
 
 def without_prune(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """`kwargs` as the Hugging Face processor knows them."""
-    return {key: value for key, value in kwargs.items() if key != REQUEST_KEY}
+    return {key: value for key, value in kwargs.items() if key not in (REQUEST_KEY, TRACE_KEY)}
 
 
 class PruningProcessorMixin(Hooked, BaseMultiModalProcessor[Any]):
@@ -153,7 +154,8 @@ class PruningProcessorMixin(Hooked, BaseMultiModalProcessor[Any]):
             raise
 
     def _with_resolved_config(self, inputs: ProcessorInputs) -> ProcessorInputs:
-        config = self._settings.resolve(inputs.hf_processor_mm_kwargs.get(REQUEST_KEY))
+        requested = inputs.hf_processor_mm_kwargs.get(REQUEST_KEY)
+        config, trace_key = self._settings.resolve(requested), self._settings.trace_key(requested)
         if config.query_aware:  # checked here, since a worker that raises ends the server
             config.resolved_layers(self.info.ctx.model_config.get_total_num_hidden_layers())
         if config.stage1 is not None and isinstance(inputs, ProfilingInputs):
@@ -162,6 +164,8 @@ class PruningProcessorMixin(Hooked, BaseMultiModalProcessor[Any]):
         kwargs = without_prune(inputs.hf_processor_mm_kwargs)
         if not config.keeps_everything:
             kwargs[REQUEST_KEY] = config.to_json()
+            if trace_key is not None:
+                kwargs[TRACE_KEY] = trace_key
         kind = ProfilingInputs if isinstance(inputs, ProfilingInputs) else PruneInputs
         return kind(**{**_fields(inputs), "hf_processor_mm_kwargs": kwargs})
 
@@ -193,7 +197,8 @@ class PruningProcessorMixin(Hooked, BaseMultiModalProcessor[Any]):
                 self._plan_on_pixels(config, data) if config.plans_on_pixels else [None] * len(data["video_grid_thw"])
             )
             specs = [self._spec(config, grid, plan) for grid, plan in zip(data["video_grid_thw"], plans, strict=True)]
-            data[FIELD] = [spec.encode() for spec in specs]
+            trace_key: Any = hf_processor_mm_kwargs.get(TRACE_KEY)
+            data[FIELD] = [dataclasses.replace(spec, trace_key=trace_key).encode() for spec in specs]
             data[CELLS_FIELD] = [_encoded_cells(plan) for plan in plans]
         return data
 

@@ -32,6 +32,8 @@ class VideoSpec:
     """Cells that are encoded in each frame of the grid, where stage 1 looked at the pixels; None: all."""
     turn: TurnFormat
     """How the model's chat template ends a turn."""
+    trace_key: str | None = None
+    """The identity that the request gave its trace (see `trace_key.py`)."""
 
     @property
     def counts(self) -> TokenCounts:
@@ -41,7 +43,7 @@ class VideoSpec:
     def encode(self) -> torch.Tensor:
         """uint8 [L]; `decode` reads it back."""
         fields: dict[str, Any] = {"num_tokens": self.num_tokens, "per_frame": self.per_frame, "turn": asdict(self.turn)}
-        fields["config"] = self.config.to_dict()
+        fields |= {"config": self.config.to_dict(), "trace_key": self.trace_key}
         return torch.frombuffer(bytearray(json.dumps(fields).encode()), dtype=torch.uint8)
 
     @classmethod
@@ -53,4 +55,5 @@ class VideoSpec:
             num_tokens=fields["num_tokens"],
             per_frame=None if fields["per_frame"] is None else tuple(fields["per_frame"]),
             turn=TurnFormat(**fields["turn"]),
+            trace_key=fields["trace_key"],
         )

@@ -14,6 +14,8 @@ from vllm_prune.override import ServerSettings
 HF_CONFIG_KEY = "vllm_prune"
 REQUEST_KEY = "prune"
 """Key of a request's `mm_processor_kwargs` that holds its own configuration."""
+TRACE_KEY = "prune_trace_key"
+"""Under which the processor keeps a request's trace key, apart from the resolved configuration."""
 _KEYS = ("config", "override", "trace", "log")
 _MAX_STEP_TOKENS = "vllm_prune_max_step_tokens"
 

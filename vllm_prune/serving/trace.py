@@ -1,7 +1,8 @@
 """Writes what was decided about every video to files: the basis of pictures, oracles and debugging.
 
 One `.npz` for each request and step in which the question chose tokens, and one for each encoded video whose tokens no
-question chooses (then `prompt` is empty). Every array of video i is called `videoI/...`:
+question chooses (then `prompt` is empty). Files are numbered; a request that brings a `trace_key` (`trace_key.py`) has
+a file named by that, which the next one with the same key replaces. Every array of video i is called `videoI/...`:
 
     grid [3]              t, h, w in merged tokens
     config                the configuration, as JSON text
@@ -28,6 +29,7 @@ import torch
 
 from vllm_prune.budget import TokenCounts
 from vllm_prune.methods.base import Assignment
+from vllm_prune.trace_key import file_name
 
 FORMAT = 1
 
@@ -44,6 +46,8 @@ class VideoTrace:
     config_json: str
     segment: torch.Tensor | None = None
     """[t], stage 1's temporal segments."""
+    key: str | None = None
+    """The identity that the request gave its trace."""
 
 
 @dataclass(frozen=True)
@@ -91,10 +95,17 @@ class TraceWriter:
         for index, outcome in enumerate(videos):
             for name, value in self._arrays(outcome, seconds).items():
                 arrays[f"video{index}/{name}"] = value
-        digest = hashlib.sha256(np.asarray(prompt, dtype=np.int64).tobytes()).hexdigest()[:16]
-        path = self._folder / f"{next(self._files):06d}-{digest}.npz"
+        path = self._folder / self._name(prompt, videos)
         np.savez_compressed(path, **arrays)  # type: ignore[arg-type]
         return path
+
+    def _name(self, prompt: Sequence[int], videos: Sequence[VideoOutcome]) -> str:
+        """By the request's own key if it gave one: only who knows that can ask for the file."""
+        keys = {self._videos[outcome.serial].key for outcome in videos} - {None}
+        if keys:
+            return file_name(str(keys.pop()))
+        digest = hashlib.sha256(np.asarray(prompt, dtype=np.int64).tobytes()).hexdigest()[:16]
+        return f"{next(self._files):06d}-{digest}.npz"
 
     def _arrays(self, outcome: VideoOutcome, seconds: float) -> dict[str, np.ndarray]:
         video = self._videos[outcome.serial]
