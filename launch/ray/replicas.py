@@ -18,6 +18,7 @@ from vllm_prune.cluster import state
 from vllm_prune.cluster.__main__ import cluster_of, folder_of
 from vllm_prune.cluster.auth import authenticated
 from vllm_prune.cluster.errors import ClusterError
+from vllm_prune.cluster.folder import default_folder
 from vllm_prune.cluster.replicas import ReplicaOptions, build_application
 from vllm_prune.cluster.serve import require_ready
 
@@ -41,7 +42,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--address", help="the cluster's HOST:PORT (default: the one this machine is in)")
     parser.add_argument("--host", default="127.0.0.1", help="where HTTP listens (default: %(default)s)")
     parser.add_argument("--port", type=int, default=8000, help="where HTTP listens (default: %(default)s)")
-    parser.add_argument("--dir", type=Path, default=state.default_folder(), dest="folder", help="this node's files")
+    parser.add_argument("--dir", type=Path, default=default_folder(), dest="folder", help="this node's files")
     return parser.parse_args()
 
 

@@ -11,6 +11,7 @@ from vllm_prune.cluster import node, ports, state
 from vllm_prune.cluster.auth import authenticated, token_file
 from vllm_prune.cluster.errors import ClusterError
 from vllm_prune.cluster.facts import is_folder
+from vllm_prune.cluster.folder import default_folder
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -52,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     stop = commands.add_parser("stop", help="end what these commands started on this machine", allow_abbrev=False)
     stop.set_defaults(run=_stop)
     for command in (head, join, serve, stop):
-        command.add_argument("--dir", type=Path, default=state.default_folder(), dest="folder",
+        command.add_argument("--dir", type=Path, default=default_folder(), dest="folder",
                              help="folder for this node's files (default: %(default)s)")  # fmt: skip
     return parser
 
@@ -120,7 +121,12 @@ def _stop(args: argparse.Namespace) -> int:
 
 
 def cluster_of(args: argparse.Namespace) -> tuple[str, str]:
-    """The cluster's address, and this machine's in it ("" if it was not started by these commands)."""
+    """The cluster's address, and this machine's in it ("" if it was not started by these commands).
+
+    Raises:
+        ClusterError: There is none, or the folder that would name it is not this user's alone: the cluster's token is
+            sent to that address.
+    """
     own = state.recall(args.folder, "head", "worker")
     address = args.address or (own.address if own else os.environ.get("RAY_ADDRESS"))
     if not address:

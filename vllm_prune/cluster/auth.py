@@ -39,6 +39,6 @@ def authenticated(environment: Mapping[str, str] = os.environ, *, create: bool =
             remedy = f"copy the head's {file} to this machine, or put its content into {_TOKEN}"
             raise ClusterError(f"no token of the cluster in {file}", remedy)
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.touch(mode=0o600)
-        file.write_text(secrets.token_hex(32))
+        with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600), "w") as opened:
+            opened.write(secrets.token_hex(32))
     return result

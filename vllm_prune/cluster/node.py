@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 
+from vllm_prune.cluster import folder as own_folder
 from vllm_prune.cluster import ports, state
 from vllm_prune.cluster.auth import authenticated
 from vllm_prune.cluster.errors import ClusterError
@@ -58,7 +59,7 @@ def start(options: NodeOptions) -> state.Started:
     Raises:
         ClusterError: One runs already, a port is taken, the head does not answer, or Ray did not start.
     """
-    state.prepare(options.folder)
+    own_folder.prepare(options.folder)
     if running := state.recall(options.folder, "head", "worker"):
         remedy = "stop it with `bash launch/ray/stop.sh`, or give another folder with --dir"
         raise ClusterError(f"this machine is already a {running.role} of the cluster at {running.address}", remedy)
@@ -85,7 +86,7 @@ def _launch(options: NodeOptions) -> tuple["subprocess.Popen[bytes]", Path]:
     # A node that joins must have the head's token; only a head may make one.
     environment = authenticated(create=options.head is None)
     environment.setdefault("RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S", str(_DRAIN_S))
-    with log.open("w") as output:
+    with own_folder.create(options.folder, log.name) as output:
         process = subprocess.Popen(
             [*command, *options.others],
             stdin=subprocess.DEVNULL,
@@ -130,6 +131,9 @@ def stop(folder: Path) -> list[str]:
 
     Returns:
         What was ended; empty if nothing ran.
+
+    Raises:
+        ClusterError: The folder is not this user's alone.
     """
     ended = []
     for role in ("server", "worker", "head"):

@@ -8,9 +8,8 @@ from pathlib import Path
 import psutil
 
 from vllm_prune.cluster.errors import ClusterError
-
-_LONGEST_FOLDER = 40
-"""Characters. Ray makes Unix sockets in its folder, whose paths may have 107, and adds about 65 of its own."""
+from vllm_prune.cluster.folder import create, read, remove
+from vllm_prune.cluster.ports import parse_address
 
 
 @dataclass(frozen=True)
@@ -32,11 +31,11 @@ class Started:
     node_ip: str
 
     def process(self) -> psutil.Process | None:
-        """The process, or None if it has ended."""
+        """The process, or None if it has ended, and its number is somebody else's by now."""
         try:
             found = psutil.Process(self.pid)
-            same = abs(found.create_time() - self.created) < 1
-        except psutil.NoSuchProcess:
+            same = abs(found.create_time() - self.created) < 1 and found.uids().real == os.getuid()
+        except (psutil.NoSuchProcess, ValueError):  # a number that no process can have
             return None
         return found if same and runs(found) else None
 
@@ -49,47 +48,50 @@ def runs(process: psutil.Process) -> bool:
         return False
 
 
-def default_folder() -> Path:
-    """The folder for what is known of this node: `VLLM_PRUNE_RAY_DIR`, or one in /tmp for each user."""
-    return Path(os.environ.get("VLLM_PRUNE_RAY_DIR") or f"/tmp/vllm-prune-ray-{os.getuid()}")
-
-
-def prepare(folder: Path) -> None:
-    """Make the folder, for this user only.
+def record(folder: Path, role: str, pid: int, address: str, node_ip: str) -> Started:
+    """Note that a process was started.
 
     Raises:
-        ClusterError: Its path is too long for Ray, or it is somebody else's.
+        ClusterError: The folder is not this user's alone.
     """
-    if len(str(folder)) > _LONGEST_FOLDER:
-        remedy = f"give one of at most {_LONGEST_FOLDER} characters: Ray makes Unix sockets in it"
-        raise ClusterError(f"the folder {folder} has a path of {len(str(folder))} characters", remedy)
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if folder.stat().st_uid != os.getuid():
-        raise ClusterError(f"the folder {folder} belongs to another user", "give another one with --dir")
-
-
-def record(folder: Path, role: str, pid: int, address: str, node_ip: str) -> Started:
-    """Note that a process was started."""
     started = Started(role, pid, psutil.Process(pid).create_time(), address, node_ip)
-    _file(folder, role).write_text(json.dumps(asdict(started)))
+    with create(folder, _name(role)) as file:
+        json.dump(asdict(started), file)
     return started
 
 
 def recall(folder: Path, *roles: str) -> Started | None:
-    """The first of the roles that runs."""
+    """The first of the roles that runs.
+
+    Raises:
+        ClusterError: The folder is not this user's alone, or a file in it cannot be read.
+    """
     for role in roles:
-        file = _file(folder, role)
-        if file.is_file():
-            started = Started(**json.loads(file.read_text()))
+        content = read(folder, _name(role))
+        if content is not None:
+            started = _parse(content, folder / _name(role))
             if started.process() is not None:
                 return started
     return None
 
 
 def forget(folder: Path, role: str) -> None:
-    """Note that a process has ended."""
-    _file(folder, role).unlink(missing_ok=True)
+    """Note that a process has ended.
+
+    Raises:
+        ClusterError: The folder is not this user's alone.
+    """
+    remove(folder, _name(role))
 
 
-def _file(folder: Path, role: str) -> Path:
-    return folder / f"{role}.json"
+def _parse(content: str, file: Path) -> Started:
+    try:
+        started = Started(**json.loads(content))
+        parse_address(started.address)
+        return Started(started.role, int(started.pid), float(started.created), started.address, str(started.node_ip))
+    except (ValueError, TypeError, AttributeError, ClusterError) as error:
+        raise ClusterError(f"{file} does not say what was started: {error}", f"remove it: rm {file}") from error
+
+
+def _name(role: str) -> str:
+    return f"{role}.json"
