@@ -1,6 +1,7 @@
 """Let vLLM's Ray executor place its workers on CPUs."""
 
 import functools
+import importlib.util
 from typing import Any
 
 from vllm_prune.patches.base import Patch, PatchError
@@ -23,9 +24,16 @@ def _platform() -> Any:
     return current_platform
 
 
+def _has_ray() -> bool:
+    try:
+        return importlib.util.find_spec("ray.util") is not None  # not "ray", which any folder of that name would do for
+    except ImportError:
+        return False
+
+
 def _needed() -> bool:
-    # Where Ray is not installed, vLLM says so itself.
-    return _platform().is_cpu() and not _platform().ray_device_key and _module().ray is not None
+    # Where Ray is not installed, vLLM says so itself, and its executor's module cannot be imported.
+    return _platform().is_cpu() and not _platform().ray_device_key and _has_ray()
 
 
 def _applied() -> bool:

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from vllm_prune.cli import doctor
-from vllm_prune.cli.checks import environment, machine, patching, plugin
+from vllm_prune.cli.checks import environment, machine, patching, plugin, remedies
 from vllm_prune.cli.checks.check import Check, Status, fail, ok, warn
 from vllm_prune.patches.base import PatchError, State
 from vllm_prune.patches.registry import MODULES
@@ -60,8 +60,63 @@ def test_faults_are_named_with_their_remedy():
     assert "add `prune` to VLLM_PLUGINS" in checks["VLLM_PLUGINS"]["remedy"]
 
 
+NO_RAY = """
+from importlib.machinery import PathFinder
+find_spec = PathFinder.find_spec
+PathFinder.find_spec = lambda name, path=None, target=None: None if name == "ray" else find_spec(name, path, target)
+"""
+
+
+@pytest.mark.slow
+def test_an_environment_without_ray_is_healthy(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(NO_RAY)
+    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    result = run_doctor("--json", PYTHONPATH=path, VLLM_CPU_KVCACHE_SPACE="1")
+    assert result.returncode == 0, result.stdout
+    checks = by_name(result.stdout)
+    assert checks["patch core_ray_on_cpu"]["detail"] == "not needed here"
+    assert set(checks) >= {f"patch {name}" for name in MODULES} | {"device", "memory"}
+    of_ray = run_doctor("--ray", "127.0.0.1:1", PYTHONPATH=path)
+    assert of_ray.returncode == 1
+    assert "fail  Ray: not installed" in of_ray.stdout
+
+
+def explode(*_: object) -> None:
+    raise RuntimeError("boom")
+
+
+def test_a_check_that_explodes_hides_no_other(monkeypatch, capsys):
+    parts = {"first": explode, "second": lambda: [ok("second", "fine")], "third": lambda: (explode() for _ in "a")}
+    monkeypatch.setattr(doctor, "_PARTS", parts)
+    assert doctor.run(SimpleNamespace(json=True, ray=None, model=None)) == 1
+    found = {check["name"]: check for check in json.loads(capsys.readouterr().out)["checks"]}
+    assert [found[name]["status"] for name in ("first", "second", "third")] == ["fail", "ok", "fail"]
+    assert found["first"]["detail"] == "RuntimeError: boom"
+    assert found["first"]["remedy"]
+
+
+def test_a_patch_or_plugin_that_explodes_hides_no_other(monkeypatch):
+    bad = SimpleNamespace(name="bad", target="m:a", state=explode, verify=explode)
+    good = SimpleNamespace(name="good", target="m:b", state=lambda: State.NOT_NEEDED, verify=explode)
+    monkeypatch.setattr(patching, "load_patches", lambda: (bad, good, bad))
+    assert [check.status for check in patching.check_patches()] == [Status.FAIL, Status.OK, Status.FAIL]
+    point = SimpleNamespace(name="prune", value="v", load=explode)
+    monkeypatch.setattr(plugin, "entry_points", lambda group: [point])
+    found = {check.name: check.status for check in plugin.check_plugin()}
+    assert found["plugin registration"] is Status.FAIL
+    assert set(found) == {"plugin entry point", "VLLM_PLUGINS", "plugin registration", "architectures"}
+
+
+def test_a_wheel_is_told_lines_that_it_has(monkeypatch, tmp_path):
+    assert "bash launch/setup.sh --extras ray" in remedies.set_up("ray")
+    monkeypatch.setattr(remedies.vllm_prune, "__file__", str(tmp_path / "vllm_prune" / "__init__.py"))
+    assert remedies.set_up("ray") == "pip install 'vllm-prune[ray]'"
+    assert remedies.set_up().startswith("pip install 'vllm")
+
+
 def test_lines_show_status_detail_and_remedy(monkeypatch, capsys):
-    monkeypatch.setattr(doctor, "_PARTS", (lambda: [ok("a", "fine"), warn("b", "odd", "turn it")], lambda: []))
+    parts = {"first": lambda: [ok("a", "fine"), warn("b", "odd", "turn it")], "second": lambda: []}
+    monkeypatch.setattr(doctor, "_PARTS", parts)
     assert doctor.run(SimpleNamespace(json=False, ray=None, model=None)) == 0
     assert capsys.readouterr().out.splitlines() == [
         "ok    a: fine",
@@ -72,7 +127,7 @@ def test_lines_show_status_detail_and_remedy(monkeypatch, capsys):
 
 
 def test_one_failure_is_enough_for_exit_status_1(monkeypatch, capsys):
-    monkeypatch.setattr(doctor, "_PARTS", (lambda: [ok("a", "fine"), fail("b", "broken", "mend it")],))
+    monkeypatch.setattr(doctor, "_PARTS", {"all": lambda: [ok("a", "fine"), fail("b", "broken", "mend it")]})
     assert doctor.run(SimpleNamespace(json=True, ray=None, model=None)) == 1
     report = json.loads(capsys.readouterr().out)
     assert report["ok"] is False

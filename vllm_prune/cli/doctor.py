@@ -4,10 +4,11 @@ import argparse
 import dataclasses
 import json
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 
 from vllm_prune._version import __version__
+from vllm_prune.cli.checks.alone import alone
 from vllm_prune.cli.checks.check import Check, Status
 from vllm_prune.cli.checks.environment import (
     check_media_libraries,
@@ -17,7 +18,13 @@ from vllm_prune.cli.checks.environment import (
 )
 from vllm_prune.cli.checks.probe import check_inside_vllm
 
-_PARTS = (check_versions, check_media_libraries, check_startup, check_inside_vllm, check_vllm_command)
+_PARTS = {
+    "versions": check_versions,
+    "media libraries": check_media_libraries,
+    "start-up file": check_startup,
+    "inside vLLM": check_inside_vllm,
+    "vllm command": check_vllm_command,
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,7 +39,8 @@ def run(args: argparse.Namespace) -> int:
     if args.model and not args.ray:
         print("vllm-prune doctor: --model is for a cluster's nodes; give --ray HOST:PORT as well", file=sys.stderr)
         return 2
-    parts = (partial(_check_ray, args.ray, args.model, show=not args.json),) if args.ray else _PARTS
+    ray = {"Ray cluster": partial(_check_ray, args.ray, args.model, show=not args.json)}
+    parts = ray if args.ray else _PARTS
     checks = _run_checks(parts, show=not args.json)
     healthy = all(check.status is not Status.FAIL for check in checks)
     if args.json:
@@ -43,9 +51,9 @@ def run(args: argparse.Namespace) -> int:
     return 0 if healthy else 1
 
 
-def _run_checks(parts: Iterable[Callable[[], Iterable[Check]]], *, show: bool) -> list[Check]:
+def _run_checks(parts: Mapping[str, Callable[[], Iterable[Check]]], *, show: bool) -> list[Check]:
     checks = []
-    for check in (check for part in parts for check in part()):
+    for check in (check for name, part in parts.items() for check in alone(name, part)):
         checks.append(check)
         if show:  # at once: importing vLLM takes a while
             print(_format(check), flush=True)

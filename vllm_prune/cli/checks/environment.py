@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from vllm_prune.cli.checks.check import Check, fail, ok, warn
+from vllm_prune.cli.checks.remedies import set_up
 from vllm_prune.supported import SUPPORTED_VLLM
 from vllm_prune.versions import BrokenVllmError, InstalledVllm, UnsupportedVllmError, require_supported_vllm
 
@@ -25,9 +26,9 @@ def _check_vllm() -> Check:
         found = require_supported_vllm()
         absent = _absent_files(found)
     except BrokenVllmError as error:
-        return fail("vLLM version", str(error), "make a new environment: remove .venv, then bash launch/setup.sh")
+        return fail("vLLM version", str(error), f"make a new environment: remove .venv, then {set_up()}")
     except UnsupportedVllmError as error:
-        return fail("vLLM version", str(error), "bash launch/setup.sh")
+        return fail("vLLM version", str(error), set_up())
     named = f"{found.distribution} {found.version}"
     if absent:
         detail = f"{named} is half installed: {absent[0]} is missing ({len(absent)} files are)"
@@ -50,7 +51,7 @@ def _check_installed(name: str) -> Check:
     try:
         return ok(name, importlib.metadata.version(name))
     except importlib.metadata.PackageNotFoundError:
-        return fail(name, "not installed", "bash launch/setup.sh")
+        return fail(name, "not installed", set_up())
 
 
 def check_media_libraries() -> list[Check]:
@@ -85,7 +86,7 @@ def check_vllm_command() -> list[Check]:
     """Start the `vllm` command of this environment."""
     command = Path(sys.executable).with_name("vllm")
     if not command.exists():
-        return [fail("vllm command", f"{command} does not exist", "bash launch/setup.sh")]
+        return [fail("vllm command", f"{command} does not exist", set_up())]
     result = _run([str(command), "--version"])
     if result.returncode == 0:
         return [ok("vllm command", f"starts: {_last_line(result.stdout)}")]

@@ -1,8 +1,10 @@
 """Check that vLLM sees the plugin, that it registers, and which architectures it brings."""
 
 import os
+from functools import partial
 from importlib.metadata import EntryPoint, entry_points
 
+from vllm_prune.cli.checks.alone import alone
 from vllm_prune.cli.checks.check import Check, fail, ok
 
 _GROUP = "vllm.general_plugins"
@@ -16,7 +18,12 @@ def check_plugin() -> list[Check]:
     if not found:
         return [fail("plugin entry point", f"no `{_NAME}` in the group {_GROUP}", _REINSTALL)]
     visible = ok("plugin entry point", f"{_GROUP}: {_NAME} = {found[0].value}")
-    return [visible, _check_allowed(), _check_registration(found[0]), _check_architectures()]
+    return [
+        visible,
+        *alone("VLLM_PLUGINS", _check_allowed),
+        *alone("plugin registration", partial(_check_registration, found[0])),
+        *alone("architectures", _check_architectures),
+    ]
 
 
 def _check_allowed() -> Check:

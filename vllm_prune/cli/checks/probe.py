@@ -7,10 +7,12 @@ import sys
 import tempfile
 from pathlib import Path
 
+from vllm_prune.cli.checks.alone import alone
 from vllm_prune.cli.checks.check import Check, Status, fail
 from vllm_prune.cli.checks.machine import check_device, check_memory
 from vllm_prune.cli.checks.patching import check_patches
 from vllm_prune.cli.checks.plugin import check_plugin
+from vllm_prune.cli.checks.remedies import BROKEN
 
 _TIMEOUT_S = 300
 # The plugin first: registering it applies the patches.
@@ -27,18 +29,12 @@ def check_inside_vllm() -> list[Check]:
         except subprocess.TimeoutExpired:
             return [fail("import of vLLM", f"no end within {_TIMEOUT_S} s", "see why `import vllm` hangs")]
         except subprocess.CalledProcessError as error:
-            return [fail("import of vLLM", error.stderr.strip()[-500:], "bash launch/setup.sh")]
+            return [fail("import of vLLM", error.stderr.strip()[-500:], BROKEN)]
         return [Check(**found | {"status": Status(found["status"])}) for found in json.loads(results.read_text())]
 
 
 def _run_checks() -> list[Check]:
-    checks = []
-    for name, check in _CHECKS.items():
-        try:
-            checks += check()
-        except Exception as error:  # one broken part must not hide the others
-            checks.append(fail(name, f"{type(error).__name__}: {error}", "bash launch/setup.sh"))
-    return checks
+    return [found for name, check in _CHECKS.items() for found in alone(name, check)]
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import importlib.util
 
 from vllm_prune.cli.checks.check import Check, fail, ok
+from vllm_prune.cli.checks.remedies import set_up
 
 
 def check_ray_cluster(address: str, model: str | None = None) -> tuple[list[Check], str]:
@@ -16,7 +17,7 @@ def check_ray_cluster(address: str, model: str | None = None) -> tuple[list[Chec
         The checks, and a table of the nodes, "" if they could not be asked.
     """
     if importlib.util.find_spec("ray") is None:
-        return [fail("Ray", "not installed", "bash launch/setup.sh --extras ray")], ""
+        return [fail("Ray", "not installed", set_up("ray"))], ""
     from vllm_prune.cluster.compare import check_nodes, table
     from vllm_prune.cluster.errors import ClusterError
     from vllm_prune.cluster.inspect import inspect_cluster
