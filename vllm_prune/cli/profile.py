@@ -40,12 +40,15 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _profile(args: argparse.Namespace) -> str:
+    from vllm_prune.bench.needs import announce_pictures, draw_if_possible, suffixes
     from vllm_prune.bench.throughput import provenance
     from vllm_prune.cli.show import at_least_one, model_path, parse_object
     from vllm_prune.profile import plot, report
     from vllm_prune.profile.measure import Profiler
     from vllm_prune.show.run import check_model, name_configs
 
+    if args.output is not None:
+        announce_pictures()
     configs = name_configs(args.prune or _DEFAULT_PRUNES)
     repeats, max_tokens = at_least_one("repeats", args.repeats), at_least_one("max_tokens", args.max_tokens)
     engine, media = parse_object("engine", args.engine), parse_object("media_io_kwargs", args.media_io_kwargs)
@@ -71,8 +74,9 @@ def _profile(args: argparse.Namespace) -> str:
         document["configurations"] = report.describe(profiles)
         stem.with_suffix(".json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
         stem.with_suffix(".md").write_text(text, encoding="utf-8")
-        plot.draw(profiles, stem.with_suffix(".png"), f"{args.model}, {frames} frames of {width}x{height}")
-        text += f"\n{stem}.json, .md, .png"
+        title = f"{args.model}, {frames} frames of {width}x{height}"
+        draw_if_possible(plot.draw, profiles, stem.with_suffix(".png"), title)
+        text += f"\n{stem}{suffixes()}"
     return text
 
 

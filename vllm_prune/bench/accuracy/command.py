@@ -13,6 +13,7 @@ from vllm_prune.bench.accuracy.datasets import PUBLISHED, SYNTHETIC, draw_sample
 from vllm_prune.bench.accuracy.datasets.records import read_json
 from vllm_prune.bench.accuracy.questions import Question
 from vllm_prune.bench.accuracy.runner import Plan, run_plan
+from vllm_prune.bench.needs import announce_pictures, suffixes
 from vllm_prune.bench.options import INTERRUPTED, json_object, not_negative, positive, sigterm_as_interrupt
 from vllm_prune.bench.throughput import provenance
 from vllm_prune.bench.throughput.configurations import Configuration, parse_configurations
@@ -92,6 +93,7 @@ def run(args: argparse.Namespace) -> int:
     """Ask, write the results, and return the exit status."""
     stem = args.output / args.name
     try:
+        announce_pictures()
         with sigterm_as_interrupt():
             run_plan(make_plan(args))
     except BenchmarkError as error:
@@ -100,7 +102,7 @@ def run(args: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print(f"interrupted; the answers are in {stem}.answers.jsonl: go on with --resume", file=sys.stderr)
         return INTERRUPTED
-    print(f"results: {stem}.json, .md, .png")
+    print(f"results: {stem}{suffixes()}")
     return 0
 
 

@@ -12,6 +12,7 @@ from vllm_prune.bench.accuracy.asking import Answer, Backend, Task, identity, ma
 from vllm_prune.bench.accuracy.log import AnswerLog
 from vllm_prune.bench.accuracy.questions import Question
 from vllm_prune.bench.accuracy.results import Results
+from vllm_prune.bench.needs import draw_if_possible
 from vllm_prune.bench.throughput.configurations import Configuration
 from vllm_prune.bench.throughput.progress import Progress
 
@@ -66,10 +67,10 @@ def run_plan(plan: Plan) -> Results:
 
 
 def write_results(results: Results, stem: Path, ttft: Mapping[str, float]) -> None:
-    """Write `stem` with the suffixes .json, .md and .png."""
+    """Write `stem` with the suffixes .json, .md and, where matplotlib is installed, .png."""
     results.write(stem.with_name(f"{stem.name}.json"))
     stem.with_name(f"{stem.name}.md").write_text(report.markdown(results), encoding="utf-8")
-    plot.draw(results, stem.with_name(f"{stem.name}.png"), ttft)
+    draw_if_possible(plot.draw, results, stem.with_name(f"{stem.name}.png"), ttft)
 
 
 def ask_all(plan: Plan, log: AnswerLog) -> None:

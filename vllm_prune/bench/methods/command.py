@@ -18,6 +18,7 @@ import torch
 from vllm_prune.bench.methods.approximations import compare
 from vllm_prune.bench.methods.report import draw, markdown
 from vllm_prune.bench.methods.runner import Size, make_cases, make_video, run_cases
+from vllm_prune.bench.needs import announce_pictures, draw_if_possible, suffixes
 from vllm_prune.bench.options import positive
 from vllm_prune.bench.throughput import provenance
 from vllm_prune.methods import names
@@ -68,14 +69,15 @@ def run(args: argparse.Namespace) -> int:
         return 2
     if args.threads:
         torch.set_num_threads(args.threads)
+    announce_pictures()
     results = _measure_all(args)
     args.output.mkdir(parents=True, exist_ok=True)
     path = args.output / args.name
     path.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     path.with_suffix(".md").write_text(markdown(results), encoding="utf-8")
-    draw(results, path.with_suffix(".png"))
+    draw_if_possible(draw, results, path.with_suffix(".png"))
     print(markdown(results))
-    print(f"results: {path}.json, .md, .png")
+    print(f"results: {path}{suffixes()}")
     return 0
 
 

@@ -18,6 +18,7 @@ from vllm_prune.bench.accuracy.datasets import SYNTHETIC
 from vllm_prune.bench.accuracy.engine import InProcess
 from vllm_prune.bench.accuracy.questions import Question
 from vllm_prune.bench.accuracy.videos import FileVideo
+from vllm_prune.bench.needs import announce_pictures, suffixes
 from vllm_prune.bench.options import INTERRUPTED, json_object, positive, sigterm_as_interrupt
 from vllm_prune.bench.sweep.points import Axes, make_configurations
 from vllm_prune.bench.sweep.probe import Probe
@@ -76,6 +77,7 @@ def run(args: argparse.Namespace) -> int:
     """Measure, write the results, and return the exit status."""
     stem = args.output / args.name
     try:
+        announce_pictures()
         with sigterm_as_interrupt():
             run_sweep(make_plan(args))
     except BenchmarkError as error:
@@ -84,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print(f"interrupted; what is known is in {stem}.*.jsonl: go on with --resume", file=sys.stderr)
         return INTERRUPTED
-    print(f"results: {stem}.json, .md, .png")
+    print(f"results: {stem}{suffixes()}")
     return 0
 
 

@@ -13,6 +13,7 @@ from vllm_prune.bench.accuracy.log import AnswerLog
 from vllm_prune.bench.accuracy.questions import Question
 from vllm_prune.bench.accuracy.runner import Plan, ask_all
 from vllm_prune.bench.accuracy.scores import Score, score
+from vllm_prune.bench.needs import draw_if_possible
 from vllm_prune.bench.sweep.entries import ANSWER, TTFT, ProbeLog
 from vllm_prune.bench.sweep.points import UNPRUNED, Point
 from vllm_prune.bench.sweep.probe import Probe
@@ -46,7 +47,7 @@ class SweepPlan:
 
 
 def run_sweep(plan: SweepPlan) -> SweepResults:
-    """Does what is not done yet and writes JSON, Markdown and PNG."""
+    """Does what is not done yet and writes JSON, Markdown and, where matplotlib is installed, PNG."""
     from vllm_prune.bench.sweep import plot, report
 
     scores, sessions = _ask_dataset(plan) if plan.questions else ({}, [])
@@ -69,7 +70,7 @@ def run_sweep(plan: SweepPlan) -> SweepResults:
     stem = plan.output / plan.name
     results.write(stem.with_name(f"{stem.name}.json"))
     stem.with_name(f"{stem.name}.md").write_text(report.markdown(results), encoding="utf-8")
-    plot.draw(results, stem.with_name(f"{stem.name}.png"))
+    draw_if_possible(plot.draw, results, stem.with_name(f"{stem.name}.png"))
     return results
 
 

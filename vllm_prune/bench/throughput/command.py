@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vllm_prune.bench.clips import real_clips
+from vllm_prune.bench.needs import announce_pictures, suffixes
 from vllm_prune.bench.options import INTERRUPTED, not_negative, positive, sigterm_as_interrupt
 from vllm_prune.bench.throughput.configurations import parse_configurations
 from vllm_prune.bench.throughput.errors import BenchmarkError
@@ -18,6 +19,7 @@ from vllm_prune.bench.throughput.models import EMBEDDED, RANDOM, resolve_model
 from vllm_prune.bench.throughput.random_model import DIMS
 from vllm_prune.bench.throughput.runner import Plan, run_plan
 from vllm_prune.bench.throughput.workload import ClipShape
+from vllm_prune.embedded import clips as sample_clips
 
 DEFAULT_CONFIGS = (
     "stock",
@@ -39,7 +41,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="servers to compare: stock, evs:RATE (vLLM's own EVS, RATE dropped), a preset or a JSON configuration",
     )
     source = parser.add_mutually_exclusive_group()
-    source.add_argument("--clips", nargs="+", type=Path, metavar="VIDEO", help="clips to cut requests from")
+    source.add_argument(
+        "--clips",
+        nargs="+",
+        type=Path,
+        metavar="VIDEO",
+        help="clips to cut requests from (default: three real ones, else the samples)",
+    )
     source.add_argument("--random-mm", action="store_true", help="random pixels instead (vLLM's random-mm dataset)")
     parser.add_argument("--frames", type=positive, default=64, help="frames a video (default 64)")
     parser.add_argument("--size", type=_size, default=(336, 224), metavar="WxH", help="of a frame (default 336x224)")
@@ -99,6 +107,7 @@ def run(args: argparse.Namespace) -> int:
     """Measure, write the results, and return the exit status."""
     work = args.work or Path(tempfile.mkdtemp(prefix="vllm-prune-bench-"))
     try:
+        announce_pictures()
         with sigterm_as_interrupt():
             run_plan(make_plan(args, work))
     except (BenchmarkError, FileNotFoundError) as error:
@@ -109,7 +118,7 @@ def run(args: argparse.Namespace) -> int:
         return INTERRUPTED
     if args.work is None:
         shutil.rmtree(work)
-    print(f"results: {args.output / args.name}.json, .md, .png")
+    print(f"results: {args.output / args.name}{suffixes()}")
     return 0
 
 
@@ -146,11 +155,20 @@ def make_plan(args: argparse.Namespace, work: Path) -> Plan:
 def _clips(args: argparse.Namespace) -> list[Path]:
     if args.random_mm:
         return []
-    clips = args.clips or list(real_clips().values())
+    clips = args.clips or _default_clips()
     for clip in clips:
         if not clip.is_file():
             raise BenchmarkError(f"--clips {clip}: no such file")
     return [clip.resolve() for clip in clips]
+
+
+def _default_clips() -> list[Path]:
+    """Real clips where they are installed, else the sample clips that come along."""
+    try:
+        return list(real_clips().values())
+    except FileNotFoundError as error:
+        print(f"rendered sample clips are used; {error}", file=sys.stderr, flush=True)
+        return [clip.path for clip in sample_clips()]
 
 
 def _num_prompts(given: Sequence[int] | None, clients: Sequence[int]) -> list[int]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vllm_prune.bench.needs import draw_if_possible
 from vllm_prune.bench.throughput import plot, processes, provenance, report
 from vllm_prune.bench.throughput.aggregate import Run
 from vllm_prune.bench.throughput.client import Load, send
@@ -70,10 +71,10 @@ def run_plan(plan: Plan) -> Results:
 
 
 def write_results(results: Results, stem: Path) -> None:
-    """Write `stem` with the suffixes .json, .md and .png."""
+    """Write `stem` with the suffixes .json, .md and, where matplotlib is installed, .png."""
     results.write(stem.with_name(f"{stem.name}.json"))
     stem.with_name(f"{stem.name}.md").write_text(report.markdown(results), encoding="utf-8")
-    plot.draw(results, stem.with_name(f"{stem.name}.png"))
+    draw_if_possible(plot.draw, results, stem.with_name(f"{stem.name}.png"))
 
 
 def _settings(plan: Plan) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vllm_prune.bench.accuracy.questions import letters
+from vllm_prune.bench.needs import require
 from vllm_prune.bench.throughput.errors import BenchmarkError
 
 
@@ -128,13 +129,12 @@ def read_json_lines(path: Path) -> list[Record]:
 
 def read_parquet(path: Path) -> list[Record]:
     """The rows of a Parquet file."""
+    require("pandas", "pandas", f"{path}: reading Parquet")
+    require("pyarrow", "pyarrow", f"{path}: reading Parquet")
     import pandas
 
     try:
         table = pandas.read_parquet(path)
-    except ImportError as error:
-        remedy = "pip install pyarrow, or export the file to JSON Lines (.jsonl)"
-        raise BenchmarkError(f"{path}: reading Parquet needs pyarrow; {remedy}") from error
     except (OSError, ValueError) as error:
         raise BenchmarkError(f"{path}: not a Parquet file: {error}") from error
     return _records(path, "row", enumerate(table.to_dict(orient="records")))

