@@ -1,7 +1,15 @@
 """Options of the whole suite."""
 
+import sys
+from pathlib import Path
+
 import hypothesis
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+import runner
+
+runner.select()
 
 # How long an example takes says more of the machine than of the code.
 hypothesis.settings.register_profile("no deadline", deadline=None)

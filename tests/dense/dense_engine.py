@@ -80,6 +80,7 @@ class DenseEngine:
     """An engine in this process."""
 
     def __init__(self, model: str, config: Any, **options: Any) -> None:
+        import runner
         from vllm import LLM
 
         from vllm_prune import engine_args
@@ -89,6 +90,7 @@ class DenseEngine:
         self.llm = LLM(**engine_args(model, config, override="any", trace=str(self.trace), **merged))
         self.engine = self.llm.llm_engine
         self.core = self.engine.engine_core.engine_core
+        runner.check(self.core)
         self.scheduler = self.core.scheduler
         self.pool = self.scheduler.kv_cache_manager.block_pool
         self.max_step_tokens = self.scheduler.max_num_scheduled_tokens

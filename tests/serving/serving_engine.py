@@ -38,7 +38,6 @@ OPTIONS: dict[str, Any] = {
     "block_size": BLOCK_SIZE,
     "max_num_seqs": 32,
     "max_logprobs": -1,
-    "async_scheduling": False,
     "disable_log_stats": False,
     "seed": 0,
 }
@@ -70,27 +69,45 @@ class Engine:
 
     def __init__(self, **others: Any) -> None:
         with patch.dict(os.environ, ENVIRONMENT):  # other tests of this process start servers of their own
+            import runner
             from vllm import LLM
 
             self.llm = LLM(**{**OPTIONS, **others})
         self.core = self.llm.llm_engine.engine_core.engine_core
+        runner.check(self.core)
         self.scheduler = self.core.scheduler
         self.runner = self.core.model_executor.driver_worker.worker.model_runner
         self.model = self.runner.model
         self.max_step_tokens = self.scheduler.max_num_scheduled_tokens
         self._seen: dict[str, list[tuple[int, np.ndarray]]] = {}
+        self._batch: tuple[list[str], list[int], np.ndarray] = [], [], np.zeros(0)
+        self._watch_batches()
         self.model.register_forward_pre_hook(self._see, with_kwargs=True)
         self.num_encoded = 0
         """Media that went through `embed_multimodal` since it was last set to 0."""
         self._count_encoded()
 
+    def _watch_batches(self) -> None:
+        """Keeps what each step's batch consists of: request ids, their tokens computed before, and their bounds."""
+        if hasattr(self.runner, "prepare_inputs"):  # V2: a batch is made anew in every step
+            prepare = self.runner.prepare_inputs
+
+            def preparing(*args: Any, **kwargs: Any) -> Any:
+                batch = prepare(*args, **kwargs)
+                self._batch = list(batch.req_ids), batch.num_computed_tokens_np.tolist(), batch.query_start_loc_np
+                return batch
+
+            self.runner.prepare_inputs = preparing
+
     def _see(self, _model: Any, _args: Any, inputs: Mapping[str, Any]) -> None:
-        batch, bounds = self.runner.input_batch, self.runner.query_start_loc.np
-        positions = np.array(inputs["positions"])
-        for i, request_id in enumerate(batch.req_ids):
-            first = int(batch.num_computed_tokens_cpu[i])
+        request_ids, computed, bounds = self._batch
+        if hasattr(self.runner, "input_batch"):  # V1: one batch that changes
+            batch, bounds = self.runner.input_batch, self.runner.query_start_loc.np
+            request_ids, computed = batch.req_ids, batch.num_computed_tokens_cpu
+        positions = inputs["positions"].numpy().copy()
+        for i, request_id in enumerate(request_ids):
             rows = positions[:, bounds[i] : bounds[i + 1]]
-            self._seen.setdefault(client_id(request_id), []).append((first, rows))
+            self._seen.setdefault(client_id(request_id), []).append((int(computed[i]), rows))
 
     def _count_encoded(self) -> None:
         embed = self.model.embed_multimodal
@@ -192,6 +209,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parents[1]))
     from serving_engine import main as run  # not this `__main__`: the classes that are pickled need their real module
 
     run()

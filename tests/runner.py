@@ -1,0 +1,50 @@
+"""Which of vLLM's model runners the tests use: V1, vLLM's default on a CPU, or V2, its default on a GPU.
+
+    PRUNE_TEST_RUNNER=v2 pytest tests/dense
+
+A process has one runner, and the choice has to be made before vLLM is imported; hence an environment variable. V2 comes
+with asynchronous scheduling: two batches are in flight, as on a GPU.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+VARIABLE = "PRUNE_TEST_RUNNER"
+RUNNER = os.environ.get(VARIABLE, "v1")
+IS_V2 = RUNNER == "v2"
+_MODULES = {"v1": "vllm.v1.worker.cpu_model_runner", "v2": "vllm.v1.worker.cpu.model_runner"}
+_SHIM = Path(__file__).with_name("v2_on_cpu")
+
+
+def select() -> None:
+    """Makes this process and all it starts use the chosen runner. Call before vLLM is imported."""
+    if RUNNER not in _MODULES:
+        raise pytest.UsageError(f"{VARIABLE}={RUNNER}: is not one of {', '.join(_MODULES)}")
+    if IS_V2:
+        sys.path.append(str(_SHIM))
+        import select_v2
+
+        select_v2.select()
+        paths = [str(_SHIM), *filter(None, [os.environ.get("PYTHONPATH")])]
+        os.environ["PYTHONPATH"] = os.pathsep.join(paths)
+
+
+def check(engine_core: Any) -> None:
+    """Raises unless an engine core in this process has the chosen runner, and with V2 two batches in flight."""
+    from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+
+    config = engine_core.vllm_config
+    assert bool(config.use_v2_model_runner) == IS_V2, f"not the {RUNNER} runner"
+    worker = getattr(engine_core.model_executor, "driver_worker", None)
+    if worker is not None:
+        found = type(worker.worker.model_runner).__module__
+        assert found == _MODULES[RUNNER], f"{found} is not the {RUNNER} runner"
+    if IS_V2:
+        assert isinstance(engine_core.scheduler, AsyncScheduler), type(engine_core.scheduler)
+        assert engine_core.batch_queue_size == 2, engine_core.batch_queue_size
