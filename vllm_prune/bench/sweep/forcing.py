@@ -21,7 +21,7 @@ class AnswerForcer(Hooked, AdapterLogitsProcessor):
 
     @classmethod
     @hook
-    def validate_params(cls, params: SamplingParams) -> None:
+    def validate_params(cls, sampling_params: SamplingParams) -> None:
         """Any request will do."""
 
     @hook
