@@ -23,6 +23,8 @@ from typing import Any
 import psutil
 
 from benchmarks.ray_replicas_cluster import PRUNE, Cluster, Outcome
+from vllm_prune.bench.needs import require
+from vllm_prune.bench.throughput.errors import BenchmarkError
 from vllm_prune.bench.throughput.provenance import describe, describe_lines
 from vllm_prune.embedded import clips
 
@@ -125,6 +127,10 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("-o", "--output", type=Path, default=Path("benchmarks/results"))
     args = parser.parse_args()
+    try:
+        require("ray.serve", "ray[cgraph,serve]", "this benchmark")
+    except BenchmarkError as error:
+        sys.exit(str(error))
     result = {"command": "python -m benchmarks.ray_replicas " + " ".join(sys.argv[1:]), "environment": describe()}
     result["runs"] = [
         measure(replicas, args.requests, args.videos, args.clients, kill=replicas > 1) for replicas in (1, 2)

