@@ -30,6 +30,15 @@ def test_defaults_compare_four_servers_on_real_clips(tmp_path):
     assert (made.clients, made.num_prompts) == ([1, 8], [6, 16])
 
 
+def test_results_repeat_no_key(tmp_path, monkeypatch):
+    words = ["vllm-prune", "bench", "throughput", "--server-args", "--api-key hush --port 1"]
+    monkeypatch.setattr("sys.argv", words)
+    made = plan(tmp_path, *words[3:])
+    assert made.server_arguments == ["--api-key", "hush", "--port", "1"]
+    assert "hush" not in " ".join(made.command)
+    assert "--port 1" in " ".join(made.command)
+
+
 def test_random_pixels_need_no_clips(tmp_path):
     made = plan(tmp_path, "--random-mm", "--size", "56x112", "--frames", "8")
     assert made.clips == []

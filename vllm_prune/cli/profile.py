@@ -42,6 +42,7 @@ def run(args: argparse.Namespace) -> int:
 def _profile(args: argparse.Namespace) -> str:
     from vllm_prune.bench.needs import announce_pictures, draw_if_possible, suffixes
     from vllm_prune.bench.throughput import provenance
+    from vllm_prune.cli.secrets import masked
     from vllm_prune.cli.show import at_least_one, model_path, parse_object
     from vllm_prune.profile import plot, report
     from vllm_prune.profile.measure import Profiler
@@ -64,12 +65,12 @@ def _profile(args: argparse.Namespace) -> str:
         f"code; means over {repeats} repeats, each with a video that no cache knows. The stages do not overlap and sum "
         "to the whole."
     )
-    lines = [f"Command: `{shlex.join(sys.argv)}`", *provenance.describe_lines(place)]
+    lines = [f"Command: `{shlex.join(masked(sys.argv))}`", *provenance.describe_lines(place)]
     text = report.markdown(profiles, introduction, lines)
     if args.output is not None:
         args.output.mkdir(parents=True, exist_ok=True)
         stem = args.output / args.name
-        document = {"schema": 1, "command": shlex.join(sys.argv), "model": args.model, **place}
+        document = {"schema": 1, "command": shlex.join(masked(sys.argv)), "model": args.model, **place}
         document |= {"frames": [int(size) for size in profiler.frames], "questions": questions}
         document["configurations"] = report.describe(profiles)
         stem.with_suffix(".json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")

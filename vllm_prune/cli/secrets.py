@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -36,6 +37,8 @@ def masked(command: Sequence[str]) -> list[str]:
     ['vllm', 'serve', 'm', '--api_key=***', '--api-key', '***', '***', '--port', '1']
     >>> masked(["--otlp-traces-endpoint", "https://me:pw@host/v1", "--x", '{"aws_secret": "s", "n": 1}'])
     ['--otlp-traces-endpoint', 'https://***@host/v1', '--x', '{"aws_secret": "***", "n": 1}']
+    >>> masked(["bench", "--server-args", "--api-key a --port 1", "--server-args=--api-key=a"])
+    ['bench', '--server-args', "--api-key '***' --port 1", "--server-args='--api-key=***'"]
     """
     return list(_masked_words(command))
 
@@ -43,7 +46,7 @@ def masked(command: Sequence[str]) -> list[str]:
 def _masked_words(command: Sequence[str]) -> Iterator[str]:
     inside = False  # the values of a secret option: all words up to the next option
     for word in command:
-        if not word.startswith("-") or _NEGATIVE_NUMBER.match(word):
+        if not word.startswith("-") or " " in word.partition("=")[0] or _NEGATIVE_NUMBER.match(word):
             yield MASK if inside else _without_embedded(word)
             continue
         name, equals, value = word.partition("=")
@@ -60,6 +63,8 @@ def _is_secret(option: str) -> bool:
 
 
 def _without_embedded(value: str) -> str:
+    if value.startswith("-"):  # options for somebody else, in one word
+        return _masked_line(value)
     value = _USER_IN_URL.sub(MASK, value)
     value = _IN_QUERY.sub(lambda found: f"{found[1]}={MASK if _SECRET_NAME.search(found[1]) else found[2]}", value)
     if not value.lstrip().startswith(("{", "[")):
@@ -70,6 +75,15 @@ def _without_embedded(value: str) -> str:
     except (ValueError, RecursionError):  # vLLM will say what is wrong with it
         return MASK if _SECRET_WORD.search(value) else value
     return value if hidden == parsed else json.dumps(hidden)
+
+
+def _masked_line(line: str) -> str:
+    try:
+        words = shlex.split(line)
+    except ValueError:  # quotes that do not end
+        return MASK if _SECRET_WORD.search(line) else line
+    hidden = masked(words)
+    return line if hidden == words else shlex.join(hidden)
 
 
 def _hide(value: Any) -> Any:

@@ -19,6 +19,7 @@ from vllm_prune.bench.throughput import provenance
 from vllm_prune.bench.throughput.configurations import Configuration, parse_configurations
 from vllm_prune.bench.throughput.errors import BenchmarkError
 from vllm_prune.bench.throughput.models import EMBEDDED
+from vllm_prune.cli.secrets import masked
 
 DEFAULT_CLIPS = 20
 SHORT_ANSWER, LONG_ANSWER = 1, 16
@@ -118,7 +119,7 @@ def make_plan(args: argparse.Namespace) -> Plan:
     backend = _backend(args)
     model = args.model or ("the server's model" if args.url else EMBEDDED)
     return Plan(
-        command=sys.argv,
+        command=masked(sys.argv),
         title=args.title or f"{args.dataset}, {model}",
         dataset=args.dataset,
         questions=read_questions(args),

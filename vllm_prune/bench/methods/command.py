@@ -21,6 +21,7 @@ from vllm_prune.bench.methods.runner import Size, make_cases, make_video, run_ca
 from vllm_prune.bench.needs import announce_pictures, draw_if_possible, suffixes
 from vllm_prune.bench.options import positive
 from vllm_prune.bench.throughput import provenance
+from vllm_prune.cli.secrets import masked
 from vllm_prune.methods import names
 
 
@@ -84,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
 def _measure_all(args: argparse.Namespace) -> dict[str, Any]:
     size = _size(args, args.frames)
     results = {
-        "command": shlex.join(["vllm-prune", *sys.argv[1:]]),
+        "command": shlex.join(["vllm-prune", *masked(sys.argv[1:])]),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "provenance": provenance.describe(),
         "device": torch.cuda.get_device_name() if args.device == "cuda" else "CPU",

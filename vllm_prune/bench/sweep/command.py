@@ -26,6 +26,7 @@ from vllm_prune.bench.sweep.runner import SweepPlan, run_sweep
 from vllm_prune.bench.throughput import provenance
 from vllm_prune.bench.throughput.errors import BenchmarkError
 from vllm_prune.bench.throughput.models import EMBEDDED
+from vllm_prune.cli.secrets import masked
 
 DEFAULT_QUESTION = "What happens in the video?"
 
@@ -125,7 +126,7 @@ def make_plan(args: argparse.Namespace) -> SweepPlan:
         log_folder=args.output / f"{args.name}.logs",
     )
     return SweepPlan(
-        command=sys.argv,
+        command=masked(sys.argv),
         title=args.title or f"{args.dataset or args.video.name}, {args.model}",
         points=points,
         configurations=make_configurations(points, read_dims(str(model)).text.layers),

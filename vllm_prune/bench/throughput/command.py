@@ -19,6 +19,7 @@ from vllm_prune.bench.throughput.models import EMBEDDED, RANDOM, resolve_model
 from vllm_prune.bench.throughput.random_model import DIMS
 from vllm_prune.bench.throughput.runner import Plan, run_plan
 from vllm_prune.bench.throughput.workload import ClipShape
+from vllm_prune.cli.secrets import masked
 from vllm_prune.embedded import clips as sample_clips
 
 DEFAULT_CONFIGS = (
@@ -130,7 +131,7 @@ def make_plan(args: argparse.Namespace, work: Path) -> Plan:
     """
     width, height = args.size
     return Plan(
-        command=sys.argv,
+        command=masked(sys.argv),
         configurations=parse_configurations(args.configs),
         shape=ClipShape(frames=args.frames, width=width, height=height),
         clips=_clips(args),

@@ -23,6 +23,7 @@ from vllm_prune.bench.throughput.progress import Progress
 from vllm_prune.bench.throughput.results import Results
 from vllm_prune.bench.throughput.shared_options import SharedOptions
 from vllm_prune.bench.throughput.workload import ClipShape, prepare_clips, random_pixels
+from vllm_prune.cli.secrets import masked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,7 +154,7 @@ class _Runner:
         """A running server of `configuration`; yields its port."""
         plan, port = self._plan, processes.free_port()
         command = configuration.serve_command(str(plan.model.path), self._shared.arguments(port))
-        self._results.commands.setdefault(configuration.name, command)
+        self._results.commands.setdefault(configuration.name, masked(command))
         environment = {**self._shared.environment(), **configuration.environment}
         log = plan.work / "logs" / f"{_file_name(plan, configuration)}{log_suffix}.log"
         self._progress.begin(f"{configuration.name}: starting")
