@@ -22,6 +22,7 @@ MODULES = (
     "core_span_scheduling",
     "core_step_notes",
     "worker_step_notes",
+    "worker_graph_replay",
     "core_ray_on_cpu",
     "core_ray_placement",
     "worker_shm_queues",

@@ -34,10 +34,11 @@ def _install() -> None:
 
     @functools.wraps(execute_model)
     def execute(self: Any, *args: Any, **kwargs: Any) -> Any:
-        from vllm_prune.serving.report_worker import attach_notes, take_notes
+        from vllm_prune.serving.report_worker import attach_notes, require_dense_step, take_notes
 
         take_notes(self)  # whatever vLLM's profiling or a step that failed left there
         output = execute_model(self, *args, **kwargs)
+        require_dense_step(self)
         return output if output is None else attach_notes(output, take_notes(self))
 
     @functools.wraps(sample_tokens)
@@ -61,7 +62,8 @@ PATCH = Patch(
     ),
     how=(
         "Wraps the two methods that return a step's output and hangs the model's notes on that object as an attribute, "
-        "which pickling keeps. Without notes, and for other models, nothing changes."
+        "which pickling keeps. Without notes, and for other models, nothing changes. A step that went past the model's "
+        "forward is noticed here, before anything of it leaves the worker."
     ),
     upstream=("https://github.com/vllm-project/vllm/issues/45098",),
     remove_when="vllm>=0.33",

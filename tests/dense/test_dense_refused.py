@@ -22,16 +22,20 @@ REFUSED = [
     ({"speculative_config": {"method": "ngram", "num_speculative_tokens": 2}}, "speculative_config: the drafter"),
     ({"kv_transfer_config": CONNECTOR}, "kv_transfer_config: .*a connector may hand over"),
     ({"kv_cache_dtype": "fp8"}, "cache_dtype: .*importance reads keys back"),
+    ({"kv_offloading_size": 1.0}, "kv_offloading_size: .*a connector may hand over"),
+    ({"enforce_eager": False, "compilation_config": {"mode": 1}}, "compilation_config.mode: .*as one graph"),
+    ({"enforce_eager": False, "compilation_config": {"cudagraph_mode": "FULL"}}, "cudagraph_mode: .*mixed batch"),
+    ({"offload_group_size": 2, "offload_num_in_group": 1}, "offload_config.prefetch: .*weights are fetched"),
     ({"video_pruning_rate": 0.5}, "video_pruning_rate=0.5: selects vLLM's own pruning"),
     ({"hf_config": {"layers": [5]}}, "layers=.5.: must lie between 0 and 4"),
 ]
 
 
-def configure(model: str, config: Any, override: str, **options: Any) -> None:
+def configure(model: str, config: Any, override: str, **options: Any) -> Any:
     from vllm.engine.arg_utils import EngineArgs
 
     os.environ["HF_HUB_OFFLINE"] = "1"
-    EngineArgs(**engine_args(model, config, override=override, **{**STOCK, **options})).create_engine_config()
+    return EngineArgs(**engine_args(model, config, override=override, **{**STOCK, **options})).create_engine_config()
 
 
 @pytest.mark.parametrize(("options", "message"), REFUSED, ids=[message.partition(":")[0] for _, message in REFUSED])
@@ -53,3 +57,25 @@ def test_what_requests_may_ask_for_counts_too(micro):
     configure(micro, query_free, "tighten", enable_lora=True)
     with pytest.raises(Exception, match="lora_config"):
         configure(micro, query_free, "any", enable_lora=True)
+
+
+@pytest.mark.parametrize(("mode", "refused"), [("FULL", True), ("FULL_AND_PIECEWISE", False), ("PIECEWISE", False)])
+def test_what_vllm_chooses_for_graphs_is_looked_at_in_the_worker(micro, mode, refused):
+    from vllm.config import CUDAGraphMode
+
+    from vllm_prune.serving.dense.refusals import check_resolved
+
+    config = configure(micro, "default", "tighten")
+    config.compilation_config.cudagraph_mode = CUDAGraphMode[mode]
+    if refused:
+        with pytest.raises(ValueError, match=r"compilation_config.cudagraph_mode: .*mixed batch"):
+            check_resolved(config)
+    else:
+        check_resolved(config)
+
+
+def test_weights_that_forward_would_copy_are_refused(micro, monkeypatch):
+    configure(micro, "default", "tighten", cpu_offload_gb=0.1)
+    monkeypatch.setenv("VLLM_WEIGHT_OFFLOADING_DISABLE_UVA", "1")
+    with pytest.raises(Exception, match=r"VLLM_WEIGHT_OFFLOADING_DISABLE_UVA: .*copied by its forward"):
+        configure(micro, "default", "tighten", cpu_offload_gb=0.1)

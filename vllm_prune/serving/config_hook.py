@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import sys
 
-from vllm.config import CUDAGraphMode, ModelConfig, VllmConfig
+from vllm.config import ModelConfig, VllmConfig
 from vllm.model_executor.models.config import VerifyAndUpdateConfig
 
 from vllm_prune.config import PruneConfigError
+from vllm_prune.serving.dense.refusals import check_requested
 from vllm_prune.serving.hook import Hooked, hook
 from vllm_prune.serving.settings import REQUEST_KEY, read_settings, write_max_step_tokens
 
@@ -61,51 +62,8 @@ class PruneConfigHook(Hooked, VerifyAndUpdateConfig):
             )
         settings = read_settings(vllm_config.model_config.hf_config)
         if settings.may_query:
-            _check_dense_prefix(vllm_config)
+            check_requested(vllm_config)
             settings.config.resolved_layers(vllm_config.model_config.get_total_num_hidden_layers())
         scheduler = vllm_config.scheduler_config
         max_step_tokens = min(scheduler.max_num_batched_tokens, scheduler.max_num_scheduled_tokens or sys.maxsize)
         write_max_step_tokens(vllm_config.model_config.hf_config, max_step_tokens)
-
-
-def _check_dense_prefix(vllm_config: VllmConfig) -> None:
-    """Refuses what the dense prefix cannot be combined with, each with its reason."""
-    precision = str(vllm_config.model_config.dtype).removeprefix("torch.")
-    refused = {
-        "lora_config": (vllm_config.lora_config is not None, "layers called one by one have no adapter mapping"),
-        "kv_transfer_config": (
-            vllm_config.kv_transfer_config is not None,
-            "a connector may hand over blocks that end between a video and its question",
-        ),
-        "prefill_context_parallel_size": (
-            getattr(vllm_config.parallel_config, "prefill_context_parallel_size", 1) > 1,
-            "a dense prefix is computed whole on every rank",
-        ),
-        "decode_context_parallel_size": (
-            vllm_config.parallel_config.decode_context_parallel_size > 1,
-            "the compacted keys and values are written to every rank's cache",
-        ),
-        "cache_dtype": (
-            vllm_config.cache_config.cache_dtype not in ("auto", precision),
-            "importance reads keys back from the cache at the model's precision",
-        ),
-        "long_prefill_token_threshold": (
-            vllm_config.scheduler_config.long_prefill_token_threshold > 0,
-            "a video and its question would wait for ever for a step that may hold both",
-        ),
-        "mm_processor_cache_type": (
-            vllm_config.model_config.get_multimodal_config().mm_processor_cache_type == "shm",
-            "the engine core has to see which videos the question prunes, and shared memory is open to workers only",
-        ),
-        "cudagraph_mode": (
-            vllm_config.compilation_config.cudagraph_mode == CUDAGraphMode.FULL,
-            "a captured graph of a mixed batch cannot hold a dense prefix; FULL_AND_PIECEWISE can be used",
-        ),
-        "enable_dbo": (vllm_config.parallel_config.enable_dbo, "a dense prefix is not split into micro-batches"),
-    }
-    for field, (present, reason) in refused.items():
-        if present:
-            raise PruneConfigError(
-                f'{field}: cannot be combined with method "attention", or with --prune-override any, which allows it: '
-                f"{reason}; leave it out, or choose a query-free method and --prune-override tighten"
-            )

@@ -50,7 +50,7 @@ class PruningModelMixin(Hooked):
         self._dense_prefix = DensePrefix(vllm_config, self.language_model, trace)
         self._max_dense_rows = 0
         if settings.may_query:
-            self._dense_prefix.check_backend()
+            self._dense_prefix.check_supported()
             self._max_dense_rows = vllm_config.scheduler_config.max_num_batched_tokens
         # One entry for every medium with rows in the step being prepared: None where nothing is left to choose, and the
         # reason where the video could not be pruned.
@@ -62,6 +62,11 @@ class PruningModelMixin(Hooked):
         """What was noted since the last call."""
         notes, self.notes = self.notes, StepRecorder()
         return notes
+
+    @property
+    def waits_for_dense_step(self) -> bool:
+        """Whether the step being prepared has videos whose tokens only `forward` can choose."""
+        return bool(self._dense_videos)
 
     def prune_video(
         self,

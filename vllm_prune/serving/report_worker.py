@@ -1,4 +1,4 @@
-"""Hangs the notes of a step on its output; runs in the worker, called by `patches/worker_step_notes.py`."""
+"""What a worker does after a step: hangs its notes on its output. Called by `patches/worker_step_notes.py`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,18 @@ def take_notes(worker: Any) -> StepRecorder | None:
     """What the model of a vLLM worker noted since the last call; None for models that note nothing."""
     take = getattr(worker.get_model(), "take_notes", None)
     return None if take is None else take()
+
+
+def require_dense_step(worker: Any) -> None:
+    """Raises if the step that has just run left videos whose tokens were to be chosen in it.
+
+    Its answers would rest on tokens that nobody chose, at positions that stand for none; to end the engine is better.
+    """
+    if getattr(worker.get_model(), "waits_for_dense_step", False):
+        raise RuntimeError(
+            "vLLM ran a step without the model's forward, so its videos were not pruned by their question; leave out "
+            "what replays the whole model (such as a cudagraph_mode for mixed batches), or report it to vllm-prune"
+        )
 
 
 def attach_notes(output: Any, notes: StepRecorder | None) -> Any:

@@ -12,6 +12,7 @@ from vllm.forward_context import get_forward_context
 from vllm_prune.config import PruneConfigError
 from vllm_prune.serving.dense.drop import RowDropper
 from vllm_prune.serving.dense.key_reader import KeyReader
+from vllm_prune.serving.dense.refusals import check_resolved
 from vllm_prune.serving.dense.scratch import ScratchCache, make_metadata_builder
 from vllm_prune.serving.dense.step import Batch, DenseRequest, DenseStep
 from vllm_prune.serving.dense.step_run import StepRun
@@ -32,8 +33,9 @@ class DensePrefix:
         self._builder: Any = None
         self._reader: KeyReader | None = None
 
-    def check_backend(self) -> None:
-        """Raises where the attention backend has no cache that can be written apart from attention."""
+    def check_supported(self) -> None:
+        """Raises for a configuration without dense prefixes, or a backend whose cache is not written on its own."""
+        check_resolved(self._config)
         name = self._attention[0].get_attn_backend().get_name()
         if name not in SUPPORTED_BACKENDS:
             raise PruneConfigError(

@@ -1,0 +1,134 @@
+"""What a dense prefix cannot be combined with, each with its reason.
+
+Checked twice: as the configuration is made (API server), so that a mistake ends the start before a model is loaded, and
+in every worker, where vLLM has resolved what it decides after that, also from environment variables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import vllm.envs as envs
+from vllm.config import CompilationMode, CUDAGraphMode, VllmConfig
+
+from vllm_prune.config import PruneConfigError
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """One option that is refused where `present` holds."""
+
+    field: str
+    present: bool
+    reason: str
+
+
+def check_requested(vllm_config: VllmConfig) -> None:
+    """Raises for what is wrong already as the configuration is made.
+
+    Raises:
+        PruneConfigError: Names the field, the reason and the remedy.
+    """
+    _check(_requested(vllm_config))
+
+
+def check_resolved(vllm_config: VllmConfig) -> None:
+    """Raises for what is wrong in the configuration that a worker runs with.
+
+    Raises:
+        PruneConfigError: Names the field, the reason and the remedy.
+    """
+    _check(_requested(vllm_config))
+    _check(_resolved(vllm_config))
+
+
+def _check(refusals: Iterator[Refusal]) -> None:
+    for refusal in refusals:
+        if refusal.present:
+            raise PruneConfigError(
+                f'{refusal.field}: cannot be combined with method "attention", or with --prune-override any, which '
+                f"allows it: {refusal.reason}; leave it out, or choose a query-free method and --prune-override tighten"
+            )
+
+
+def _requested(vllm_config: VllmConfig) -> Iterator[Refusal]:
+    precision = str(vllm_config.model_config.dtype).removeprefix("torch.")
+    parallel, cache, compilation = (
+        vllm_config.parallel_config,
+        vllm_config.cache_config,
+        vllm_config.compilation_config,
+    )
+    yield Refusal(
+        "lora_config", vllm_config.lora_config is not None, "layers called one by one have no adapter mapping"
+    )
+    connector = "a connector may hand over blocks that end between a video and its question"
+    yield Refusal("kv_transfer_config", vllm_config.kv_transfer_config is not None, connector)
+    yield Refusal("kv_offloading_size", getattr(cache, "kv_offloading_size", None) is not None, connector)
+    yield Refusal(
+        "prefill_context_parallel_size",
+        getattr(parallel, "prefill_context_parallel_size", 1) > 1,
+        "a dense prefix is computed whole on every rank",
+    )
+    yield Refusal(
+        "decode_context_parallel_size",
+        parallel.decode_context_parallel_size > 1,
+        "the compacted keys and values are written to every rank's cache",
+    )
+    yield Refusal(
+        "cache_dtype",
+        cache.cache_dtype not in ("auto", precision),
+        "importance reads keys back from the cache at the model's precision",
+    )
+    yield Refusal(
+        "long_prefill_token_threshold",
+        vllm_config.scheduler_config.long_prefill_token_threshold > 0,
+        "a video and its question would wait for ever for a step that may hold both",
+    )
+    yield Refusal(
+        "mm_processor_cache_type",
+        vllm_config.model_config.get_multimodal_config().mm_processor_cache_type == "shm",
+        "the engine core has to see which videos the question prunes, and shared memory is open to workers only",
+    )
+    yield Refusal("enable_dbo", parallel.enable_dbo, "a dense prefix is not split into micro-batches")
+    yield Refusal(
+        "compilation_config.cudagraph_mode",
+        compilation.cudagraph_mode == CUDAGraphMode.FULL,
+        "a captured graph of a mixed batch cannot hold a dense prefix; FULL_AND_PIECEWISE can be used",
+    )
+    yield Refusal(
+        "compilation_config.mode",
+        compilation.mode == CompilationMode.STOCK_TORCH_COMPILE,
+        "it compiles the whole model as one graph, which cannot hold a dense prefix; VLLM_COMPILE can be used",
+    )
+    yield from _offloading(vllm_config)
+
+
+def _offloading(vllm_config: VllmConfig) -> Iterator[Refusal]:
+    offload = vllm_config.offload_config
+    prefetches = offload.offload_backend == "prefetch" or (
+        offload.offload_backend == "auto" and offload.prefetch.offload_group_size > 0
+    )
+    yield Refusal(
+        "offload_config.prefetch",
+        prefetches,
+        "a layer's weights are fetched by its forward, and a dense prefix calls what is in the layer; "
+        "--cpu-offload-gb can be used",
+    )
+    yield Refusal(
+        "VLLM_WEIGHT_OFFLOADING_DISABLE_UVA",
+        not prefetches and offload.uva.cpu_offload_gb > 0 and envs.VLLM_WEIGHT_OFFLOADING_DISABLE_UVA,
+        "without unified addressing a layer's weights are copied by its forward, and a dense prefix calls what is in "
+        "the layer",
+    )
+
+
+def _resolved(vllm_config: VllmConfig) -> Iterator[Refusal]:
+    """What vLLM derives after the model's own hook, such as FULL from `splitting_ops` or `fuse_attn_quant`."""
+    mode = vllm_config.compilation_config.cudagraph_mode
+    yield Refusal(
+        "compilation_config.cudagraph_mode",
+        mode is not None and mode.mixed_mode() == CUDAGraphMode.FULL,
+        f"vLLM chose {mode and mode.name}, and a captured graph of a mixed batch cannot hold a dense prefix; "
+        f"FULL_AND_PIECEWISE, with splitting_ops and pass_config.fuse_attn_quant left out, can be used",
+    )
