@@ -57,7 +57,6 @@ class Meter:
         self._prompt = self._llm.get_tokenizer().apply_chat_template(
             [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
         )
-        self._video_token = self._llm.model_config.hf_config.video_token_id
         self._seeds = itertools.count()
 
     def _timed(self, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -76,12 +75,11 @@ class Meter:
         begin = _now()
         (output,) = self._generate([request], 1)
         seconds = _now() - begin
-        ids = output.prompt_token_ids
         return Sample(
             frames=shape.frames,
             height=shape.height,
             width=shape.width,
-            text_tokens=len(ids) - ids.count(self._video_token),
+            text_tokens=len(output.prompt_token_ids) - output.prune.kept,
             seconds=seconds,
             decoder_seconds=self._decoder_seconds,
         )

@@ -100,13 +100,12 @@ class Profiler:
     def _describe(self, output: Any, total: float, times: StageTimes) -> RequestProfile:
         other = total - sum(times.seconds.values())
         seconds = {**times.seconds, OTHER: other}
-        ids = output.prompt_token_ids
         return RequestProfile(
             seconds={stage: seconds.get(stage, 0.0) for stage in STAGES},
             calls={stage: times.calls.get(stage, 0) for stage in STAGES},
             total=total,
-            prompt_tokens=len(ids),
-            video_tokens=ids.count(self._llm.model_config.hf_config.video_token_id),
+            prompt_tokens=len(output.prompt_token_ids),
+            video_tokens=output.prune.kept,
             cached_tokens=output.num_cached_tokens or 0,
             answer_tokens=len(output.outputs[0].token_ids),
             answer=output.outputs[0].text.strip(),

@@ -266,7 +266,6 @@ class Engine:
             arguments = engine_args(config="baseline", override="any", **arguments)
         self._llm = LLM(**arguments)
         self._tokenizer = self._llm.get_tokenizer()
-        self._video_token_id = getattr(self._llm.model_config.hf_config, "video_token_id", None)
         self._sampling = SamplingParams(temperature=0.0, max_tokens=spec.max_tokens)
 
     def answer(self, tasks: Sequence[Task]) -> list[Answer]:
@@ -275,7 +274,8 @@ class Engine:
         videos: dict[str, Any] = {}
         prompts = [self._prompt(task, videos) for task in tasks]
         outputs = self._llm.generate(prompts, self._sampling, use_tqdm=False)
-        return [to_answer(task, self._reply(output)) for task, output in zip(tasks, outputs, strict=True)]
+        replies = [self._reply(prompt, output) for prompt, output in zip(prompts, outputs, strict=True)]
+        return [to_answer(task, reply) for task, reply in zip(tasks, replies, strict=True)]
 
     def _prompt(self, task: Task, videos: dict[str, Any]) -> dict[str, Any]:
         question = task.question
@@ -292,7 +292,8 @@ class Engine:
             prompt["mm_processor_kwargs"] = {"prune": request_config(config, question)}
         return prompt
 
-    def _reply(self, output: Any) -> Reply:
-        ids = output.prompt_token_ids
-        video_tokens = None if self._video_token_id is None else ids.count(self._video_token_id)
-        return Reply(output.outputs[0].text, len(ids), video_tokens)
+    def _reply(self, prompt: dict[str, Any], output: Any) -> Reply:
+        prompt_tokens = len(output.prompt_token_ids)
+        # What vLLM put in for the one placeholder, with a model of any kind and whatever the question says.
+        video_tokens = prompt_tokens - (len(self._tokenizer(prompt["prompt"]).input_ids) - 1)
+        return Reply(output.outputs[0].text, prompt_tokens, video_tokens)

@@ -57,7 +57,6 @@ class Probe:
             [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
         )
         self._prompt = {"prompt": text, "multi_modal_data": {"video": [(frames.pixels, frames.metadata())]}}
-        self._video_token = self._llm.model_config.hf_config.video_token_id
         self._first = SamplingParams(temperature=0.0, max_tokens=1)
         self._whole = SamplingParams(temperature=0.0, max_tokens=max_tokens)
         self._names = itertools.count()
@@ -72,12 +71,12 @@ class Probe:
     def answer(self, config: PruneConfig) -> Said:
         """What the model says."""
         output = self._generate(config, self._whole)
-        ids, said = output.prompt_token_ids, output.outputs[0]
+        said = output.outputs[0]
         return Said(
             text=said.text.strip(),
             token_ids=tuple(said.token_ids),
-            prompt_tokens=len(ids),
-            video_tokens=ids.count(self._video_token),
+            prompt_tokens=len(output.prompt_token_ids),
+            video_tokens=output.prune.kept,
         )
 
     def log_probability(self, config: PruneConfig, answer: tuple[int, ...]) -> float:
