@@ -56,4 +56,20 @@ CASES: dict[str, dict[str, Any]] = {
     "fractional frame rate": ask(16, 112, 140, seed=10, fps=2.997),
     # 315 tokens; 162 positions from one pair of frames to the next
     "many positions": ask(18, 140, 196, seed=11, fps=2 / 40.5),
+    # Placeholders that a user typed. vLLM puts media in the place of the first ones; the rest are text.
+    "typed image": prompt(chat(f"<|image_pad|>Is it red? {VIDEO}{QUESTION}"), videos=[_LONG]),
+    "typed all round": prompt(
+        chat(f"<|image_pad|><|vision_end|>{VIDEO}<|vision_start|> <|video_pad|>{QUESTION}<|image_pad|>"), videos=[_LONG]
+    ),
+    "typed before its video": prompt(chat(f"<|video_pad|>Is it red? {VIDEO}{QUESTION}"), videos=[_LONG]),
+    "typed among media": prompt(
+        chat(
+            f"{IMAGE}<|image_pad|><|vision_start|>{VIDEO}<|image_pad|>{VIDEO}",
+            "<|video_pad|>",
+            f"<|image_pad|>{QUESTION}<|video_pad|>",
+        ),
+        images=[_WIDE],
+        videos=[_LONG, _SHORT],
+    ),
 }
+TYPED = [name for name in CASES if name.startswith("typed")]

@@ -23,7 +23,7 @@ from vllm_prune.serving.dense.prefix import DensePrefix
 from vllm_prune.serving.dense.step import DenseVideo, plan_step
 from vllm_prune.serving.encoder_rows import EncoderRows
 from vllm_prune.serving.hook import Hooked, hook
-from vllm_prune.serving.positions import Medium, fill_rows, prompt_positions
+from vllm_prune.serving.positions import Medium, fill_rows, prompt_positions, unfilled_rows
 from vllm_prune.serving.report_notes import StepRecorder
 from vllm_prune.serving.request_spec import VideoSpec
 from vllm_prune.serving.settings import read_settings
@@ -31,6 +31,10 @@ from vllm_prune.serving.trace import TraceWriter
 
 _DELTA = "mrope_position_delta"
 """Attribute of a prompt's position tensor that remembers its delta (see `_prompt_delta`)."""
+_PRUNED_ROWS = "pruned_rows"
+"""Attribute of the same tensor: prompt indices [n] of the rows of pruned media (see `_pruned_rows_from`)."""
+_PROMPT_EMBEDS = "prompt_embeds"
+"""What vLLM calls text that a client sends as embeddings; like media it is put in beside the embedded token ids."""
 
 
 class PruningModelMixin(Hooked):
@@ -39,10 +43,9 @@ class PruningModelMixin(Hooked):
     language_model: Any
     """vLLM's decoder-only model."""
 
-    def init_pruning(self, vllm_config: VllmConfig, placeholder_ids: tuple[int, ...]) -> None:
-        """Call at the end of the variant's constructor. `placeholder_ids`: token ids of all placeholders of media."""
+    def init_pruning(self, vllm_config: VllmConfig) -> None:
+        """Call at the end of the variant's constructor."""
         self._embed_width = vllm_config.model_config.get_inputs_embeds_size()
-        self._placeholder_ids = placeholder_ids
         settings = read_settings(vllm_config.model_config.hf_config)
         trace_folder = settings.trace if get_tensor_model_parallel_rank() == 0 else None
         trace = None if trace_folder is None else TraceWriter(trace_folder)
@@ -92,6 +95,7 @@ class PruningModelMixin(Hooked):
         ]
         positions, delta = prompt_positions(len(input_tokens), media)
         setattr(positions, _DELTA, delta)
+        setattr(positions, _PRUNED_ROWS, unfilled_rows(positions))
         return positions, delta
 
     @hook
@@ -104,11 +108,12 @@ class PruningModelMixin(Hooked):
     ) -> tuple[Sequence[torch.Tensor], torch.Tensor, int]:
         """Unpacks the rows of this step and gives those that stay their positions.
 
-        The rows of a step are those of consecutive placeholders from `num_computed_tokens` on, whichever media they
-        belong to and wherever chunks or prefix-cache hits begin.
+        The rows of a step are consecutive rows of the prompt's media from `num_computed_tokens` on, wherever chunks or
+        prefix-cache hits begin. Which rows of the prompt those are, its positions tell: its token ids cannot, since a
+        user may type the very token that vLLM puts in for a medium.
 
         Args:
-            input_ids: The whole prompt, [L].
+            input_ids: The whole prompt, [L]; for the trace only.
             multimodal_embeddings: For every medium with placeholders in this step, its rows in this step.
             mrope_positions: Of the whole prompt, [3, L]; changed in place.
             num_computed_tokens: Where this step starts.
@@ -117,11 +122,11 @@ class PruningModelMixin(Hooked):
         text_goes_on = 0
         index = None
         for rows in multimodal_embeddings:
-            if index is None:
-                index = self._placeholders_from(input_ids, num_computed_tokens, mrope_positions.device)
-            here, index = index[: len(rows)], index[len(rows) :]
             dense = None
             if rows.shape[1] != self._embed_width:
+                if index is None:
+                    index = self._pruned_rows_from(mrope_positions, num_computed_tokens)
+                here, index = index[: len(rows)], index[len(rows) :]
                 rows, dense, text_goes_on = self._unpack(rows, mrope_positions, here, input_ids)
             stripped.append(rows)
             self._gathered.append(dense)
@@ -142,10 +147,17 @@ class PruningModelMixin(Hooked):
         video = DenseVideo(features[:n], cells[:n], groups[:n], start.to(rows.device), info, prompt)
         return features[: len(rows)], video, int(start) + info.extent
 
-    def _placeholders_from(self, input_ids: list[int] | torch.Tensor, start: int, device: torch.device) -> torch.Tensor:
-        """Prompt indices of the placeholders at `start` and after it."""
-        ids = torch.as_tensor(input_ids, device=device)[start:]
-        return torch.isin(ids, torch.tensor(self._placeholder_ids, device=device)).nonzero().squeeze(1) + start
+    def _pruned_rows_from(self, positions: torch.Tensor, start: int) -> torch.Tensor:
+        """Prompt indices of the rows of pruned media at `start` and after it.
+
+        The V1 runner hands back the tensor that remembers them, in which rows after `start` may have their positions
+        already: it keeps them when a request is preempted. In the V2 runner's copy they are those without a position,
+        since it asks for a prompt's positions anew whenever it begins anew.
+        """
+        rows = getattr(positions, _PRUNED_ROWS, None)
+        if rows is None:
+            rows = unfilled_rows(positions)
+        return rows[rows >= start]
 
     def _prompt_delta(self, positions: torch.Tensor, text_goes_on: int) -> int:
         """What to add to the index of a token after the prompt to get its position.
@@ -173,9 +185,11 @@ class PruningModelMixin(Hooked):
         self._dense_videos = []
         if any(gathered) and is_multimodal is not None:
             is_multimodal = is_multimodal.to("cpu")
-            self._is_media_row = is_multimodal
+            self._is_media_row = is_multimodal.clone()
             rows = is_multimodal.nonzero().squeeze(1).tolist()
             for video, embeddings in zip(gathered, multimodal_embeddings, strict=True):
+                if getattr(embeddings, "modality", None) == _PROMPT_EMBEDS:
+                    self._is_media_row[rows[: len(embeddings)]] = False
                 if isinstance(video, str):
                     self.notes.failed(rows[0], video)
                 elif video is not None:

@@ -82,6 +82,16 @@ def _medium_rows(medium: Medium, start: int) -> np.ndarray:
     return np.full((3, medium.length), -(start + 1), dtype=np.int64)
 
 
+def unfilled_rows(positions: torch.Tensor) -> torch.Tensor:
+    """Prompt indices [n] of the rows in `positions` [3, L] that wait for theirs.
+
+    >>> medium = Medium(offset=1, length=2, grid=(1, 2, 2), t_factor=1.0)
+    >>> unfilled_rows(prompt_positions(4, [medium])[0]).tolist()
+    [1, 2]
+    """
+    return (positions[0] < 0).nonzero().squeeze(1)
+
+
 def fill_rows(positions: torch.Tensor, index: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
     """Gives the rows of a pruned medium their positions, in place; rows that have theirs keep them.
 

@@ -45,7 +45,7 @@ class PruneQwen2_5_VLForConditionalGeneration(PruningModelMixin, Qwen2_5_VLForCo
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)
-        self.init_pruning(vllm_config, (self.config.image_token_id, self.config.video_token_id))
+        self.init_pruning(vllm_config)
 
     @hook
     def embed_multimodal(self, **kwargs: object) -> Any:
