@@ -26,7 +26,8 @@ from vllm_prune.config import (
 from vllm_prune.override import ServerSettings
 
 RATIOS = st.floats(0, 1, exclude_min=True)
-STAGE1 = st.builds(Stage1Config, tau=RATIOS, cluster_ratio=RATIOS, temporal_segment_ratio=RATIOS)
+TAUS = st.floats(0, 1, exclude_min=True, exclude_max=True)
+STAGE1 = st.builds(Stage1Config, tau=TAUS, cluster_ratio=RATIOS, temporal_segment_ratio=RATIOS)
 
 
 @st.composite
@@ -130,7 +131,7 @@ class TestValues:
             ({"method": ["random"]}, "must be a string"),
             ({"method": "random", "params": {"speed": 1}}, "no parameter 'speed'.*seed"),
             ({"method": "random", "params": {"seed": -1}}, "seed=-1"),
-            ({"method": "random", "params": {1: 2}}, "method='random'"),
+            ({"method": "random", "params": {1: 2}}, "params: the name 1 must be a string"),
             ({"method": "random", "params": [1]}, "params=.*an object"),
             ({"method": ATTENTION, "params": {"text": "loud"}}, "params.text='loud': must be one of max, mean"),
             ({"method": ATTENTION, "params": {"text": ["max"]}}, "params.text"),
@@ -221,7 +222,7 @@ class TestParse:
         with pytest.raises(PruneConfigError, match="must be a preset's name"):
             PruneConfig.parse(value)
 
-    @pytest.mark.parametrize("text", ["{", '{"keep_ratio": }', "{'keep_ratio': 1}", '{"a":' * 100_000])
+    @pytest.mark.parametrize("text", ["{", '{"keep_ratio": }', "{'keep_ratio': 1}", '{"a":' * 3_000])
     def test_broken_json_is_refused_and_not_repeated_at_length(self, text):
         with pytest.raises(PruneConfigError, match="not valid JSON") as refused:
             PruneConfig.parse(text)

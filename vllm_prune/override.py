@@ -91,7 +91,9 @@ class ServerSettings:
         target = requested.target_token_num
         targets = target if isinstance(target, tuple) else (target,)
         if target != self.config.target_token_num and any(t is not None and t > num_tokens for t in targets):
-            raise PruneConfigError(f"target_token_num={target!r}: the video has {num_tokens} tokens; ask for fewer")
+            raise PruneConfigError(
+                f"target_token_num={brief(target)}: the video has {num_tokens} tokens; ask for fewer"
+            )
         if self.override != "tighten":
             return
         asked = plan_counts(requested, num_tokens, per_frame)
@@ -100,7 +102,7 @@ class ServerSettings:
             a > b for a, b in zip((asked.entering, *asked.layers), (allowed.entering, *allowed.layers), strict=True)
         ):
             raise PruneConfigError(
-                f"prune={requested.to_dict()!r}: keeps {asked.kept} of {num_tokens} tokens ({asked.entering} "
+                f"prune={brief(requested.to_dict())}: keeps {asked.kept} of {num_tokens} tokens ({asked.entering} "
                 f"entering the model), above this server's {allowed.kept} ({allowed.entering}); lower keep_ratio or "
                 f"target_token_num, or start the server with --prune-override any"
             )

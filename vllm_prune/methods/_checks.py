@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+MAX_INTEGER = 2**31 - 1
+"""No video has as many tokens, and sums and products of a few such numbers fit int64."""
+
 
 def check_unpruned(num_tokens: int, grid_thw: tuple[int, int, int], method: str) -> None:
     """Raise ValueError unless every cell of the grid has its token."""
@@ -50,10 +53,12 @@ def check_range(
         raise ValueError(f"{field}={value!r}; use {low} {signs[0]} {field} {signs[1]} {high}")
 
 
-def check_integer(field: str, value: int, low: int) -> None:
-    """Raise ValueError unless `value` is an integer of `low` or more."""
+def check_integer(field: str, value: int, low: int, high: int = MAX_INTEGER) -> None:
+    """Raise ValueError unless `value` is an integer from `low` to `high`."""
     if isinstance(value, bool) or not isinstance(value, int) or value < low:
         raise ValueError(f"{field}={value!r}; use an integer of {low} or more")
+    if value > high:
+        raise ValueError(f"{field}={value!r}; use an integer of {high} or less")
 
 
 def check_extent(grid_thw: tuple[int, int, int]) -> None:

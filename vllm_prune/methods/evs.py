@@ -28,6 +28,7 @@ class EVS:
 
     precise: bool = False
     name: ClassVar[str] = "evs"
+    needs_every_token: ClassVar[bool] = True
 
     def assign(self, tokens: VideoTokens, budget: int) -> Assignment:
         """Exactly `budget` tokens, each kept as it is."""

@@ -42,6 +42,7 @@ class FastVID:
     anchor_stride: int = 4
     k: int = 4
     name: ClassVar[str] = "fastvid"
+    needs_every_token: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_range("transition_threshold", self.transition_threshold, -1, 1)

@@ -33,6 +33,7 @@ class FlashVID:
 
     diverse_ratio: float = 0.7
     name: ClassVar[str] = "flashvid"
+    needs_every_token: ClassVar[bool] = True
     relevance: ClassVar[str] = "optional"
 
     def __post_init__(self) -> None:

@@ -43,6 +43,7 @@ class PruneVid:
     k: int = 7
     keep_small: int = 14
     name: ClassVar[str] = "prunevid"
+    needs_every_token: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_range("tau", self.tau, 0, 1, open_low=True, open_high=True)

@@ -45,7 +45,7 @@ def names() -> list[str]:
     return sorted(_targets())
 
 
-def create(name: str, *, merge_dropped: bool = False, **params: Any) -> Method:
+def create(name: str, /, *, merge_dropped: bool = False, **params: Any) -> Method:
     """The method called `name` with its parameters; ValueError for an unknown name, parameter or value.
 
     merge_dropped: merge each token the method drops into the kept token it is most like.

@@ -33,6 +33,7 @@ class VidCom2:
     keep_ratio: float | None = None
     precise: bool = False
     name: ClassVar[str] = "vidcom2"
+    needs_every_token: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.keep_ratio is not None:

@@ -1,0 +1,135 @@
+"""Reading configurations: presets, JSON text, mappings, and what a mapping changes of another configuration."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, Literal, get_args
+
+from vllm_prune.config.checks import MAX_TEXT, require_bool, require_int, require_known_keys
+from vllm_prune.config.errors import PruneConfigError, brief, require_length, shorten
+from vllm_prune.config.methods import ATTENTION, NO_METHOD
+from vllm_prune.config.prune_config import PruneConfig
+from vllm_prune.config.stage1 import Stage1Config
+
+OverridePolicy = Literal["none", "tighten", "any"]
+"""What a request may change: nothing; only to fewer tokens; anything."""
+
+DEFAULT_KEEP_RATIO = 0.4
+"""PruneVid's published share of tokens that stage 2 keeps."""
+
+_SAID = 200  # characters of the JSON parser's own message
+
+
+def parse(value: object, base: PruneConfig | None = None) -> PruneConfig:
+    """Reads a preset's name, a JSON object (as text) or a mapping.
+
+    Args:
+        value: What to read. A mapping may name a `preset` to start from.
+        base: The configuration that a mapping without `preset` changes; by default one that prunes nothing.
+
+    Raises:
+        PruneConfigError: Unknown preset or key, or a value out of its range.
+    """
+    if isinstance(value, PruneConfig):
+        return value
+    if isinstance(value, str):
+        require_length("prune", value, MAX_TEXT, "characters")
+        if not value.lstrip().startswith("{"):
+            return preset(value)
+        value = _parse_json(value)
+    if not isinstance(value, Mapping):
+        raise PruneConfigError(f"prune={brief(value)}: must be a preset's name ({', '.join(PRESETS)}) or an object")
+    return _merge(value, base or PruneConfig())
+
+
+def _parse_json(text: str) -> object:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:  # RecursionError: nested too deeply
+        raise PruneConfigError(f"prune={brief(text)}: not valid JSON: {shorten(str(error), _SAID)}") from error
+
+
+_SHORTHANDS = ("preset", "enable_stage1", "enable_pruning", "pruning_layer")
+_FIELDS = tuple(field.name for field in dataclasses.fields(PruneConfig))
+
+
+def _merge(changes: Mapping[str, Any], base: PruneConfig) -> PruneConfig:
+    """Applies `changes` to `base`, or to the preset that they name."""
+    require_known_keys("prune", changes, (*_FIELDS, *_SHORTHANDS))
+    if "preset" in changes:
+        base = preset(changes["preset"])
+    fields = {name: getattr(base, name) for name in _FIELDS}
+    # Ratio and target exclude each other: the one given replaces the one inherited.
+    if changes.get("target_token_num") is not None and "keep_ratio" not in changes:
+        fields["keep_ratio"] = None
+    if changes.get("keep_ratio") is not None and "target_token_num" not in changes:
+        fields["target_token_num"] = None
+    if changes.get("method", base.method) != base.method:
+        fields.update(params={}, layers=None)
+        if changes["method"] == NO_METHOD:  # the amounts were the method's
+            fields.update(keep_ratio=None, target_token_num=None)
+    fields.update({name: changes[name] for name in _FIELDS if name in changes})
+    fields["stage1"] = _merge_stage1(changes, base.stage1)
+    _apply_switches(fields, changes)
+    return PruneConfig(**fields)
+
+
+def _merge_stage1(changes: Mapping[str, Any], base: Stage1Config | None) -> Stage1Config | None:
+    enabled = require_bool("enable_stage1", changes.get("enable_stage1", True))
+    value = changes.get("stage1", base or ("enable_stage1" in changes))
+    if not enabled or value is None or value is False:
+        return None
+    if value is True:
+        return base or Stage1Config()
+    if isinstance(value, Stage1Config):
+        return value
+    if not isinstance(value, Mapping):
+        raise PruneConfigError(f"stage1={brief(value)}: must be true, false or an object")
+    known = tuple(field.name for field in dataclasses.fields(Stage1Config))
+    require_known_keys("stage1", value, known)
+    return dataclasses.replace(base or Stage1Config(), **value)
+
+
+def _apply_switches(fields: dict[str, Any], changes: Mapping[str, Any]) -> None:
+    """The source's own names: `enable_pruning` for stages 2 and 3, `pruning_layer` for a single layer."""
+    if "enable_pruning" in changes:
+        if not require_bool("enable_pruning", changes["enable_pruning"]):
+            fields.update(method=NO_METHOD, keep_ratio=None, target_token_num=None, layers=None, params={})
+        elif fields["method"] == NO_METHOD:
+            fields["method"] = ATTENTION
+    if "pruning_layer" in changes:
+        fields["layers"] = (require_int("pruning_layer", changes["pruning_layer"], 0),)
+
+
+def _stages(tau: float, cluster_ratio: float, temporal_segment_ratio: float, keep_ratio: float) -> PruneConfig:
+    stage1 = Stage1Config(tau=tau, cluster_ratio=cluster_ratio, temporal_segment_ratio=temporal_segment_ratio)
+    return PruneConfig(stage1=stage1, method=ATTENTION, keep_ratio=keep_ratio)
+
+
+PRESETS: Mapping[str, PruneConfig] = MappingProxyType(
+    {
+        "baseline": PruneConfig(),
+        "stage1_only": PruneConfig(stage1=Stage1Config()),
+        "stage2_only": PruneConfig(method=ATTENTION, keep_ratio=DEFAULT_KEEP_RATIO),
+        "default": _stages(0.8, 0.5, 0.25, 0.4),
+        "conservative": _stages(0.9, 0.8, 0.5, 0.6),
+        "aggressive": _stages(0.7, 0.3, 0.25, 0.3),
+    }
+)
+
+
+def preset(name: object) -> PruneConfig:
+    """The preset called `name`."""
+    if not isinstance(name, str) or name not in PRESETS:
+        raise PruneConfigError(f"preset={brief(name)}: unknown; known presets: {', '.join(PRESETS)}")
+    return PRESETS[name]
+
+
+def check_override_policy(value: object) -> OverridePolicy:
+    """Returns `value` if it is a known override policy."""
+    if value not in get_args(OverridePolicy):
+        raise PruneConfigError(f"override={brief(value)}: must be one of {', '.join(get_args(OverridePolicy))}")
+    return value  # type: ignore[return-value]

@@ -1,0 +1,158 @@
+"""A whole configuration, checked once."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from vllm_prune.config.checks import MAX_LAYERS, MAX_NAME, require_int, require_params, require_ratio
+from vllm_prune.config.errors import PruneConfigError, brief, require_length
+from vllm_prune.config.methods import ATTENTION, ATTENTION_PARAMS, NO_METHOD, check_attention, check_query_free
+from vllm_prune.config.stage1 import Stage1Config
+
+# Published for the 28 layers of Qwen2.5-VL-7B: importance is read at layer 10.
+_PUBLISHED_LAYER, _PUBLISHED_DEPTH = 10, 28
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneConfig:
+    """How the tokens of a video are merged and dropped.
+
+    Stage 1, when set, merges first. `method` then chooses which tokens stay: "attention" lets the question choose
+    inside the language model at `layers`; any other name is a query-free method of `vllm_prune.methods`; "none" leaves
+    the choice to stage 1 alone, and `keep_ratio`, when given, then takes the place of `stage1.cluster_ratio`.
+    """
+
+    stage1: Stage1Config | None = None
+    method: str = NO_METHOD
+    keep_ratio: float | tuple[float, ...] | None = None
+    """Fraction of the method's input that it keeps, 0 < x <= 1; one value for each of `layers` if several."""
+    target_token_num: int | tuple[int, ...] | None = None
+    """Number of tokens that a video keeps at the most, in place of `keep_ratio`."""
+    layers: tuple[int, ...] | None = None
+    """Decoder layers after which tokens are dropped ("attention" only); None: 10 of 28, scaled to the model's depth."""
+    params: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Further parameters of a query-free method, such as `{"seed": 1}` of "random"."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.method, str):
+            raise PruneConfigError(f"method={brief(self.method)}: must be a string")
+        require_length("method", self.method, MAX_NAME, "characters")
+        object.__setattr__(self, "params", require_params(self.params))
+        if self.keep_ratio is not None and self.target_token_num is not None:
+            raise PruneConfigError(
+                f"keep_ratio={brief(self.keep_ratio)} and target_token_num={brief(self.target_token_num)}: "
+                f"give one of the two"
+            )
+        object.__setattr__(self, "layers", self._checked_layers())
+        object.__setattr__(self, "keep_ratio", self._checked_per_layer("keep_ratio", require_ratio))
+        object.__setattr__(
+            self, "target_token_num", self._checked_per_layer("target_token_num", lambda f, v: require_int(f, v, 1))
+        )
+        self._check_method()
+        self._check_floor()
+
+    def _check_floor(self) -> None:
+        floor = self.stage1.min_tokens if self.stage1 else None
+        target = self.target_token_num
+        if floor is not None and self.method == NO_METHOD and isinstance(target, int) and floor > target:
+            raise PruneConfigError(f"stage1.min_tokens={floor!r}: must not be above target_token_num={target!r}")
+
+    def _checked_layers(self) -> tuple[int, ...] | None:
+        if self.layers is None:
+            return None
+        given = self.layers if isinstance(self.layers, list | tuple) else (self.layers,)
+        require_length("layers", given, MAX_LAYERS, "entries")
+        layers = tuple(require_int("layers", layer, 0) for layer in given)
+        if not layers or any(later <= earlier for earlier, later in itertools.pairwise(layers)):
+            raise PruneConfigError(f"layers={brief(layers)}: must be one or more layer indices in increasing order")
+        return layers
+
+    def _checked_per_layer(self, field: str, check: Any) -> Any:
+        value = getattr(self, field)
+        if not isinstance(value, list | tuple):
+            return value if value is None else check(field, value)
+        if self.layers is None or len(value) != len(self.layers):
+            raise PruneConfigError(
+                f"{field}={brief(value)}: a list needs one value for each of layers={brief(self.layers)}"
+            )
+        values = tuple(check(field, item) for item in value)
+        if field == "target_token_num" and any(b > a for a, b in itertools.pairwise(values)):
+            raise PruneConfigError(f"{field}={brief(value)}: must not grow from layer to layer")
+        return values
+
+    def _check_method(self) -> None:
+        if self.layers is not None and self.method != ATTENTION:
+            raise PruneConfigError(f'layers={brief(self.layers)}: only method "attention" prunes at decoder layers')
+        if self.method == NO_METHOD:
+            if self.params:
+                raise PruneConfigError(f"params={brief(self.params)}: needs a method")
+            if self.stage1 is None and self.keep_ratio not in (None, 1.0):
+                raise PruneConfigError(f"keep_ratio={brief(self.keep_ratio)}: needs stage1 or a method")
+            if self.stage1 is None and self.target_token_num is not None:
+                raise PruneConfigError(f"target_token_num={brief(self.target_token_num)}: needs stage1 or a method")
+        elif self.method == ATTENTION:
+            check_attention(self.params, finds_segments=self.stage1 is not None and not self.plans_on_pixels)
+        else:
+            check_query_free(self.method, self.params, merged_before=self.stage1 is not None)
+
+    def attention_param(self, name: str) -> str:
+        """A parameter of method "attention", or its default."""
+        return str(self.params.get(name, ATTENTION_PARAMS[name][0]))
+
+    @property
+    def keeps_everything(self) -> bool:
+        """Whether no token of any video is ever merged or dropped."""
+        return self.stage1 is None and (self.method == NO_METHOD or self._keeps_its_input)
+
+    @property
+    def plans_on_pixels(self) -> bool:
+        """Whether still cells are found before the vision encoder."""
+        return self.stage1 is not None and self.stage1.where == "processor"
+
+    @property
+    def query_aware(self) -> bool:
+        """Whether the question decides which tokens stay (stages 2 and 3)."""
+        return self.method == ATTENTION and not self._keeps_its_input
+
+    @property
+    def _keeps_its_input(self) -> bool:
+        """Whether the method keeps all that it is given."""
+        ratios = self.keep_ratio if isinstance(self.keep_ratio, tuple) else (self.keep_ratio,)
+        return all(ratio == 1.0 for ratio in ratios)
+
+    def resolved_layers(self, depth: int) -> tuple[int, ...]:
+        """The pruning layers in a decoder of `depth` layers; raises where one is not below the last layer."""
+        layers = self.layers
+        if layers is None:
+            layers = (min(round(depth * _PUBLISHED_LAYER / _PUBLISHED_DEPTH), depth - 2),)
+        if layers[-1] > depth - 2:
+            raise PruneConfigError(
+                f"layers={brief(layers)}: must lie between 0 and {depth - 2} for a decoder of {depth} layers"
+            )
+        return layers
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready mapping without the fields left at their defaults; `parse` reads it back."""
+        fields: dict[str, Any] = {"stage1": self.stage1.to_dict()} if self.stage1 else {}
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.name == "stage1" or value in (None, NO_METHOD, {}):
+                continue
+            fields[field.name] = list(value) if isinstance(value, tuple) else value
+        return fields
+
+    def to_json(self) -> str:
+        """Canonical JSON: equal configurations give equal strings."""
+        return json.dumps(self.to_dict(), sort_keys=True)
+
+    @classmethod
+    def parse(cls, value: object, base: PruneConfig | None = None) -> PruneConfig:
+        """Reads a preset's name, a JSON object (as text) or a mapping; see `parsing.parse`."""
+        from vllm_prune.config.parsing import parse  # which makes instances of this class
+
+        return parse(value, base)
