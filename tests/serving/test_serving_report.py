@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import re
 import time
-import weakref
 
 import pytest
 import torch
@@ -19,13 +17,11 @@ from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionStrea
 
 from vllm_prune.budget import plan_counts
 from vllm_prune.config import PruneConfig
-from vllm_prune.methods.base import Assignment
 from vllm_prune.serving.report import KVFormat, PromptFacts, RequestReport
 from vllm_prune.serving.report_clock import Stopwatch
 from vllm_prune.serving.report_log import describe
 from vllm_prune.serving.report_notes import EncodedVideo, RequestNotes, StepRecorder
 from vllm_prune.serving.report_response import add_to_chunk
-from vllm_prune.serving.trace import TraceWriter, VideoTrace
 
 ASK = text(QUESTION)
 LONG = text(QUESTION * 10)
@@ -281,39 +277,3 @@ def test_the_log_names_what_was_done():
     assert "video 1: tokens 100 detected, 100 after stage 1, 20 entering the model" in lines
     assert "kept at 60..79 of the prompt's 96" in lines
     assert "importance: by method uniform, without the question" in lines
-
-
-def trace() -> VideoTrace:
-    counts = plan_counts(PruneConfig.parse("default"), 32)
-    return VideoTrace((2, 4, 4), counts, Assignment.identity(32), 0.0, "{}")
-
-
-def test_a_trace_is_forgotten_with_the_videos_rows(tmp_path):
-    writer = TraceWriter(str(tmp_path))
-    rows, first = torch.zeros(4, 4), trace()
-    forgotten = weakref.ref(first)
-    writer.keep_with(rows, writer.begin(first))
-    del first
-    gc.collect()
-    assert forgotten() is not None
-    del rows
-    gc.collect()
-    assert forgotten() is None
-
-
-def test_the_engine_holds_a_videos_rows_as_long_as_it_needs_them(engine, tmp_path, monkeypatch):
-    """What vLLM's encoder cache drops is forgotten; what it has can be written about as often as it is asked."""
-    writer = TraceWriter(str(tmp_path))
-    seen = []
-    begin = writer.begin
-    monkeypatch.setattr(writer, "begin", lambda trace: seen.append(weakref.ref(trace)) or begin(trace))
-    monkeypatch.setattr(engine.model._encoder_rows, "_trace", writer)
-    monkeypatch.setattr(engine.model._dense_prefix, "_trace", writer)
-    for question in ("What is red?", "What is blue?"):
-        engine.run([prune(ask(16, 112, 112, seed=53, question=question), "default")])
-    assert len(list(tmp_path.glob("*.npz"))) == 2
-    assert len(seen) == 1
-    assert seen[0]() is not None
-    engine.forget()
-    gc.collect()
-    assert seen[0]() is None

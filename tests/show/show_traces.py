@@ -48,18 +48,18 @@ def write_trace(folder: Path, prune: Any, grid: tuple[int, int, int] = GRID, vid
     _, assignment = merge_and_select(tokens, config, counts)
     writer = TraceWriter(str(folder))
     trace = VideoTrace(grid, counts, assignment, 0.0, config.to_json(), temporal_segments(tokens, config))
-    outcomes = [_choose(writer.begin(trace), config, counts.entering, counts.layers) for _ in range(videos)]
+    outcomes = [_choose(trace, config, counts.entering, counts.layers) for _ in range(videos)]
     return writer.write([1, 2, 3], outcomes, 0.0)
 
 
-def _choose(serial: int, config: PruneConfig, entering: int, counts: tuple[int, ...]) -> VideoOutcome:
+def _choose(trace: VideoTrace, config: PruneConfig, entering: int, counts: tuple[int, ...]) -> VideoOutcome:
     """Spiky importance, as attention is."""
     left, importance = torch.arange(entering), {}
     layers = config.resolved_layers(6) if counts else ()
     for layer, count in zip(layers, counts, strict=True):
         importance[layer] = torch.rand(len(left), generator=torch.Generator().manual_seed(layer)) ** 4
         left = left[select_top(importance[layer], count)]
-    return VideoOutcome(serial, left, torch.zeros(3, len(left), dtype=torch.long), importance)
+    return VideoOutcome(trace, left, torch.zeros(3, len(left), dtype=torch.long), importance)
 
 
 def make_panels(folder: Path, prunes: list[Any], grid: tuple[int, int, int] = GRID) -> list[Panel]:

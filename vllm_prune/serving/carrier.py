@@ -16,7 +16,8 @@ import torch
 
 _BASE = 256
 _DIGITS = 3
-"""Base-256 digits of an integer: 0 .. 16,777,215."""
+"""Base-256 digits of an integer."""
+LARGEST_INTEGER = _BASE**_DIGITS - 1
 _TAG_COLUMNS = 2 * _DIGITS
 
 

@@ -54,7 +54,8 @@ class EncoderRows:
         with notes.merging(features.device):
             selection = select_tokens(tokens, spec.config, counts)
         if isinstance(selection, str):
-            return self._failed(features, MediumInfo(grid, t_factor, counts, spec.config.to_json(), 0, selection))
+            info = MediumInfo(grid, t_factor, counts, spec.config.to_json(), failure=selection)
+            return self._failed(features, info)
         entering, assignment, groups = selection
         anchors = assignment.anchor if cells is None else cells[assignment.anchor]
         check_same_on_ranks(anchors, "stage 1 of a video of %d x %d x %d tokens", *grid)
@@ -65,23 +66,25 @@ class EncoderRows:
             seconds = time.perf_counter() - begin
             traced = VideoTrace(grid, counts, whole, seconds, info.config_json, segments, spec.trace_key)
             info = _begin_trace(self._trace, info, traced)
-        rows = carrier.pack(entering.features, anchors, groups, counts.kept, self.media.number(info))
-        if self._trace is not None:
-            self._trace.keep_with(rows, info.trace)
-        return rows
+        return self._pack(entering.features, anchors, groups, info)
+
+    def _pack(
+        self, features: torch.Tensor, cells: torch.Tensor, groups: torch.Tensor, info: MediumInfo
+    ) -> torch.Tensor:
+        count = info.counts.kept
+        return self.media.attach(info, lambda number: carrier.pack(features, cells, groups, count, number))
 
     def _failed(self, features: torch.Tensor, info: MediumInfo) -> torch.Tensor:
         """Rows of a video that could not be pruned: zeros, at the places of its first cells."""
         count = info.counts.kept
         cells = torch.arange(count, device=features.device)
-        nothing = torch.zeros_like(features[:count])
-        return carrier.pack(nothing, cells, torch.zeros_like(cells), count, self.media.number(info))
+        return self._pack(torch.zeros_like(features[:count]), cells, torch.zeros_like(cells), info)
 
 
 def _begin_trace(writer: TraceWriter, info: MediumInfo, traced: VideoTrace) -> MediumInfo:
-    """Notes what was done to a video; writes it at once where no question has a say."""
-    info = dataclasses.replace(info, trace=writer.begin(traced))
-    if not info.query_aware:
-        offsets = info.offsets(traced.assignment.anchor)
-        writer.write([], [VideoOutcome(info.trace, torch.arange(len(offsets)), offsets.T)], 0.0)
+    """Writes what was done to a video; where the question has a say, `info` keeps it until that is known."""
+    if info.query_aware:
+        return dataclasses.replace(info, trace=traced)
+    offsets = info.offsets(traced.assignment.anchor)
+    writer.write([], [VideoOutcome(traced, torch.arange(len(offsets)), offsets.T)], 0.0)
     return info

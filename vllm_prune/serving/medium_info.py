@@ -1,15 +1,20 @@
-"""What a worker remembers of the videos whose rows are in its encoder cache: few facts, shared by equal videos."""
+"""What a worker remembers of the videos whose rows are in its encoder cache, for as long as they are there."""
 
 from __future__ import annotations
 
 import functools
+import itertools
+import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
 from vllm_prune.budget import TokenCounts
 from vllm_prune.config import PruneConfig
+from vllm_prune.serving import carrier
 from vllm_prune.serving.positions import medium_extent, medium_offsets
+from vllm_prune.serving.trace import VideoTrace
 
 
 @dataclass(frozen=True)
@@ -22,8 +27,8 @@ class MediumInfo:
     """Temporal positions per step of the grid."""
     counts: TokenCounts
     config_json: str
-    trace: int = 0
-    """Serial number of its `VideoTrace`; 0 without tracing."""
+    trace: VideoTrace | None = None
+    """What was done to it, where that is still to be written."""
     failure: str = ""
     """Why there are no tokens of it; its rows are worth nothing then."""
 
@@ -52,18 +57,29 @@ class MediumInfo:
 
 
 class MediumTable:
-    """Numbers every distinct `MediumInfo`, so that a row of the encoder cache can carry it as an integer."""
+    """A number for every video whose rows exist, so that each row can carry what it has to know as an integer.
 
-    def __init__(self) -> None:
-        self._infos: list[MediumInfo] = []
-        self._numbers: dict[MediumInfo, int] = {}
+    A video is forgotten with the memory of its rows, of which vLLM's encoder cache may hold views only. Its number is
+    free again then.
+    """
 
-    def number(self, info: MediumInfo) -> int:
-        """The number of `info`, a new one if it has none yet."""
-        if info not in self._numbers:
-            self._numbers[info] = len(self._infos)
-            self._infos.append(info)
-        return self._numbers[info]
+    def __init__(self, capacity: int = carrier.LARGEST_INTEGER + 1) -> None:
+        self._capacity = capacity
+        self._infos: dict[int, MediumInfo] = {}
+        self._next = itertools.cycle(range(capacity))
+
+    def __len__(self) -> int:
+        return len(self._infos)
 
     def __getitem__(self, number: int) -> MediumInfo:
         return self._infos[number]
+
+    def attach(self, info: MediumInfo, make_rows: Callable[[int], torch.Tensor]) -> torch.Tensor:
+        """The rows that `make_rows` makes with a number for `info`, which is remembered as long as they are."""
+        if len(self._infos) == self._capacity:
+            raise RuntimeError(f"the rows of {self._capacity} videos exist at once; a row can tell no more apart")
+        number = next(number for number in self._next if number not in self._infos)
+        rows = make_rows(number)
+        self._infos[number] = info
+        weakref.finalize(rows.untyped_storage(), self._infos.pop, number).atexit = False
+        return rows

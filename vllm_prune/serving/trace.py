@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,7 +53,7 @@ class VideoTrace:
 class VideoOutcome:
     """What became of a video in one request."""
 
-    serial: int
+    video: VideoTrace
     kept: torch.Tensor
     """[K]"""
     positions: torch.Tensor
@@ -64,24 +63,12 @@ class VideoOutcome:
 
 
 class TraceWriter:
-    """Writes to one folder; keeps the first half of a trace until the second is known."""
+    """Writes to one folder."""
 
     def __init__(self, folder: str) -> None:
         self._folder = Path(folder)
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._videos: dict[int, VideoTrace] = {}
-        self._serial = itertools.count(1)
         self._files = itertools.count(1)
-
-    def begin(self, trace: VideoTrace) -> int:
-        """Notes a video when it is encoded; its rows may serve many requests. Returns its serial number."""
-        serial = next(self._serial)
-        self._videos[serial] = trace
-        return serial
-
-    def keep_with(self, rows: torch.Tensor, serial: int) -> None:
-        """Forgets a video as soon as its `rows` are gone, which vLLM's encoder cache holds for as long as it can."""
-        weakref.finalize(rows, self._videos.pop, serial, None)
 
     def write(self, prompt: Sequence[int], videos: Sequence[VideoOutcome], seconds: float) -> Path:
         """Writes the file of one request.
@@ -101,14 +88,14 @@ class TraceWriter:
 
     def _name(self, prompt: Sequence[int], videos: Sequence[VideoOutcome]) -> str:
         """By the request's own key if it gave one: only who knows that can ask for the file."""
-        keys = {self._videos[outcome.serial].key for outcome in videos} - {None}
+        keys = {outcome.video.key for outcome in videos} - {None}
         if keys:
             return file_name(str(keys.pop()))
         digest = hashlib.sha256(np.asarray(prompt, dtype=np.int64).tobytes()).hexdigest()[:16]
         return f"{next(self._files):06d}-{digest}.npz"
 
     def _arrays(self, outcome: VideoOutcome, seconds: float) -> dict[str, np.ndarray]:
-        video = self._videos[outcome.serial]
+        video = outcome.video
         arrays = {
             "grid": np.array(video.grid),
             "config": np.array(video.config_json),

@@ -146,7 +146,9 @@ class StepRun:
         live = next(live for live in self._rows.requests() if video in live.request.videos)
         kept = self._rows.tokens_left(live, video)
         positions = video.video.positions[:, kept.to(video.video.positions.device)]
-        return VideoOutcome(video.video.info.trace, kept, positions, self._dropper.importance[video])
+        trace = video.video.info.trace
+        assert trace is not None  # kept from when it was encoded, as traces are written
+        return VideoOutcome(trace, kept, positions, self._dropper.importance[video])
 
     def _write_cache(self, batch_rows: torch.Tensor) -> None:
         for layer, (key, value, alive) in zip(self._decoder.layers, self._kept_kv, strict=False):
