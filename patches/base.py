@@ -1,8 +1,10 @@
 """What a patch is: a record of what, why and until when, and four small functions that `apply` puts together."""
 
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
+from pathlib import Path
 
 from vllm_prune.patches.after_import import run_after_import
 from vllm_prune.supported import SUPPORTED_VLLM
@@ -73,8 +75,24 @@ class Patch:
         return state
 
     def arm(self) -> None:
-        """Apply the patch as soon as its trigger has been imported, which may be now."""
+        """Apply the patch as soon as its trigger has been imported, which may be now.
+
+        Raises:
+            PatchError: Nothing will ever import the trigger, as its package is there and has no such module.
+        """
         if self.trigger is None:
             self.apply()
         else:
+            if _is_gone(self.trigger):
+                raise PatchError(self.target, f"a module {self.trigger}", "none")
             run_after_import(self.trigger, self.apply)
+
+
+def _is_gone(module: str) -> bool:
+    """Whether the package of a module has no file for it. Imports nothing, as `find_spec` would for a module in it."""
+    package, *names = module.split(".")
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        return False
+    path = Path(spec.submodule_search_locations[0], *names)
+    return not path.is_dir() and not path.with_suffix(".py").exists()

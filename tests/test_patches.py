@@ -88,6 +88,13 @@ def test_a_patch_applied_by_the_import_that_asks_for_it_is_not_pending():
     assert fake_patch(log, needed=import_target).state() is State.APPLIED
 
 
+def test_a_patch_whose_trigger_is_gone_is_refused_at_once():
+    patch = fake_patch([], trigger="json.nothing")
+    with pytest.raises(PatchError, match=r"cannot patch module:attribute: expected a module json\.nothing, found none"):
+        patch.arm()
+    fake_patch([], trigger="no_such_package_here.module").arm()  # which may be installed or not
+
+
 def wrap(function, times=1):
     """Do something nobody patches."""
     result = [

