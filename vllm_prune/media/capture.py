@@ -1,0 +1,96 @@
+"""A video that is open in a decoding process, with the methods of cv2.VideoCapture."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+
+from vllm_prune.media.memory import SharedArray, file_of
+from vllm_prune.media.process import DecoderProcess
+
+_WIDTH, _HEIGHT, _FOURCC = 3, 4, 6  # OpenCV's CAP_PROP_FRAME_WIDTH, _HEIGHT and CAP_PROP_FOURCC
+_CHANNELS = 3
+
+
+class Counted(NamedTuple):
+    """What a video holds from here to its end."""
+
+    frames: int
+    seconds: float
+    """From the first frame to the last."""
+
+
+class RemoteCapture:
+    """Like cv2.VideoCapture, over an open file.
+
+    Args:
+        demuxers: FFmpeg's names of those that may read it, separated by commas.
+    """
+
+    def __init__(self, decoder: DecoderProcess, data: bytes, demuxers: str) -> None:
+        self._decoder = decoder
+        with file_of(data) as file:
+            self._opened: bool = decoder.call("open", file, demuxers=demuxers)
+
+    def isOpened(self) -> bool:
+        """Whether there is a video stream."""
+        return self._opened
+
+    def get(self, property_: int) -> float:
+        """As OpenCV's."""
+        return self._decoder.call("get", property_=property_)
+
+    def set(self, property_: int, value: float) -> bool:
+        """As OpenCV's."""
+        return self._decoder.call("set", property_=property_, value=value)
+
+    def grab(self) -> bool:
+        """As OpenCV's."""
+        return self._decoder.call("grab")
+
+    def retrieve(self) -> tuple[bool, np.ndarray | None]:
+        """As OpenCV's: whether there is a frame, and the frame [height, width, 3] in BGR."""
+        height, width = self._size()
+        with SharedArray((height, width, _CHANNELS)) as frame:
+            shape = self._decoder.call("retrieve", frame.descriptor, memory=frame.size)
+        if shape is None:
+            return False, None
+        return True, frame.array.reshape(-1)[: int(np.prod(shape))].reshape(shape)
+
+    def read(self) -> tuple[bool, np.ndarray | None]:
+        """As OpenCV's."""
+        return self.retrieve() if self.grab() else (False, None)
+
+    def reopen(self) -> None:
+        """Go back to the first frame; unlike seeking, this loses none."""
+        self._opened = self._decoder.call("reopen")
+
+    def count(self) -> Counted:
+        """Decode to the end, and go back to the first frame."""
+        counted = Counted(*self._decoder.call("count"))
+        self.reopen()
+        return counted
+
+    def read_rgb(self, indices: Iterable[int]) -> tuple[np.ndarray, list[int]]:
+        """Frames [F, height, width, 3] in RGB, and the indices of those that could be decoded.
+
+        From the first frame on, each index once; one call for all of them, where `grab` takes one for each.
+        """
+        wanted = sorted(set(indices))
+        height, width = self._size()
+        if not wanted or 0 in (height, width):
+            return np.empty((0, height, width, _CHANNELS), np.uint8), []
+        with SharedArray((len(wanted), height, width, _CHANNELS)) as frames:
+            there: list[int] = self._decoder.call(
+                "read", frames.descriptor, memory=frames.size, indices=wanted, height=height, width=width
+            )
+        return frames.array[: len(there)], there
+
+    def fourcc(self) -> str:
+        """The codec, in four letters, as the file has it."""
+        return int(self.get(_FOURCC)).to_bytes(8, "little", signed=True)[:4].decode("latin-1").strip("\0 ")
+
+    def _size(self) -> tuple[int, int]:
+        return max(0, int(self.get(_HEIGHT))), max(0, int(self.get(_WIDTH)))

@@ -1,0 +1,22 @@
+"""What one video may cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """Bounds on the decoding processes."""
+
+    processes: int = 8
+    """How many there may be; as many videos are decoded at a time."""
+    seconds: float = 300.0
+    """For one video, from opening it to its last frame."""
+    silent_seconds: float = 30.0
+    """For one step; a decoder that has more to do says every second that it goes on."""
+    memory_bytes: int = 4 << 30
+    """Of one process, the frames it returns not counted."""
+
+
+DEFAULT_LIMITS = Limits()
