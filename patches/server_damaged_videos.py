@@ -1,9 +1,13 @@
-"""Refuse videos that decode to too little: frames missing because the file is cut off, or frames of unusable shape."""
+"""Refuse files of formats that are not let in, that are cut off, or whose frames are missing or of unusable shape."""
 
 import functools
 from collections.abc import Sequence
 from typing import Any
 
+from vllm_prune.media.errors import UnusableVideo
+from vllm_prune.media.policy import check_container, let_in
+from vllm_prune.media.session import frames_are_missing
+from vllm_prune.media.whole import check_file_is_whole
 from vllm_prune.patches.base import Patch
 from vllm_prune.patches.checks import require_leading, require_source
 
@@ -11,7 +15,6 @@ _MODULE = "vllm.multimodal.video"
 _TARGET = f"{_MODULE}:decode_video"
 _MARK = "_vllm_prune_refuses_damaged_videos"
 
-_LOST_AT_MOST = 0.1  # of the sampled frames; headers that count a frame or two too many are common
 _FEWEST_PIXELS = 2  # a side; no codec with subsampled colour makes less
 _LONGEST_RATIO = 200  # of the sides: what the image processors of the Qwen-VL family accept
 
@@ -34,7 +37,7 @@ def _install() -> None:
 
     @functools.wraps(original)
     def decode_video(backend: Any, loader_cls: Any, data: bytes, *args: Any, **kwargs: Any) -> Any:
-        check_file_is_whole(data)
+        check_file_is_whole(data, check_container(data, let_in()))
         frames, source, sampled, valid = original(backend, loader_cls, data, *args, **kwargs)
         check_frames_are_there(sampled, valid)
         check_frame_size(frames.shape[1], frames.shape[2])
@@ -44,41 +47,22 @@ def _install() -> None:
     _module().decode_video = decode_video
 
 
-def check_file_is_whole(data: bytes) -> None:
-    """Raise ValueError if an mp4 or mov file ends before its last part does (they are chains of parts with lengths).
-
-    With its index in front, such a file opens, and vLLM takes the frames that are left for all there are.
-    """
-    if data[4:8] != b"ftyp":
-        return
-    start = 0
-    while start + 8 <= len(data):
-        length, name = int.from_bytes(data[start : start + 4], "big"), data[start + 4 : start + 8]
-        if length == 1:
-            length = int.from_bytes(data[start + 8 : start + 16], "big")
-        if length < 8:  # 0: all the rest; other values are damage, which the decoder will find
-            return
-        start += length
-        if start > len(data):
-            label = name.decode("latin-1")
-            raise ValueError(f"the file is cut off: {label!r} ends at byte {start} of {len(data)}")
-
-
 def check_frames_are_there(sampled: Sequence[int], decoded: Sequence[int]) -> None:
-    """Raise ValueError if there are none of the `sampled` frames, or more than a tenth (and than one) is missing."""
-    lost = len(sampled) - len(decoded)
-    if len(decoded) == 0 or lost > max(1, _LOST_AT_MOST * len(sampled)):
-        raise ValueError(
+    """Raise UnusableVideo if there are none of the `sampled` frames, or more than a tenth (and than one) is missing."""
+    if len(decoded) == 0 or frames_are_missing(sampled, decoded):
+        raise UnusableVideo(
             f"only {len(decoded)} of {len(sampled)} sampled frames can be decoded; the file is damaged or cut off"
         )
 
 
 def check_frame_size(height: int, width: int) -> None:
-    """Raise ValueError for frames that no vision encoder can take."""
+    """Raise UnusableVideo for frames that no vision encoder can take."""
     if min(height, width) < _FEWEST_PIXELS:
-        raise ValueError(f"frames of {width}x{height} pixels; they need {_FEWEST_PIXELS} or more in each direction")
+        raise UnusableVideo(f"frames of {width}x{height} pixels; they need {_FEWEST_PIXELS} or more in each direction")
     if max(height, width) > _LONGEST_RATIO * min(height, width):
-        raise ValueError(f"frames of {width}x{height} pixels; one side may be at most {_LONGEST_RATIO} times the other")
+        raise UnusableVideo(
+            f"frames of {width}x{height} pixels; one side may be at most {_LONGEST_RATIO} times the other"
+        )
 
 
 PATCH = Patch(
@@ -87,13 +71,15 @@ PATCH = Patch(
     process="API server",
     trigger=_MODULE,
     why=(
-        "A file that was cut off may decode to as many frames as are left, and the server answers from those with no "
+        "Any format that FFmpeg knows is opened, also texts that name other files and addresses (SDP, playlists). A "
+        "file that was cut off may decode to as many frames as are left, and the server answers from those with no "
         "more than a line in its log; with none left, or with frames of an unusable shape, the error that reaches the "
         "client is a printout of pixels."
     ),
     how=(
-        "Wraps the decoder and raises ValueError (HTTP 400) if an mp4 file ends too early, if more than a tenth of the "
-        "sampled frames is missing, if a side has less than two pixels, or if one is more than 200 times the other."
+        "Wraps the decoder and raises ValueError (HTTP 4xx) if the leading bytes are those of a format that is not let "
+        "in, if an mp4 or Matroska file ends too early, if more than a tenth of the sampled frames is missing, if a "
+        "side has less than two pixels, or if one is more than 200 times the other."
     ),
     upstream=("https://github.com/vllm-project/vllm/pull/29001",),
     remove_when="vllm>=0.33",

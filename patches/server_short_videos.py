@@ -3,6 +3,7 @@
 import functools
 from typing import Any
 
+from vllm_prune.media.errors import UnusableVideo, convert_line
 from vllm_prune.patches.base import Patch
 from vllm_prune.patches.checks import require_leading, require_source
 
@@ -35,12 +36,12 @@ def _install() -> None:
     def compute_frames_index_to_sample(cls: Any, source: Any, *args: Any, **kwargs: Any) -> list[int]:
         fewest = kwargs.get("temporal_patch_size", 2)
         if 0 <= source.total_frames_num < fewest:
-            raise ValueError(
-                f"the file has {source.total_frames_num} frame(s) and a video needs {fewest}; send a single picture as "
-                f"image_url"
+            raise UnusableVideo(
+                f"the file has {source.total_frames_num} frame(s) and a video needs {fewest}",
+                "send a single picture as image_url",
             )
-        if source.total_frames_num < 0:  # what OpenCV says of pictures and of damaged containers
-            raise ValueError("the file does not say how many frames it has; a picture is sent as image_url")
+        if source.total_frames_num < 0:  # decoders other than OpenCV, which counts them
+            raise UnusableVideo("the file does not say how many frames it has", convert_line())
         return original(cls, source, *args, **kwargs)
 
     setattr(compute_frames_index_to_sample, _MARK, True)

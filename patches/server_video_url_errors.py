@@ -3,6 +3,7 @@
 import functools
 from typing import Any
 
+from vllm_prune.media.errors import UnusableVideo
 from vllm_prune.patches.base import Patch
 from vllm_prune.patches.checks import require_leading, require_source
 
@@ -12,6 +13,7 @@ _MARK = "_vllm_prune_explains_errors"
 _SHOWN = 60  # characters of a URL
 
 _REMEDIES = {
+    "data:video/jpeg": "send frames of one size as data:video/jpeg;base64,FRAME,FRAME,... with each one in base64",
     "data": "send the whole of a video file as data:video/mp4;base64,...",
     "http": "use an address from which this server can load a video file, or send the file as a base64 data URL",
     "file": "start the server with --allowed-local-media-path and name a video file below it, or use a data URL",
@@ -23,10 +25,12 @@ def explain(url: str, error: Exception) -> Exception:
     """The error that the client is to see in place of `error`: field, value, what is wrong, remedy."""
     from vllm.exceptions import VLLMUnprocessableEntityError
 
-    scheme = next(scheme for scheme in _REMEDIES if url[:5].lower().startswith(scheme))
+    scheme = next(scheme for scheme in _REMEDIES if url[: len(scheme)].lower() == scheme)
     shown = url if len(url) <= _SHOWN else f"{url[:_SHOWN]}... ({len(url)} characters)"
     reason = error.args[0] if isinstance(error, VLLMUnprocessableEntityError) else str(error) or type(error).__name__
-    return VLLMUnprocessableEntityError(f"video_url={shown!r}: {reason}; {_REMEDIES[scheme]}", parameter="video_url")
+    if not (isinstance(error, UnusableVideo) and error.remedy):
+        reason = f"{reason}; {_REMEDIES[scheme]}"
+    return VLLMUnprocessableEntityError(f"video_url={shown!r}: {reason}", parameter="video_url")
 
 
 def _connector() -> Any:

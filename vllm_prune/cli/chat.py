@@ -9,13 +9,16 @@ import mimetypes
 import sys
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options."""
     parser.add_argument("video", help="file, http(s) URL, data URL, or file:// URL that the server may read")
     parser.add_argument("question")
-    parser.add_argument("--url", default="http://127.0.0.1:8000/v1", help="the server (default: %(default)s)")
+    parser.add_argument(
+        "--url", default="http://127.0.0.1:8000/v1", help="the server; /v1 may be left out (default: %(default)s)"
+    )
     parser.add_argument("--model", help="default: the first one that the server names")
     parser.add_argument("--prune", metavar="PRESET|JSON", help="override for this request, where the server allows it")
     parser.add_argument("--max-tokens", type=int, default=256)
@@ -32,6 +35,7 @@ def run(args: argparse.Namespace) -> int:
     except ValueError as error:
         print(f"vllm-prune chat: {error}", file=sys.stderr)
         return 2
+    args.url = api_url(args.url)
     client = openai.OpenAI(base_url=args.url, api_key=args.api_key)
     try:
         model = args.model or client.models.list().data[0].id
@@ -53,6 +57,15 @@ def run(args: argparse.Namespace) -> int:
         return 1
     _show(completion, args.json)
     return 0
+
+
+def api_url(url: str) -> str:
+    """The API's address on a server of which the address is given.
+
+    >>> api_url("http://127.0.0.1:8000/"), api_url("http://host/gateway/v1")
+    ('http://127.0.0.1:8000/v1', 'http://host/gateway/v1')
+    """
+    return f"{url.rstrip('/')}/v1" if urlsplit(url).path in ("", "/") else url
 
 
 def video_url(video: str) -> str:

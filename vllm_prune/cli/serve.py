@@ -13,6 +13,7 @@ from vllm_prune.cli.port import check_port
 from vllm_prune.cli.secrets import masked
 from vllm_prune.cli.serve_ray import check_ray
 from vllm_prune.config import PRESETS, OverridePolicy
+from vllm_prune.media.policy import ALL, DEFAULT, OPTIONAL, VARIABLE, parse_containers
 from vllm_prune.page.enable import allowed_plugins, trace_folder
 from vllm_prune.versions import UnsupportedVllmError, require_supported_vllm
 
@@ -46,16 +47,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="serve a page at /prune that asks about a video with and without pruning (best with --prune-override any)",
     )
+    parser.add_argument(
+        "--prune-containers",
+        default="",
+        metavar="NAME,...",
+        help=f"video formats to take besides the usual ones ({', '.join(DEFAULT)}): {', '.join(OPTIONAL)}, or {ALL}; "
+        "docs/security.md says what that opens",
+    )
     parser.add_argument("--dry-run", action="store_true", help="print the `vllm serve` line and stop")
 
 
 def run(args: argparse.Namespace) -> int:
     """Replaces this process by vLLM's server; returns only for --dry-run and for mistakes."""
     environment = {"VLLM_PLUGINS": allowed_plugins(os.environ)} if args.prune_page else {}
+    if args.prune_containers:
+        environment[VARIABLE] = args.prune_containers
     trace = args.prune_trace or (str(trace_folder(os.environ)) if args.prune_page else None)
     try:
         if not args.dry_run:
             require_supported_vllm()
+        parse_containers(args.prune_containers)
         options = {"trace": trace, "log": args.prune_log}
         command = serve_command(args.model, args.prune, args.prune_override, args.passed_on, **options)
         if not args.dry_run:

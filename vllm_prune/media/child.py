@@ -29,14 +29,15 @@ class Clip:
     """The video that is open."""
 
     def __init__(self, file: int, demuxers: str, alive: Callable[[], None]) -> None:
-        self._file, self._demuxers, self._alive = open(file, "rb"), demuxers, alive
+        self._file = open(file, "rb")  # noqa: SIM115 (as long as the clip)
+        self._demuxers, self._alive = demuxers, alive
         self._capture = self._open()
 
     def _open(self) -> cv2.VideoCapture:
         # The demuxer that the leading bytes ask for and no other, and nothing but the bytes that were sent.
         os.environ["OPENCV_FFMPEG_CAPTURE_OPTIONS"] = f"format_whitelist;{self._demuxers}|protocol_whitelist;none"
         self._file.seek(0)
-        return cv2.VideoCapture(self._file, cv2.CAP_FFMPEG, [])
+        return cv2.VideoCapture(self._file, cv2.CAP_FFMPEG, [])  # type: ignore[call-overload]  # any BufferedIOBase
 
     def reopen(self) -> bool:
         """Start again: seeking to the beginning loses frames in some formats."""

@@ -127,9 +127,9 @@ UNKNOWN = Container(name="unknown", label="unknown", kind=Kind.UNKNOWN)
 
 
 def identify(data: bytes) -> Container:
-    """The format of a file; UNKNOWN if it begins like none of CONTAINERS.
+    r"""The format of a file; UNKNOWN if it begins like none of CONTAINERS.
 
-    >>> identify(b"GIF89a...").name, identify(b"#EXTM3U\\n").kind.value, identify(b"").name
+    >>> identify(b"GIF89a...").name, identify(b"#EXTM3U\n").kind.value, identify(b"").name
     ('gif', 'references', 'unknown')
     """
     return next((container for container, matches in _FORMATS if matches(data)), UNKNOWN)

@@ -12,10 +12,12 @@ VARIABLE = "VLLM_PRUNE_CONTAINERS"
 """The environment variable in which `vllm-prune serve` hands its option to the server's processes."""
 ALL = "all"
 
-_DEFAULT = tuple(name for name, container in CONTAINERS.items() if container.default)
-_OPTIONAL = tuple(
+DEFAULT = tuple(name for name, container in CONTAINERS.items() if container.default)
+"""Names of the formats that every server takes."""
+OPTIONAL = tuple(
     name for name, container in CONTAINERS.items() if container.kind is Kind.VIDEO and not container.default
 )
+"""Names of those that an operator may let in."""
 _LEADING_SHOWN = 8  # bytes
 
 
@@ -30,12 +32,12 @@ def parse_containers(text: str) -> frozenset[str]:
     """
     names = [name.strip().lower() for name in text.split(",") if name.strip()]
     for name in names:
-        if name not in (ALL, *_OPTIONAL, *_DEFAULT):
+        if name not in (ALL, *OPTIONAL, *DEFAULT):
             raise ValueError(
-                f"containers={name!r}: not a video format that can be let in; use {', '.join((*_OPTIONAL, ALL))} (on "
-                f"in any case: {', '.join(_DEFAULT)})"
+                f"--prune-containers {name!r}: no video format that can be let in; use {', '.join((*OPTIONAL, ALL))} "
+                f"(taken in any case: {', '.join(DEFAULT)})"
             )
-    return frozenset(_OPTIONAL if ALL in names else names)
+    return frozenset(OPTIONAL if ALL in names else names)
 
 
 def let_in(environment: Mapping[str, str] = os.environ) -> frozenset[str]:
@@ -63,9 +65,7 @@ def _other_video(container: Container, data: bytes) -> UnusableVideo:
 
 
 def _picture(container: Container, data: bytes) -> UnusableVideo:
-    return UnusableVideo(
-        f"the file is a {container.label} picture", "send a picture as image_url, several as one video"
-    )
+    return UnusableVideo(f"the file is a {container.label} picture", "send it as image_url")
 
 
 def _sound(container: Container, data: bytes) -> UnusableVideo:

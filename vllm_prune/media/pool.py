@@ -60,7 +60,7 @@ _pool: DecoderPool | None = None
 
 
 def shared_pool(processes: int) -> DecoderPool:
-    """This process's pool, made on the first call with room for `processes`."""
+    """The pool of this process, made on the first call with room for `processes`."""
     global _pool
     if _pool is None:
         _pool = DecoderPool(Limits(processes=processes))

@@ -15,15 +15,15 @@ from vllm_prune.media.process import DecoderProcess
 _LOST_AT_MOST = 0.1  # of the sampled frames; headers that count a frame or two too many are common
 _CODECS = {
     **dict.fromkeys(("AV01", "av01"), "AV1"),
+    **dict.fromkeys(("vvc1", "vvi1"), "H.266"),
     **dict.fromkeys(("hevc", "hev1", "hvc1", "HEVC"), "H.265"),
     **dict.fromkeys(("h264", "H264", "avc1", "avc3"), "H.264"),
-    **dict.fromkeys(("vvc1", "vvi1"), "H.266"),
     **dict.fromkeys(("vp90", "VP90", "vp09"), "VP9"),
     **dict.fromkeys(("VP80", "vp08"), "VP8"),
     **dict.fromkeys(("FMP4", "mp4v", "MP4V"), "MPEG-4 part 2"),
 }
-_DECODED_EVERYWHERE = {"H.264", "VP8", "VP9", "MPEG-4 part 2"}
-"""By every OpenCV with FFmpeg; a file of these without a frame is damaged."""
+"""Names of codecs, by what OpenCV tells of them."""
+_NOT_IN_OPENCV = ("AV1", "H.266")  # in its usual builds
 
 
 class Session:
@@ -69,12 +69,13 @@ class Session:
         assert self.capture is not None
         fourcc = self.capture.fourcc()
         codec = _CODECS.get(fourcc, fourcc or "unknown")
-        if codec in _DECODED_EVERYWHERE:
-            return UnusableVideo(f"no frame can be decoded ({codec} in {self._container.label}); the file is damaged")
+        what = f"no frame can be decoded: the codec is {codec} in {self._container.label}"
+        if codec in _NOT_IN_OPENCV:
+            return UnusableVideo(f"{what}, which this server's OpenCV does not decode", convert_line())
+        if fourcc in _CODECS:
+            return UnusableVideo(f"{what}, and the file is damaged")
         return UnusableVideo(
-            f"no frame can be decoded: its codec is {codec} (in {self._container.label}), which this server's OpenCV "
-            f"does not decode",
-            convert_line(),
+            f"{what}; the file is damaged, or this server's OpenCV does not decode it", f"if it plays, {convert_line()}"
         )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from vllm_prune.media.errors import UnusableVideo
 from vllm_prune.show.errors import ShowError
 from vllm_prune.show.story import Frames
 
@@ -27,15 +28,28 @@ def load_video(
     from vllm.multimodal.media.connector import MediaConnector
     from vllm.transformers_utils.processor import get_video_processor_cls_name_from_config
 
+    from vllm_prune.patches import apply_all
+
+    apply_all()  # the server's checks of videos, also where no engine has loaded the plugin
     url, folder = _locate(video)
     connector = MediaConnector(media_io_kwargs or {}, allowed_local_media_path=folder)
     processor = get_video_processor_cls_name_from_config(model)
     try:
         frames, metadata = connector.fetch_video(url, video_processor=processor).media
     except Exception as error:  # decoders raise what they like; all of it is about the file
-        reason = str(error) or type(error).__name__
-        raise ShowError(f"video={_shorten(video)!r}: cannot be decoded: {reason}; give a video such as mp4") from error
+        raise ShowError(f"video={_shorten(video)!r}: cannot be decoded: {_reason(error)}") from error
     return np.asarray(frames), metadata
+
+
+def _reason(error: Exception) -> str:
+    """What is wrong and what helps, without the server's words about requests."""
+    from vllm.exceptions import VLLMUnprocessableEntityError
+
+    if isinstance(error, VLLMUnprocessableEntityError) and isinstance(error.__cause__, Exception):
+        error = error.__cause__
+    if isinstance(error, UnusableVideo) and error.remedy:
+        return str(error)
+    return f"{str(error) or type(error).__name__}; give a video such as mp4"
 
 
 def _locate(video: str) -> tuple[str, str]:
