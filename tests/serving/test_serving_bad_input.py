@@ -97,13 +97,14 @@ def test_other_processor_options_stay_refused(server):
 FRONT_INDEX = index_in_front(mp4(64, 112, 112, seed=2))
 WHOLE = "send the whole of a video file"
 FILES = {
-    "empty": (b"", ["Could not open video stream", WHOLE]),
+    "empty": (b"", ["the file is empty", WHOLE]),
     "cut off": (GOOD_FILE[: len(GOOD_FILE) // 2], ["the file is cut off", "'mdat'", WHOLE]),
     "cut off, index in front": (FRONT_INDEX[: len(FRONT_INDEX) // 2], ["the file is cut off", "'mdat'", WHOLE]),
-    "zeros": (bytes(5000), ["Could not open video stream", WHOLE]),
-    "sound only": (wav(), ["Could not open video stream", WHOLE]),
-    "text": (b"This is no video. " * 50, ["Could not open video stream", WHOLE]),
-    "picture": (png(112, 112), ["image_url"]),
+    "zeros": (bytes(5000), ["no known video format", "00 00 00", "ffmpeg"]),
+    "no frames": (GOOD_FILE[:32] + bytes(500), ["Could not open video stream", "MP4", WHOLE]),
+    "sound only": (wav(), ["sound (WAV)", "mp4"]),
+    "text": (b"This is no video. " * 50, ["no known video format", "54 68 69 73", "ffmpeg"]),
+    "picture": (png(112, 112), ["PNG picture", "image_url"]),
     "one frame": (mp4(1), ["1 frame(s)", "needs 2", "image_url"]),
     "one pixel": (y4m(8, 1, 1), ["1x1 pixels", "2 or more"]),
     "a line": (mp4(8, 2, 500), ["500x2 pixels", "200 times"]),
@@ -144,7 +145,7 @@ def test_an_address_that_is_not_found(server, files):
 
 def test_a_page_in_place_of_a_video(server, files):
     message = refuse(server, video(f"{files}/"), QUESTION_PART)
-    assert "Could not open video stream" in message
+    assert "no known video format" in message
 
 
 def test_more_videos_than_allowed(server):

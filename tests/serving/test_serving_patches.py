@@ -7,7 +7,9 @@ from serving_media import index_in_front, mp4
 
 from vllm_prune.bench.clips import real_clips
 from vllm_prune.embedded import clips
-from vllm_prune.patches.server_damaged_videos import check_file_is_whole, check_frame_size, check_frames_are_there
+from vllm_prune.media.containers import identify
+from vllm_prune.media.whole import check_file_is_whole
+from vllm_prune.patches.server_damaged_videos import check_frame_size, check_frames_are_there
 from vllm_prune.patches.server_video_url_errors import explain
 
 
@@ -26,31 +28,35 @@ def test_a_tenth_may_be_lost_of_many():
         check_frames_are_there(range(100), range(89))
 
 
+def check_whole(data: bytes) -> None:
+    check_file_is_whole(data, identify(data))
+
+
 def test_whole_files_are_whole():
     for path in (*real_clips().values(), *(clip.path for clip in clips())):
-        check_file_is_whole(path.read_bytes())
-    check_file_is_whole(index_in_front(mp4()))
+        check_whole(path.read_bytes())
+    check_whole(index_in_front(mp4()))
 
 
 @pytest.mark.parametrize("missing", [1, 100])
 def test_files_cut_off_are_not(missing):
     for data in (mp4(), index_in_front(mp4())):
         with pytest.raises(ValueError, match=r"the file is cut off: '\w{4}' ends at byte"):
-            check_file_is_whole(data[:-missing])
+            check_whole(data[:-missing])
 
 
 def test_lengths_of_the_other_two_kinds():
     kind = (16).to_bytes(4, "big") + b"ftypisom" + bytes(4)
-    check_file_is_whole(kind + (0).to_bytes(4, "big") + b"mdat" + bytes(50))  # all the rest
+    check_whole(kind + (0).to_bytes(4, "big") + b"mdat" + bytes(50))  # all the rest
     long = (1).to_bytes(4, "big") + b"mdat" + (66).to_bytes(8, "big") + bytes(50)
-    check_file_is_whole(kind + long)
+    check_whole(kind + long)
     with pytest.raises(ValueError, match="'mdat' ends at byte 82 of 81"):
-        check_file_is_whole(kind + long[:-1])
+        check_whole(kind + long[:-1])
 
 
 def test_other_containers_are_the_decoders_business():
     for data in (b"", b"RIFF", b"\x1aE\xdf\xa3" + bytes(50), bytes(100)):
-        check_file_is_whole(data)
+        check_whole(data)
 
 
 @pytest.mark.parametrize(("height", "width", "fine"), [(2, 2, True), (1, 50, False), (2, 400, True), (2, 401, False)])

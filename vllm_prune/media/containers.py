@@ -40,7 +40,7 @@ _MP4_BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot", b"s
 _TS_SYNC, _TS_PACKETS, _TS_SIZES = 0x47, 5, (188, 192, 204)  # plain, m2ts with a time in front, with error correction
 _TEXT_LOOKED_AT = 4096  # bytes
 _REFERENCES = re.compile(
-    rb"\A(\xef\xbb\xbf)?\s*(v=0|#EXTM3U|ffconcat|<smil|<MPD|<\?xml|\[playlist\]|\[reference\]|RTSPtext|SMJPEG\b)"
+    rb"\A\s*(\xef\xbb\xbf)?\s*(v=0|#EXTM3U|ffconcat|<smil|<MPD|<\?xml|\[playlist\]|\[reference\]|RTSPtext)"
     rb"|^\s*c=IN IP|<MPD\b|<smil\b",
     re.IGNORECASE | re.MULTILINE,
 )

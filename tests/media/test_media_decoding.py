@@ -1,0 +1,198 @@
+"""A process that decodes: the same frames as OpenCV here, and nothing a file does to it reaches the server."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from media_files import NUM_FRAMES, TEXTS, WRITTEN, decoded_here, gif, kept, written, y4m
+
+from vllm_prune.media.capture import RemoteCapture
+from vllm_prune.media.containers import CONTAINERS, identify
+from vllm_prune.media.errors import DecoderUnavailable, UnusableVideo
+from vllm_prune.media.limits import Limits
+from vllm_prune.media.pool import DecoderPool
+from vllm_prune.media.process import DecoderProcess
+
+GOOD = written("mp4")
+
+
+def read(pool: DecoderPool, data: bytes, indices: range = range(NUM_FRAMES)) -> np.ndarray:
+    with pool.lend() as decoder:
+        return RemoteCapture(decoder, data, identify(data).demuxers).read_rgb(indices)[0]
+
+
+def gone(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+def wait_until_gone(pid: int) -> None:
+    deadline = time.monotonic() + 60
+    while not gone(pid):
+        assert time.monotonic() < deadline, f"process {pid} is still there"
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("ending", WRITTEN)
+def test_frames_are_those_of_opencv(pool, ending):
+    data = written(ending)
+    assert np.array_equal(read(pool, data), decoded_here(data))
+
+
+@pytest.mark.parametrize("name", ["b_frames.ts", "live.webm", "trailing_id3.mp4"])
+def test_frames_of_kept_files_are_those_of_opencv(pool, name):
+    assert np.array_equal(read(pool, kept(name)), decoded_here(kept(name)))
+
+
+@pytest.mark.parametrize("data", [gif(), y4m()], ids=["gif", "y4m"])
+def test_frames_of_other_files_are_those_of_opencv(pool, data):
+    assert np.array_equal(read(pool, data), decoded_here(data))
+
+
+def test_some_frames_in_any_order_and_number(pool):
+    with pool.lend() as decoder:
+        frames, there = RemoteCapture(decoder, GOOD, "mov").read_rgb([9, 3, 3, 40])
+    assert there == [3, 9]
+    assert np.array_equal(frames, decoded_here(GOOD)[[3, 9]])
+
+
+def test_the_methods_of_a_capture(pool):
+    with pool.lend() as decoder:
+        capture = RemoteCapture(decoder, GOOD, "mov")
+        assert capture.isOpened()
+        assert capture.get(7) == NUM_FRAMES
+        assert capture.count().frames == NUM_FRAMES
+        assert capture.grab()
+        ok, second = capture.read()
+        assert ok
+        assert np.array_equal(second[..., ::-1], decoded_here(GOOD)[1])
+        assert capture.set(1, 5)
+        assert capture.get(1) == 5
+        assert [capture.grab() for _ in range(NUM_FRAMES)].count(True) == NUM_FRAMES - 5
+        assert capture.read() == (False, None)
+
+
+def test_a_crash_is_one_videos_end(pool):
+    with pool.lend() as decoder:
+        pid = decoder.pid
+        with pytest.raises(UnusableVideo, match=r"damaged.*SIG"):
+            RemoteCapture(decoder, kept("crash.avi"), "avi").read_rgb(range(NUM_FRAMES))
+    wait_until_gone(pid)
+    assert np.array_equal(read(pool, GOOD), decoded_here(GOOD))
+
+
+def test_a_decoder_is_kept_for_the_next_video(pool):
+    pids = set()
+    for data in (GOOD, b"no video", written("webm"), GOOD):
+        with pool.lend() as decoder:
+            pids.add(decoder.pid)
+            assert RemoteCapture(decoder, data, "mov,matroska").isOpened() == (data != b"no video")
+    assert len(pids) == 1
+
+
+def test_a_decoder_that_hangs_is_replaced():
+    pool = DecoderPool(Limits(processes=1, silent_seconds=0.5))
+    with pool.lend() as decoder:
+        pid = decoder.pid
+        os.kill(pid, signal.SIGSTOP)
+        with pytest.raises(UnusableVideo, match=r"takes too long: .* 0\.5 s without a frame"):
+            RemoteCapture(decoder, GOOD, "mov")
+    wait_until_gone(pid)
+    assert len(read(DecoderPool(Limits(processes=1)), GOOD)) == NUM_FRAMES
+    pool.close()
+
+
+def test_a_video_has_its_time():
+    pool = DecoderPool(Limits(processes=1, seconds=0.0))
+    with pool.lend() as decoder, pytest.raises(UnusableVideo, match="takes too long"):
+        RemoteCapture(decoder, GOOD, "mov")
+
+
+def test_a_decoder_has_its_memory():
+    """One frame of this file takes more than there is; the next file is decoded all the same."""
+    pool = DecoderPool(Limits(processes=1, memory_bytes=400 << 20))
+    with pool.lend() as decoder:
+        capture = RemoteCapture(decoder, y4m(16_000, 9_000, 1), "yuv4mpegpipe")
+        print(capture.isOpened(), capture.read_rgb([0]))
+        assert not (capture.isOpened() and capture.read_rgb([0])[1])
+    assert len(read(pool, y4m())) == NUM_FRAMES
+    pool.close()
+
+
+def test_many_at_a_time_share_the_decoders(pool):
+    def decode(_: int) -> tuple[int, np.ndarray]:
+        with pool.lend() as decoder:
+            return decoder.pid, RemoteCapture(decoder, GOOD, "mov").read_rgb(range(NUM_FRAMES))[0]
+
+    with ThreadPoolExecutor(8) as threads:
+        made = list(threads.map(decode, range(24)))
+    assert len({pid for pid, _ in made}) <= 2
+    assert all(np.array_equal(frames, decoded_here(GOOD)) for _, frames in made)
+
+
+def test_a_caller_that_gives_up_frees_its_place(pool):
+    for _ in range(5):
+        with pytest.raises(KeyError), pool.lend():
+            raise KeyError
+    assert len(read(pool, GOOD)) == NUM_FRAMES
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_no_demuxer_opens_what_a_text_names(pool, name):
+    """A second fence behind the check of the leading bytes: no demuxer of a list, no protocol."""
+    for demuxers in sorted({container.demuxers for container in CONTAINERS.values()} - {""}):
+        with pool.lend() as decoder:
+            begin = time.monotonic()
+            assert not RemoteCapture(decoder, TEXTS[name], demuxers).isOpened() or "h264" in demuxers
+            assert time.monotonic() - begin < 8  # FFmpeg waits ten seconds for an address to answer
+
+
+def test_a_decoder_knows_no_keys(monkeypatch):
+    monkeypatch.setenv("VLLM_API_KEY", "secret")
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    decoder = DecoderProcess(Limits())
+    assert b"secret" not in Path(f"/proc/{decoder.pid}/environ").read_bytes()
+    decoder.end()
+
+
+def test_a_decoder_that_cannot_start_is_the_servers_fault(monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with pytest.raises(DecoderUnavailable, match=r"exit status 1\).*import cv2"):
+        DecoderProcess(Limits())
+
+
+@pytest.mark.parametrize("busy", [False, True])
+def test_decoders_end_with_a_server_that_is_killed(busy):
+    code = f"""
+import threading, time
+from vllm_prune.media.limits import Limits
+from vllm_prune.media.process import DecoderProcess
+decoder = DecoderProcess(Limits())
+decoder.begin()
+if {busy}:
+    from vllm_prune.media.capture import RemoteCapture
+    size = 2000
+    frame = b"FRAME\\n" + bytes(size * size * 3)
+    data = f"YUV4MPEG2 W{{size}} H{{size}} F8:1 Ip A1:1 C444\\n".encode() + 20 * frame
+    capture = RemoteCapture(decoder, data, "yuv4mpegpipe")
+    threading.Thread(target=lambda: [capture.count() for _ in range(1000)], daemon=True).start()
+    time.sleep(0.3)
+print(decoder.pid, flush=True)
+time.sleep(600)
+"""
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    pid = int(parent.stdout.readline())
+    assert not gone(pid)
+    parent.kill()
+    parent.wait()
+    wait_until_gone(pid)
