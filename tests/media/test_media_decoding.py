@@ -123,7 +123,6 @@ def test_a_decoder_has_its_memory():
     pool = DecoderPool(Limits(processes=1, memory_bytes=400 << 20))
     with pool.lend() as decoder:
         capture = RemoteCapture(decoder, y4m(16_000, 9_000, 1), "yuv4mpegpipe")
-        print(capture.isOpened(), capture.read_rgb([0]))
         assert not (capture.isOpened() and capture.read_rgb([0])[1])
     assert len(read(pool, y4m())) == NUM_FRAMES
     pool.close()

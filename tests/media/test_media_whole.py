@@ -50,7 +50,7 @@ def test_any_bytes_behind_the_last_box_are_nobodys_business(trailer):
 def test_a_file_without_its_end_is_cut_off(ending, draw):
     data = written(ending)
     end = draw.draw(st.integers(len(data) // 2, len(data) - 1))
-    with pytest.raises(UnusableVideo, match=r"the file is cut off: '\w+' ends at byte \d+ of \d+"):
+    with pytest.raises(UnusableVideo, match=r"the file is cut off: ('\w+' ends at byte \d+ of \d+|.* no index)"):
         check(data[:end])
 
 

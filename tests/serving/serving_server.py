@@ -84,6 +84,11 @@ class Server:
                 os.killpg(self._process.pid, signal.SIGKILL)
                 self._process.wait()
 
+    @property
+    def pid(self) -> int:
+        """Of the API server: `vllm-prune serve` becomes vLLM's."""
+        return self._process.pid
+
     def log(self) -> str:
         return self._log.read_text()
 

@@ -22,7 +22,7 @@ def check_file_is_whole(data: bytes, container: Container) -> None:
 
 
 def _check_boxes(data: bytes) -> None:
-    start = 0
+    start, names = 0, set()
     while start + 8 <= len(data):
         length, name = int.from_bytes(data[start : start + 4], "big"), data[start + 4 : start + 8]
         if length == 1:
@@ -30,8 +30,11 @@ def _check_boxes(data: bytes) -> None:
         if length < 8:  # 0: all the rest; other values are damage or no box at all, which the decoder will find
             return
         start += length
+        names.add(name)
         if start > len(data) and name in _NEEDED_BOXES:
             raise UnusableVideo(f"the file is cut off: {name.decode()!r} ends at byte {start} of {len(data)}")
+    if b"mdat" in names and b"moov" not in names:
+        raise UnusableVideo("the file is cut off: it has frames ('mdat') and no index ('moov')")
 
 
 def _check_segment(data: bytes) -> None:
