@@ -8,17 +8,18 @@ from vllm_prune.media.containers import identify
 from vllm_prune.media.pool import shared_pool
 from vllm_prune.media.session import current_session, decode
 from vllm_prune.patches.base import Patch
-from vllm_prune.patches.checks import require_signature, require_source
+from vllm_prune.patches.checks import require_leading, require_source
 
 _MODULE = "vllm.multimodal.video_decoders.opencv"
 _TARGET = f"{_MODULE}:decode_opencv"
 _MARK = "_vllm_prune_decodes_elsewhere"
 _METHODS = {
-    "open_video_capture": "(cls, data)",
-    "get_video_metadata": "(cap)",
-    "_read_frames_no_recovery": "(cls, cap, frame_indices, max_frame_idx)",
+    "open_video_capture": ("cls", "data"),
+    "_read_frames_no_recovery": ("cls", "cap", "frame_indices"),
 }
-"""Of OpenCVVideoBackendMixin, with their parameters."""
+"""Of OpenCVVideoBackendMixin, with their first parameters."""
+_COUNT = "demux_count_frames"
+"""A method that vLLM has from 0.33 on."""
 
 
 def _module() -> Any:
@@ -30,13 +31,11 @@ def _module() -> Any:
 def _verify() -> None:
     module = _module()
     mixin, name = module.OpenCVVideoBackendMixin, f"{_MODULE}:OpenCVVideoBackendMixin"
-    require_signature(
-        module.decode_opencv, "(loader_cls, data, target, sampling_kwargs, *, frame_recovery=False)", _TARGET
-    )
-    used = ("cap = OpenCVVideoBackendMixin.open_video_capture(data)", "OpenCVVideoBackendMixin.get_video_metadata(cap)")
+    require_leading(module.decode_opencv, ("loader_cls", "data"), _TARGET)
+    used = ("cap = OpenCVVideoBackendMixin.open_video_capture(data)", "OpenCVVideoBackendMixin.get_video_metadata(")
     require_source(module.decode_opencv, used, _TARGET)
     for method, parameters in _METHODS.items():
-        require_signature(mixin.__dict__[method].__func__, parameters, f"{name}.{method}")
+        require_leading(mixin.__dict__[method].__func__, parameters, f"{name}.{method}")
     read = ("frames, valid_frame_indices = cls._read_frames_no_recovery(",)
     require_source(mixin.read_frames, read, f"{name}.read_frames")
 
@@ -45,10 +44,12 @@ def _install() -> None:
     module = _module()
     mixin = module.OpenCVVideoBackendMixin
     module.decode_opencv = _in_a_process(module.decode_opencv)
-    opened, counted, read = (mixin.__dict__[method].__func__ for method in _METHODS)
+    opened, read = (mixin.__dict__[method].__func__ for method in _METHODS)
     mixin.open_video_capture = classmethod(_opened_there(opened))
-    mixin.get_video_metadata = staticmethod(_counted(counted))
     mixin._read_frames_no_recovery = classmethod(_read_at_once(read))
+    mixin.get_video_metadata = staticmethod(_counted(mixin.get_video_metadata))
+    if hasattr(mixin, _COUNT):
+        setattr(mixin, _COUNT, classmethod(_counted_there(mixin.__dict__[_COUNT].__func__)))
 
 
 def _in_a_process(original: Any) -> Any:
@@ -74,27 +75,34 @@ def _opened_there(original: Any) -> Any:
 
 def _counted(original: Any) -> Any:
     @functools.wraps(original)
-    def get_video_metadata(cap: Any) -> Any:
-        source, session = original(cap), current_session()
+    def get_video_metadata(source_of_frames: Any) -> Any:  # a capture, from vLLM 0.33 on the file's bytes
+        source, session = original(source_of_frames), current_session()
         if session is None:
             return source
-        cap.reopen()  # seeking to the end and back, as the original does, loses the first frames of some formats
-        counted = session.count_if_unknown(source.total_frames_num)
-        if counted is None:
+        number = session.frames_from_the_start(source.total_frames_num)
+        if number == source.total_frames_num:
             return source
         fps = source.original_fps
-        duration = counted.frames / fps if fps > 0 else counted.seconds
-        return source._replace(total_frames_num=counted.frames, duration=duration)
+        return source._replace(total_frames_num=number, duration=number / fps if fps > 0 else 0)
 
     return get_video_metadata
 
 
+def _counted_there(original: Any) -> Any:
+    @functools.wraps(original)
+    def demux_count_frames(cls: Any, data: bytes) -> int:
+        session = current_session()
+        return session.count_packets() if session is not None else original(cls, data)
+
+    return demux_count_frames
+
+
 def _read_at_once(original: Any) -> Any:
     @functools.wraps(original)
-    def _read_frames_no_recovery(cls: Any, cap: Any, frame_indices: set[int], max_frame_idx: int) -> Any:
+    def _read_frames_no_recovery(cls: Any, cap: Any, frame_indices: set[int], *args: Any, **kwargs: Any) -> Any:
         if isinstance(cap, RemoteCapture):
             return cap.read_rgb(frame_indices)
-        return original(cls, cap, frame_indices, max_frame_idx)
+        return original(cls, cap, frame_indices, *args, **kwargs)
 
     return _read_frames_no_recovery
 
@@ -102,7 +110,6 @@ def _read_at_once(original: Any) -> Any:
 PATCH = Patch(
     name="server_decoding_process",
     target=_TARGET,
-    library="vllm>=0.32,<0.33",
     process="API server",
     trigger=_MODULE,
     why=(

@@ -72,7 +72,6 @@ def check_frame_list(frames: list[str]) -> None:
 PATCH = Patch(
     name="server_frame_lists",
     target=_TARGET,
-    library="vllm>=0.32,<0.33",
     process="API server",
     trigger=_MODULE,
     why=(

@@ -33,7 +33,6 @@ def _verify() -> None:
 PATCH = Patch(
     name="server_page_warning",
     target=_TARGET,
-    library="vllm>=0.32,<0.33",
     process="API server",
     trigger=_MODULE,
     why="vLLM warns at every start that the page's plugin is installed and not allowed, which is how most servers run.",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
 
 import numpy as np
 
@@ -12,14 +11,6 @@ from vllm_prune.media.process import DecoderProcess
 
 _WIDTH, _HEIGHT, _FOURCC = 3, 4, 6  # OpenCV's CAP_PROP_FRAME_WIDTH, _HEIGHT and CAP_PROP_FOURCC
 _CHANNELS = 3
-
-
-class Counted(NamedTuple):
-    """What a video holds from here to its end."""
-
-    frames: int
-    seconds: float
-    """From the first frame to the last."""
 
 
 class RemoteCapture:
@@ -67,11 +58,13 @@ class RemoteCapture:
         """Go back to the first frame; unlike seeking, this loses none."""
         self._opened = self._decoder.call("reopen")
 
-    def count(self) -> Counted:
-        """Decode to the end, and go back to the first frame."""
-        counted = Counted(*self._decoder.call("count"))
-        self.reopen()
-        return counted
+    def count(self) -> int:
+        """The number of frames that can be decoded; goes back to the first one."""
+        return self._decoder.call("count")
+
+    def count_packets(self) -> int:
+        """The number of frames in the file, decoded or not; goes back to the first one."""
+        return self._decoder.call("count_packets")
 
     def read_rgb(self, indices: Iterable[int]) -> tuple[np.ndarray, list[int]]:
         """Frames [F, height, width, 3] in RGB, and the indices of those that could be decoded.

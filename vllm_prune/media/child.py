@@ -33,11 +33,12 @@ class Clip:
         self._demuxers, self._alive = demuxers, alive
         self._capture = self._open()
 
-    def _open(self) -> cv2.VideoCapture:
+    def _open(self, parameters: tuple[int, ...] = ()) -> cv2.VideoCapture:
         # The demuxer that the leading bytes ask for and no other, and nothing but the bytes that were sent.
         os.environ["OPENCV_FFMPEG_CAPTURE_OPTIONS"] = f"format_whitelist;{self._demuxers}|protocol_whitelist;none"
         self._file.seek(0)
-        return cv2.VideoCapture(self._file, cv2.CAP_FFMPEG, [])  # type: ignore[call-overload]  # any BufferedIOBase
+        # OpenCV takes any BufferedIOBase.
+        return cv2.VideoCapture(self._file, cv2.CAP_FFMPEG, parameters)  # type: ignore[call-overload]
 
     def reopen(self) -> bool:
         """Start again: seeking to the beginning loses frames in some formats."""
@@ -76,7 +77,7 @@ class Clip:
         size = height * width * _CHANNELS
         there: list[int] = []
         wanted = set(indices)
-        for index, grabbed in enumerate(self._grabs(indices[-1] + 1 if indices else 0)):
+        for index, grabbed in enumerate(self._grabs(self._capture, indices[-1] + 1)):
             if not grabbed or index not in wanted:
                 continue
             ok, frame = self._capture.retrieve()
@@ -91,20 +92,25 @@ class Clip:
             there.append(index)
         return there
 
-    def count(self) -> tuple[int, float]:
-        """The number of frames from here to the end, and the seconds from the first one to the last."""
-        number, first, last = 0, 0.0, 0.0
-        for grabbed in self._grabs(None):
-            if grabbed:
-                last = self._capture.get(cv2.CAP_PROP_POS_MSEC)
-                first = last if number == 0 else first
-                number += 1
-        return number, (last - first) / 1000
+    def count(self) -> int:
+        """The number of frames from here to the end; start again."""
+        number = sum(self._grabs(self._capture, None))
+        self.reopen()
+        return number
 
-    def _grabs(self, number: int | None) -> Iterator[bool]:
+    def count_packets(self) -> int:
+        """The number of frames in the file, of which none is decoded; start again."""
+        self._capture.release()  # two could not read from one file
+        capture = self._open((cv2.CAP_PROP_FORMAT, -1))
+        number = sum(self._grabs(capture, None))
+        capture.release()
+        self.reopen()
+        return number
+
+    def _grabs(self, capture: cv2.VideoCapture, number: int | None) -> Iterator[bool]:
         failures, index, told = 0, 0, time.monotonic()
         while failures < _FAILURES_AT_THE_END and (number is None or index < number):
-            grabbed = self._capture.grab()
+            grabbed = capture.grab()
             yield grabbed
             failures, index = 0 if grabbed else failures + 1, index + 1
             if time.monotonic() - told > _ALIVE_EVERY_S:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, TypeVar
 
-from vllm_prune.media.capture import Counted, RemoteCapture
+from vllm_prune.media.capture import RemoteCapture
 from vllm_prune.media.containers import Container
 from vllm_prune.media.errors import UnusableVideo, convert_line
 from vllm_prune.media.process import DecoderProcess
@@ -50,19 +50,34 @@ class Session:
             )
         return self.capture
 
-    def count_if_unknown(self, stated: int) -> Counted | None:
-        """The frames that can be decoded, if the file does not say how many it `stated` or is not to be believed.
+    def frames_from_the_start(self, stated: int) -> int:
+        """The number of frames: the one `stated`, if there is one and it is to be believed; the file is opened afresh.
+
+        vLLM finds `stated` by seeking to the end and back, which loses the first frames of some formats.
 
         Raises:
             UnusableVideo: There are none.
         """
         assert self.capture is not None
-        if stated > 0 and not self._count:
-            return None
-        counted = self.capture.count()
-        if counted.frames == 0:
+        self.capture.reopen()
+        if self._count:
+            number = self.capture.count()
+            if number == 0:
+                raise self.no_frame()
+            return number
+        return stated if stated > 0 else self.count_packets()
+
+    def count_packets(self) -> int:
+        """The number of frames by the parts that the file has, none of which is decoded.
+
+        Raises:
+            UnusableVideo: There are none.
+        """
+        assert self.capture is not None
+        number = self.capture.count_packets()
+        if number == 0:
             raise self.no_frame()
-        return counted
+        return number
 
     def no_frame(self) -> UnusableVideo:
         """Why no frame can be decoded."""
