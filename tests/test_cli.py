@@ -263,3 +263,12 @@ def test_the_page_is_allowed_beside_what_is_allowed_already(capsys, model, monke
     assert settings_of(line).trace is not None
     assert main(["serve", model, "--prune-page", "--prune-trace", "here", "--dry-run"]) == 0
     assert settings_of(shlex.split(capsys.readouterr().out)[1:]).trace == "here"
+
+
+def test_formats_that_are_let_in_reach_the_server_by_its_environment(capsys, model):
+    variable, *line = dry_run(capsys, model, "--prune-containers", "avi,ogg")
+    assert variable == "VLLM_PRUNE_CONTAINERS=avi,ogg"
+    assert line[:2] == ["vllm", "serve"]
+    assert dry_run(capsys, model)[:2] == ["vllm", "serve"]
+    assert main(["serve", model, "--prune-containers", "avi,sdp", "--dry-run"]) == 2
+    assert "--prune-containers 'sdp': no video format that can be let in; use avi, " in capsys.readouterr().err

@@ -61,6 +61,10 @@ def test_a_broken_file_is_explained(chat, tmp_path):
     assert "video_url=" in err
 
 
+def test_the_address_may_end_before_v1(server, capsys):
+    assert main(["chat", data_url(CLIP), QUESTION, "--url", server.root, "--max-tokens", "1"]) == 0
+
+
 def test_a_wrong_path_on_the_server(server, capsys):
-    assert main(["chat", data_url(CLIP), QUESTION, "--url", server.root]) == 1
+    assert main(["chat", data_url(CLIP), QUESTION, "--url", f"{server.root}/v2"]) == 1
     assert "404" in capsys.readouterr().err

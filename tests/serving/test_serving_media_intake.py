@@ -83,6 +83,10 @@ def decoders(server: Server) -> list[int]:
     return found
 
 
+def test_nobody_is_warned_of_the_page_that_nobody_asked_for(server):
+    assert "prune_page" not in server.log()
+
+
 @pytest.mark.long
 def test_three_hundred_damaged_files(model, tmp_path):
     """Eight formats, damaged in five ways, AVI among them as an operator may let it in."""
