@@ -22,7 +22,7 @@ _START_SECONDS = 60.0
 _LAST_SECONDS = 0.2
 # Nothing else of the server's environment: it holds keys, and decoders read files of anybody's making.
 _ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_", "LD_", "PYTHON", "VIRTUAL_ENV", "TMPDIR", "OMP_", "OPENCV_")
-_QUIET = {"OPENCV_LOG_LEVEL": "ERROR", "OPENCV_FFMPEG_LOGLEVEL": "-8"}  # every damaged packet has a line otherwise
+_QUIET = {"OPENCV_LOG_LEVEL": "SILENT", "OPENCV_FFMPEG_LOGLEVEL": "-8"}  # every damaged packet has a line otherwise
 
 
 class DecoderProcess:
