@@ -46,11 +46,11 @@ def test_files_cut_off_are_not(missing):
 
 
 def test_lengths_of_the_other_two_kinds():
-    kind = (16).to_bytes(4, "big") + b"ftypisom" + bytes(4)
+    kind = (16).to_bytes(4, "big") + b"ftypisom" + bytes(4) + (8).to_bytes(4, "big") + b"moov"
     check_whole(kind + (0).to_bytes(4, "big") + b"mdat" + bytes(50))  # all the rest
     long = (1).to_bytes(4, "big") + b"mdat" + (66).to_bytes(8, "big") + bytes(50)
     check_whole(kind + long)
-    with pytest.raises(ValueError, match="'mdat' ends at byte 82 of 81"):
+    with pytest.raises(ValueError, match="'mdat' ends at byte 90 of 89"):
         check_whole(kind + long[:-1])
 
 
