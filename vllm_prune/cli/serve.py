@@ -11,9 +11,12 @@ from typing import get_args
 
 from vllm_prune.cli.port import check_port
 from vllm_prune.cli.secrets import masked
+from vllm_prune.cli.serve_defaults import added_options
 from vllm_prune.cli.serve_ray import check_ray
-from vllm_prune.config import PRESETS, OverridePolicy
+from vllm_prune.config import PRESETS, OverridePolicy, PruneConfig, check_override_policy
+from vllm_prune.gpus import list_gpus
 from vllm_prune.media.policy import ALL, DEFAULT, OPTIONAL, VARIABLE, parse_containers
+from vllm_prune.override import ServerSettings
 from vllm_prune.page.enable import allowed_plugins, trace_folder
 from vllm_prune.versions import UnsupportedVllmError, require_supported_vllm
 
@@ -99,6 +102,10 @@ def serve_command(
     given, rest = _take_hf_overrides(passed_on)
     check_ray(rest)
     overrides = {**given, **hf_overrides(model, prune, override, trace, log)}
+    settings = ServerSettings(config=PruneConfig.parse(prune), override=check_override_policy(override))
+    for option in added_options(settings.may_query, rest, list_gpus()):
+        print(f"vllm-prune serve: added {option.name} {option.value}: {option.reason}", file=sys.stderr)
+        rest = [option.name, option.value, *rest]
     # Without prompt token details, a response cannot tell how many tokens its videos kept.
     return ["vllm", "serve", model, "--hf-overrides", json.dumps(overrides), "--enable-prompt-tokens-details", *rest]
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import subprocess
 from dataclasses import dataclass
 
 from vllm_prune.estimate.dims import EstimateError
+from vllm_prune.gpus import list_gpus
 
 GIB = 1 << 30
 UTILIZATION = 0.92
@@ -32,14 +32,8 @@ def read_device(memory_gib: float | None = None) -> Device:
 
 
 def _first_gpu() -> Device | None:
-    """Asked without torch, which takes seconds to import, and without opening a context on the GPU."""
-    query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
-    try:
-        answer = subprocess.run(query, capture_output=True, text=True, check=True, timeout=30).stdout
-        name, _, mebibytes = answer.strip().splitlines()[0].rpartition(",")
-        return Device(name.strip(), int(mebibytes) << 20)
-    except (OSError, subprocess.SubprocessError, IndexError, ValueError):
-        return None
+    gpus = list_gpus()
+    return Device(gpus[0].name, gpus[0].memory) if gpus else None
 
 
 def kv_space(device: Device, weight_bytes: int) -> int:
