@@ -201,3 +201,19 @@ def test_videos_of_one_prompt_keep_their_own_shares(engine):
     engine.run([prune(case, {"method": "uniform", "keep_ratio": 0.5})], max_tokens=1)
     with pytest.raises(ValueError, match=r"target_token_num=10: the video has 4 tokens"):
         engine.run([prune(case, config)], max_tokens=1)
+
+
+def test_the_encoder_takes_no_more_at_once_than_fits(engine, monkeypatch):
+    """However few tokens the videos of a step keep; a video that has more goes alone."""
+    config = {"method": "uniform", "target_token_num": 1}
+    case = prune(CASES["two videos, adjacent"], config)
+    (whole,) = engine.run([case])
+    sizes = grids_of(case)
+    calls: list[int] = []
+    monkeypatch.setattr(engine.model, "_encoder_tokens", max(sizes))
+    hook = engine.model.visual.register_forward_hook(lambda _model, _inputs, rows: calls.append(len(rows)))
+    engine.forget()
+    (in_parts,) = engine.run([case])
+    hook.remove()
+    assert sorted(calls) == sorted(sizes)
+    assert in_parts.token_ids == whole.token_ids

@@ -12,9 +12,11 @@ from vllm.model_executor.models.qwen2_5_vl import (
     Qwen2_5_VLForConditionalGeneration,
     Qwen2_5_VLMultiModalProcessor,
     Qwen2_5_VLProcessingInfo,
+    Qwen2_5_VLVideoPixelInputs,
 )
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
+from vllm_prune.serving.encoder_batches import encoder_batches
 from vllm_prune.serving.hook import Hooked, hook
 from vllm_prune.serving.model import PruningModelMixin
 from vllm_prune.serving.partial_encoder import encode_cells, encode_on_all_ranks
@@ -45,6 +47,7 @@ class PruneQwen2_5_VLForConditionalGeneration(PruningModelMixin, Qwen2_5_VLForCo
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)
+        self._encoder_tokens = vllm_config.scheduler_config.max_num_encoder_input_tokens
         self.init_pruning(vllm_config)
 
     @hook
@@ -76,12 +79,29 @@ class PruneQwen2_5_VLForConditionalGeneration(PruningModelMixin, Qwen2_5_VLForCo
             rows.append(self.prune_video(features, (t, h // merge, w // merge), t_factor, specs[i], chosen))
         return rows
 
+    def _in_batches(self, inputs: Any) -> Iterator[Any]:
+        """Videos as vLLM parsed them, in parts that the encoder takes in one call (see `encoder_batches.py`)."""
+        if inputs["type"] != "pixel_values_videos":  # encoded by the client
+            yield inputs
+            return
+        grids, seconds = inputs["video_grid_thw"], inputs["second_per_grid_ts"]
+        sizes = grids.prod(-1).tolist()
+        patches = inputs["pixel_values_videos"].split(sizes)
+        for batch in encoder_batches([size // self.visual.spatial_merge_unit for size in sizes], self._encoder_tokens):
+            yield Qwen2_5_VLVideoPixelInputs(
+                type="pixel_values_videos",
+                pixel_values_videos=torch.cat(patches[batch]),
+                video_grid_thw=grids[batch],
+                second_per_grid_ts=None if seconds is None else seconds[batch],
+            )
+
     def _encode_videos(
         self, inputs: Any, specs: list[VideoSpec], cells: Any
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
         """Features [M, C] of every video, and which cells [M] they are of (None: all)."""
         if all(spec.per_frame is None for spec in specs):
-            yield from ((features, None) for features in self._process_video_input(inputs))
+            for part in self._in_batches(inputs):
+                yield from ((features, None) for features in self._process_video_input(part))
             return
         encode = encode_on_all_ranks if self.use_data_parallel else encode_cells
         sizes = [spec.counts.encoded * self.visual.spatial_merge_unit for spec in specs]

@@ -28,11 +28,11 @@ def require_dense_step(worker: Any) -> None:
 
 
 def attach_notes(output: Any, notes: StepRecorder | None) -> Any:
-    """vLLM's output of a step, with its notes, if there are any.
+    """vLLM's output of a step, with its notes, if there are any; None, of a step without one, as it is.
 
     An output that is still being copied from the device gets them when it is ready, and so waits for nothing here.
     """
-    if not notes:
+    if not notes or output is None:
         return output
     if not isinstance(output, AsyncModelRunnerOutput):
         setattr(output, ATTRIBUTE, notes.finish())

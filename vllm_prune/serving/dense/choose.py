@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from vllm.distributed import get_tensor_model_parallel_world_size, get_tp_group
+from vllm.distributed import get_tensor_model_parallel_world_size, tensor_model_parallel_all_gather
 
 from vllm_prune.config import PruneConfig
 from vllm_prune.methods.attention_importance import attention_importance, select_top, select_top_by_group
@@ -34,11 +34,12 @@ def measure_importance(
     importance = attention_importance(
         query, visible, key, tokens, scale=scale, text=config.attention_param("text"), heads=heads
     )
-    ranks = get_tensor_model_parallel_world_size()
-    if ranks > 1:
-        operation = torch.distributed.ReduceOp.SUM if heads == "mean" else torch.distributed.ReduceOp.MAX
-        torch.distributed.all_reduce(importance, operation, get_tp_group().device_group)
-    return importance / ranks if heads == "mean" else importance
+    if get_tensor_model_parallel_world_size() == 1:
+        return importance
+    # vLLM's own collective: a reduction over its device group would make NCCL open a second communicator, in memory
+    # that the paged cache has taken.
+    by_rank = tensor_model_parallel_all_gather(importance[None], 0)
+    return by_rank.mean(0) if heads == "mean" else by_rank.amax(0)
 
 
 def choose_tokens(
