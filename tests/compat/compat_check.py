@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from compat_patches import check_patches
+from compat_reached import missing
 from compat_tree import Function, Tree
 from compat_uses import RELIED_UPON, Hook, calls, hooks, imports
 from compat_wheels import newest_unsupported, python_files, releases, supported_releases
@@ -69,6 +70,8 @@ def breaks(tree: Tree) -> Iterator[Finding]:
         reason = _unfit(hook, tree)
         if reason:
             yield Finding(True, hook.target, f"{hook.ours}: {reason}")
+    for owner, attribute, where in missing(_base(), tree):
+        yield Finding(True, f"{owner}.{attribute}", f"is reached in {where} and is not there")
 
 
 def _unfit(hook: Hook, tree: Tree) -> str:
@@ -140,8 +143,13 @@ def check_tree(tree: Tree) -> list[Finding]:
 
 
 @functools.cache
+def _base() -> Tree:
+    return Tree(python_files(base_version()))
+
+
+@functools.cache
 def _base_code() -> dict[str, Code]:
-    return used_code(Tree(python_files(base_version())))
+    return used_code(_base())
 
 
 def accept() -> None:

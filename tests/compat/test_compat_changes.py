@@ -1,11 +1,13 @@
 """A change in a copy of vLLM is found by reading it."""
 
+import functools
 import os
 import shutil
 from pathlib import Path
 
 import pytest
-from compat_check import check_tree
+from compat_check import base_version, check_tree
+from compat_reached import found_in
 from compat_tree import Tree
 from compat_wheels import NoIndexError, python_files, supported_releases
 
@@ -18,12 +20,18 @@ def whole() -> Path:
         pytest.skip(f"the package index cannot be reached: {error}")
 
 
+@functools.cache
+def before(whole: Path) -> set[str]:
+    """What is found without a change."""
+    return set(map(str, check_tree(Tree(whole))))
+
+
 class Copy:
     """vLLM's files as links, of which some are replaced."""
 
     def __init__(self, whole: Path, folder: Path) -> None:
         shutil.copytree(whole, folder, copy_function=os.symlink)
-        self.folder = folder
+        self.whole, self.folder = whole, folder
 
     def replace(self, file: str, old: str, new: str) -> None:
         path = self.folder / "vllm" / file
@@ -33,7 +41,8 @@ class Copy:
         path.write_text(text.replace(old, new))
 
     def findings(self) -> list[str]:
-        return [str(finding) for finding in check_tree(Tree(self.folder))]
+        """What is found because of the change."""
+        return [str(found) for found in check_tree(Tree(self.folder)) if str(found) not in before(self.whole)]
 
 
 @pytest.fixture
@@ -48,6 +57,13 @@ def test_a_renamed_method_is_a_break(copy):
     assert len(breaks) >= 2
     assert any("Inputs.get_mm_hashes: overrides a method that is not there" in found for found in breaks)
     assert any("Scheduler.update_from_output: patch core_step_notes: cannot patch" in found for found in breaks)
+
+
+def test_a_renamed_attribute_is_a_break(copy):
+    assert found_in(Tree(python_files(base_version()))) > 80
+    copy.replace("v1/core/sched/scheduler.py", "self.current_step", "self.step_number")
+    found = "BREAK vllm.v1.core.sched.scheduler:Scheduler.current_step: is reached in serving/span_scheduling.py"
+    assert any(line.startswith(found) for line in copy.findings())
 
 
 def test_a_reordered_argument_is_a_break(copy):
