@@ -82,6 +82,45 @@ def test_the_methods_of_a_capture(pool):
         assert capture.read() == (False, None)
 
 
+def test_frames_stay_as_they_are_while_others_are_decoded(pool):
+    """Memory is used again, but not before its frames are gone."""
+    with ThreadPoolExecutor(2) as threads:
+        kept_frames = list(threads.map(lambda ending: read(pool, written(ending)), ["mp4", "webm", "ts"] * 4))
+    parts = [frames[2:5] for frames in kept_frames]
+    del kept_frames
+    again = [read(pool, y4m()) for _ in range(4)]
+    for part, ending in zip(parts, ["mp4", "webm", "ts"] * 4, strict=True):
+        assert np.array_equal(part, decoded_here(written(ending))[2:5])
+    assert all(np.array_equal(frames, decoded_here(y4m())) for frames in again)
+
+
+def test_memory_is_used_again_and_given_up_with_its_decoder():
+    def descriptors() -> int:
+        return sum("memfd:" in os.readlink(f"/proc/self/fd/{name}") for name in _open_descriptors())
+
+    before, pool = descriptors(), DecoderPool(Limits(processes=1))
+    for size in (64, 32, 128, 64):
+        frames = read(pool, y4m(size, size))
+        assert descriptors() == before + 3  # the file's, the frames' and that of the frames' mapping
+        del frames
+        assert descriptors() == before + 2  # kept for the next ones
+    frames = read(pool, y4m())
+    pool.close()
+    assert descriptors() == before + 2
+    del frames
+    assert descriptors() == before
+
+
+def _open_descriptors() -> list[str]:
+    return [name for name in os.listdir("/proc/self/fd") if Path(f"/proc/self/fd/{name}").is_symlink()]
+
+
+def test_a_shorter_file_holds_nothing_of_the_one_before(pool):
+    with pool.lend() as decoder:
+        for data in (y4m(number=20), y4m(number=3), y4m(number=9)):
+            assert RemoteCapture(decoder, data, "yuv4mpegpipe").count() == (len(data) - 40) // (len(y4m(number=1)) - 40)
+
+
 def test_a_crash_is_one_videos_end(pool):
     with pool.lend() as decoder:
         pid = decoder.pid

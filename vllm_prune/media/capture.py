@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import numpy as np
 
-from vllm_prune.media.memory import SharedArray, file_of
 from vllm_prune.media.process import DecoderProcess
 
 _WIDTH, _HEIGHT, _FOURCC = 3, 4, 6  # OpenCV's CAP_PROP_FRAME_WIDTH, _HEIGHT and CAP_PROP_FOURCC
@@ -22,8 +22,7 @@ class RemoteCapture:
 
     def __init__(self, decoder: DecoderProcess, data: bytes, demuxers: str) -> None:
         self._decoder = decoder
-        with file_of(data) as file:
-            self._opened: bool = decoder.call("open", file, demuxers=demuxers)
+        self._opened: bool = decoder.call("open", decoder.file.put(data), demuxers=demuxers)
 
     def isOpened(self) -> bool:
         """Whether there is a video stream."""
@@ -44,11 +43,14 @@ class RemoteCapture:
     def retrieve(self) -> tuple[bool, np.ndarray | None]:
         """As OpenCV's: whether there is a frame, and the frame [height, width, 3] in BGR."""
         height, width = self._size()
-        with SharedArray((height, width, _CHANNELS)) as frame:
-            shape = self._decoder.call("retrieve", frame.descriptor, memory=frame.size)
+        size = height * width * _CHANNELS
+        if size == 0:
+            return False, None
+        descriptor, memory = self._decoder.memory.take(size)
+        shape = self._decoder.call("retrieve", descriptor, memory=size)
         if shape is None:
             return False, None
-        return True, frame.array.reshape(-1)[: int(np.prod(shape))].reshape(shape)
+        return True, np.frombuffer(memory, np.uint8, math.prod(shape)).reshape(shape)
 
     def read(self) -> tuple[bool, np.ndarray | None]:
         """As OpenCV's."""
@@ -75,11 +77,12 @@ class RemoteCapture:
         height, width = self._size()
         if not wanted or 0 in (height, width):
             return np.empty((0, height, width, _CHANNELS), np.uint8), []
-        with SharedArray((len(wanted), height, width, _CHANNELS)) as frames:
-            there: list[int] = self._decoder.call(
-                "read", frames.descriptor, memory=frames.size, indices=wanted, height=height, width=width
-            )
-        return frames.array[: len(there)], there
+        shape = (len(wanted), height, width, _CHANNELS)
+        descriptor, memory = self._decoder.memory.take(math.prod(shape))
+        there: list[int] = self._decoder.call(
+            "read", descriptor, memory=math.prod(shape), indices=wanted, height=height, width=width
+        )
+        return np.frombuffer(memory, np.uint8).reshape(shape)[: len(there)], there
 
     def fourcc(self) -> str:
         """The codec, in four letters, as the file has it."""

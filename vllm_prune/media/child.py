@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from mmap import mmap
+from mmap import MAP_POPULATE, MAP_SHARED, mmap
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -23,6 +23,7 @@ import numpy as np
 _ALIVE_EVERY_S = 1.0
 _FAILURES_AT_THE_END = 100  # grabs in a row; the decoder skips broken packets itself, so one failure says little
 _CHANNELS = 3
+_MAPPED_AT_ONCE = 64 << 20  # bytes; more may be what a file promises and does not hold
 
 
 class Clip:
@@ -153,7 +154,7 @@ class Service:
     def _receive_memory(self, size: int) -> mmap:
         descriptor = self._receive_descriptor()
         try:
-            return mmap(descriptor, size)
+            return mmap(descriptor, size, flags=MAP_SHARED | (MAP_POPULATE if size <= _MAPPED_AT_ONCE else 0))
         finally:
             os.close(descriptor)
 

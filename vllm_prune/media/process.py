@@ -15,6 +15,7 @@ from typing import Any
 
 from vllm_prune.media.errors import DecoderUnavailable, UnusableVideo
 from vllm_prune.media.limits import Limits
+from vllm_prune.media.memory import FileMemory, FrameMemory
 
 _SCRIPT = Path(__file__).with_name("child.py")
 _LARGEST_ANSWER = 64 << 20  # bytes
@@ -34,6 +35,7 @@ class DecoderProcess:
 
     def __init__(self, limits: Limits) -> None:
         self._limits, self._deadline = limits, time.monotonic() + _START_SECONDS
+        self.file, self.memory = FileMemory(), FrameMemory()
         self._socket, theirs = socket.socketpair()
         self._connection = Connection(os.dup(self._socket.fileno()))
         arguments = (theirs.fileno(), os.getpid(), limits.memory_bytes)
@@ -74,6 +76,7 @@ class DecoderProcess:
         try:
             if self.usable:
                 self.call("close")
+                self.file.forget()
         except UnusableVideo:  # closing it was its end
             return
         if not self.usable:
@@ -125,6 +128,8 @@ class DecoderProcess:
         self.usable = False
         self._connection.close()
         self._socket.close()
+        self.file.close()
+        self.memory.close()
         try:
             self._process.wait(timeout=_LAST_SECONDS)  # hung up on, an idle one ends by itself
         except subprocess.TimeoutExpired:
