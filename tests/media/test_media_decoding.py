@@ -139,6 +139,17 @@ def test_a_decoder_is_kept_for_the_next_video(pool):
     assert len(pids) == 1
 
 
+def test_a_decoder_is_replaced_after_its_last_video():
+    pool, pids = DecoderPool(Limits(processes=1, videos=2)), []
+    for _ in range(5):
+        with pool.lend() as decoder:
+            pids.append(decoder.pid)
+            assert RemoteCapture(decoder, GOOD, "mov").isOpened()
+    assert [pids.count(pid) for pid in dict.fromkeys(pids)] == [2, 2, 1]
+    assert gone(pids[0])
+    pool.close()
+
+
 def test_a_decoder_that_hangs_is_replaced():
     pool = DecoderPool(Limits(processes=1, silent_seconds=0.5))
     with pool.lend() as decoder:

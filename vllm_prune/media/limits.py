@@ -17,6 +17,8 @@ class Limits:
     """For one step; a decoder that has more to do says every second that it goes on."""
     memory_bytes: int = 4 << 30
     """Of one process, the frames it returns not counted."""
+    videos: int = 2000
+    """That one process decodes before another takes its place: OpenCV keeps a little of each."""
 
 
 DEFAULT_LIMITS = Limits()

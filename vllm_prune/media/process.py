@@ -35,6 +35,7 @@ class DecoderProcess:
 
     def __init__(self, limits: Limits) -> None:
         self._limits, self._deadline = limits, time.monotonic() + _START_SECONDS
+        self._videos = 0
         self.file, self.memory = FileMemory(), FrameMemory()
         self._socket, theirs = socket.socketpair()
         self._connection = Connection(os.dup(self._socket.fileno()))
@@ -69,17 +70,18 @@ class DecoderProcess:
 
     def begin(self) -> None:
         """A video's time starts now."""
+        self._videos += 1
         self._deadline = time.monotonic() + self._limits.seconds
 
     def finish(self) -> None:
-        """Forget the video; end if it was given up in the middle of a command."""
+        """Forget the video; end after the last of its videos, or if one was given up in the middle of a command."""
         try:
             if self.usable:
                 self.call("close")
                 self.file.forget()
         except UnusableVideo:  # closing it was its end
             return
-        if not self.usable:
+        if not self.usable or self._videos >= self._limits.videos:
             self.end()
 
     def call(self, name: str, descriptor: int | None = None, **arguments: Any) -> Any:
