@@ -1,0 +1,77 @@
+"""On a GPU: no operation mixes devices, results are the CPU's bit for bit, and the host hardly waits for the device."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from emulated_cuda import Counts, emulate, to_cuda
+from small_step import Result, SmallStep, alone
+
+CONFIGS: dict[str, Any] = {
+    "default": "default",
+    "quota": {"preset": "default", "params": {"quota": "segment"}},
+    "two layers": {"preset": "default", "layers": [3, 6], "keep_ratio": [0.6, 0.5]},
+    "dpp": {"preset": "default", "params": {"selector": "dpp"}},
+    "stage 1 only": "stage1_only",
+}
+MOST_SYNCS = {
+    "default": {"stage 1": 23, "recompute": 8, "dense step": 59},
+    "quota": {"stage 1": 27, "recompute": 8, "dense step": 63},
+    "two layers": {"stage 1": 23, "recompute": 8, "dense step": 63},
+    "dpp": {"stage 1": 23, "recompute": 8, "dense step": 90},
+    "stage 1 only": {"stage 1": 23, "recompute": 8},
+}
+
+
+def run(config: Any, on_cuda: bool) -> Result:
+    with torch.no_grad(), alone():
+        if not on_cuda:
+            return SmallStep(lambda tensor: tensor, Counts(), config).run()
+        with emulate() as counts:
+            return SmallStep(to_cuda, counts, config).run()
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_step_on_cuda_equals_the_cpus_and_hardly_waits(name: str) -> None:
+    here, there = run(CONFIGS[name], False), run(CONFIGS[name], True)
+    for what, value in here.values.items():
+        assert torch.equal(value, there.values[what]), what
+    assert there.counts.keys() == MOST_SYNCS[name].keys()
+    for phase, counts in there.counts.items():
+        assert len(counts.syncs) <= MOST_SYNCS[name][phase], f"{phase}:\n{counts.describe()}"
+
+
+def test_emulated_tensors_refuse_what_cuda_refuses() -> None:
+    with emulate():
+        there = to_cuda(torch.ones(2))
+        for wrong in (lambda: there + torch.ones(2), lambda: torch.ones(2)[there.long()], lambda: there.numpy()):
+            with pytest.raises((RuntimeError, TypeError)):
+                wrong()
+        assert (there + torch.tensor(1.0)).cpu().tolist() == [2, 2]
+
+
+@pytest.mark.parametrize(
+    ("action", "syncs"),
+    [
+        (lambda x: x + 1, 0),
+        (lambda x: x[1:].view(1, -1), 0),
+        (lambda x: torch.where(x > 0, x, 0), 0),
+        (lambda x: x[0].item(), 1),
+        (lambda x: x.tolist(), 1),
+        (lambda x: bool((x > 0).any()), 1),
+        (lambda x: x.cpu(), 1),
+        (lambda x: x.nonzero(), 1),
+        (lambda x: x[x > 0], 1),
+        (lambda x: x[torch.tensor([0])], 1),
+        (lambda x: torch.ones(2).to(x.device), 1),
+        (lambda x: torch.ones(2).to(x.device, non_blocking=True), 1),
+        (lambda x: torch.ones(2).pin_memory().to(x.device, non_blocking=True), 0),
+        (lambda x: torch.tensor([1], device=x.device), 1),
+    ],
+)
+def test_what_waits_is_counted(action: Any, syncs: int) -> None:
+    with emulate() as counts:
+        action(to_cuda(torch.arange(3.0)))
+        assert len(counts.syncs) == syncs, counts.describe()
