@@ -86,7 +86,7 @@ class Server:
 
     @property
     def pid(self) -> int:
-        """Of the API server: `vllm-prune serve` becomes vLLM's."""
+        """Of the API server (`vllm-prune serve` becomes vLLM's), and of the session of all its children."""
         return self._process.pid
 
     def log(self) -> str:
