@@ -67,6 +67,40 @@ def test_the_exit_status_is_the_commands(fake_command):
     assert (calls[0].model, calls[0].prune) == ("m", "x")
 
 
+@pytest.mark.parametrize(
+    ("error", "status", "told"),
+    [
+        (
+            ModuleNotFoundError("No module named 'absent_one'", name="absent_one.part"),
+            1,
+            "needs absent_one.part, which",
+        ),
+        (KeyboardInterrupt(), 130, "vllm-prune fake: interrupted"),
+    ],
+)
+def test_what_is_not_installed_and_ctrl_c_are_told_in_a_line(fake_command, monkeypatch, capsys, error, status, told):
+    fake_command(passes_on=False)
+
+    def run(_):
+        raise error
+
+    monkeypatch.setattr(sys.modules["vllm_prune.cli.fake"], "run", run)
+    assert main(["fake", "m"]) == status
+    assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["vllm_prune.absent", "json.absent", None])
+def test_a_fault_of_ours_is_not_taken_for_a_missing_package(fake_command, monkeypatch, name):
+    fake_command(passes_on=False)
+
+    def run(_):
+        raise ModuleNotFoundError(name=name)
+
+    monkeypatch.setattr(sys.modules["vllm_prune.cli.fake"], "run", run)
+    with pytest.raises(ModuleNotFoundError):
+        main(["fake", "m"])
+
+
 def test_unknown_options_are_refused_unless_passed_on(fake_command):
     fake_command(passes_on=False)
     with pytest.raises(SystemExit):

@@ -1,4 +1,4 @@
-"""A rank's process is killed while the server starts, while it is idle, in a prefill and in a decode.
+"""A rank's process is killed while the server starts, while it is idle, in a prefill, in a decode; or the API server.
 
 In each case the client has its error within 30 seconds, the server ends with a status other than 0, and neither a
 process nor shared memory nor an actor stays behind.
@@ -117,4 +117,10 @@ def test_killed_in_decode(running):
         pass
     worker.kill()
     assert seconds_to_error(lambda: list(stream)) < ERROR_WITHIN_S
+    check_end(running, before)
+
+
+def test_nothing_outlives_an_api_server_that_was_killed(running):
+    before = running.footprint()
+    running.process.kill()
     check_end(running, before)

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vllm_prune._version import __version__
+from vllm_prune.bench.options import INTERRUPTED
+from vllm_prune.cli.checks.remedies import is_absent, set_up
 
 
 @dataclass(frozen=True)
@@ -36,18 +38,31 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `vllm-prune` and return its exit status."""
     chosen = _top_level_parser().parse_args(argv)
-    command = COMMANDS[chosen.command]
+    try:
+        return _run(chosen.command, chosen.arguments)
+    except ModuleNotFoundError as error:
+        if not error.name or not is_absent(error.name):
+            raise
+        print(f"vllm-prune {chosen.command}: needs {error.name}, which is not installed: {set_up()}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"vllm-prune {chosen.command}: interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _run(name: str, arguments: Sequence[str]) -> int:
+    command = COMMANDS[name]
     module = importlib.import_module(command.module)
     # Without abbreviations: `--max` must reach vLLM as it is, whatever options of ours begin like it.
     parser = argparse.ArgumentParser(
-        prog=f"vllm-prune {chosen.command}", description=command.summary, allow_abbrev=not command.passes_on
+        prog=f"vllm-prune {name}", description=command.summary, allow_abbrev=not command.passes_on
     )
     module.add_arguments(parser)
     if command.passes_on:
-        args, unknown = parser.parse_known_args(chosen.arguments)
+        args, unknown = parser.parse_known_args(arguments)
         args.passed_on = unknown
     else:
-        args = parser.parse_args(chosen.arguments)
+        args = parser.parse_args(arguments)
     return int(module.run(args))
 
 

@@ -1,5 +1,6 @@
 """What to do about what a check found, as far as several checks say the same."""
 
+import importlib.util
 from pathlib import Path
 
 import vllm_prune
@@ -10,6 +11,15 @@ BROKEN = (
     "that is broken: install it again"
 )
 """For a check that ended in an exception nobody foresaw."""
+
+
+def is_absent(module: str) -> bool:
+    """Whether a package of others is not installed, by the name of one of its modules."""
+    package = module.partition(".")[0]
+    try:
+        return package != "vllm_prune" and importlib.util.find_spec(package) is None
+    except ValueError:  # half imported
+        return False
 
 
 def set_up(extras: str = "") -> str:
