@@ -17,6 +17,7 @@ MODULES = (
     "server_frame_lists",
     "server_video_url_errors",
     "server_page_warning",
+    "server_sent_media",
     "server_request_reports",
     "server_prune_response",
     "server_metrics",

@@ -8,6 +8,7 @@ media hash.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -15,7 +16,7 @@ from typing import Any, ClassVar
 import torch
 from transformers import BatchFeature
 from vllm.inputs import MultiModalHashes, MultiModalInput
-from vllm.multimodal.inputs import MultiModalFieldConfig, MultiModalKwargsItems
+from vllm.multimodal.inputs import MultiModalFieldConfig, MultiModalKwargsItem, MultiModalKwargsItems
 from vllm.multimodal.processing import BaseMultiModalProcessor, PromptReplacement, PromptUpdate, PromptUpdateDetails
 from vllm.multimodal.processing.context import TimingContext
 from vllm.multimodal.processing.inputs import ProcessorInputs
@@ -31,6 +32,7 @@ from vllm_prune.serving.metrics import observe_refusal
 from vllm_prune.serving.pixel_plan import PixelFormat, config_for, keep_encoded, plan_video
 from vllm_prune.serving.report import FACTS_KEY, PromptFacts
 from vllm_prune.serving.request_spec import CELLS_FIELD, FIELD, VideoSpec
+from vllm_prune.serving.sent_media import KnownItem
 from vllm_prune.serving.settings import REQUEST_KEY, TRACE_KEY, read_max_step_tokens, read_settings
 from vllm_prune.serving.span_check import check_spans
 from vllm_prune.spans import TurnFormat
@@ -73,18 +75,6 @@ def _encoded_cells(plan: StillPlan | None) -> torch.Tensor:
     if plan is None:
         return torch.empty(0, dtype=torch.int32)
     return plan.encoded.flatten().nonzero().squeeze(1).to(torch.int32)
-
-
-def _forget_media(inputs: ProcessorInputs, processed: MultiModalInput) -> None:
-    """Takes a refused request's media out of vLLM's processor cache.
-
-    What is in there counts as sent to the engine, which never gets to see this request; the next one with the same
-    media would fail once (HTTP 503).
-    """
-    if inputs.cache is not None:
-        for hashes in processed["mm_hashes"].values():
-            for mm_hash in hashes:
-                inputs.cache.invalidate(mm_hash)
 
 
 def without_prune(kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -144,14 +134,10 @@ class PruningProcessorMixin(Hooked, BaseMultiModalProcessor[Any]):
         self, inputs: ProcessorInputs, processed: MultiModalInput, counts: tuple[TokenCounts, ...]
     ) -> None:
         """Refuses what depends on the prompt as a whole."""
-        try:
-            check_length(len(processed["prompt_token_ids"]), counts, self.info.ctx.model_config.max_model_len)
-            if self._config(inputs.hf_processor_mm_kwargs).query_aware:
-                limit = read_max_step_tokens(self.info.get_hf_config())
-                check_spans(processed, counts, self._turn, limit)
-        except PruneConfigError:
-            _forget_media(inputs, processed)
-            raise
+        check_length(len(processed["prompt_token_ids"]), counts, self.info.ctx.model_config.max_model_len)
+        if self._config(inputs.hf_processor_mm_kwargs).query_aware:
+            limit = read_max_step_tokens(self.info.get_hf_config())
+            check_spans(processed, counts, self._turn, limit)
 
     def _with_resolved_config(self, inputs: ProcessorInputs) -> ProcessorInputs:
         requested = inputs.hf_processor_mm_kwargs.get(REQUEST_KEY)
@@ -174,10 +160,21 @@ class PruningProcessorMixin(Hooked, BaseMultiModalProcessor[Any]):
         self, inputs: ProcessorInputs, timing_ctx: TimingContext
     ) -> MultiModalProcessingResult:
         result = super()._cached_apply_hf_processor(inputs, timing_ctx)
+        for modality, items in result.kwargs.items():
+            for i, item in enumerate(items):
+                if isinstance(item, KnownItem):
+                    item.process = functools.partial(self._process_again, inputs, modality, i)
         contents = [updates[0].content for updates in result.prompt_updates.get("video", ())]
         counts = tuple(content.counts for content in contents if isinstance(content, VideoPlaceholders))
         setattr(inputs, REPORT_KEY, counts)
         return result
+
+    def _process_again(
+        self, inputs: ProcessorInputs, modality: str, index: int
+    ) -> tuple[MultiModalKwargsItem, Sequence[Any]]:
+        """One medium of a request, with its prompt updates, without a cache."""
+        result = self._apply_hf_processor(inputs, TimingContext(enabled=False))
+        return result.kwargs[modality][index], result.prompt_updates[modality][index]
 
     @hook
     def _call_hf_processor(self, hf_data: Mapping[str, object], hf_kwargs: Mapping[str, object]) -> BatchFeature:
