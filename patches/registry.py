@@ -20,6 +20,7 @@ MODULES = (
     "server_sent_media",
     "server_request_reports",
     "server_prune_response",
+    "server_beam_reports",
     "server_metrics",
     "server_exit_status",
     "core_block_keys",

@@ -119,7 +119,7 @@ def open_server(model: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     """`vllm-prune serve --prune-log` with the third-party method of `serving_plugin.py`; requests may ask for any."""
     folder = tmp_path_factory.mktemp("open server")
     path = [str(write_plugin(folder / "site")), *filter(None, [os.environ.get("PYTHONPATH")])]
-    prune, options = '{"stage1": {"cluster_ratio": 0.5}}', (*OPTIONS, "--prune-log")
+    prune, options = '{"stage1": {"cluster_ratio": 0.5}}', (*OPTIONS, "--prune-log", "--enable-scale-out")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join(path))
         with Server(model, folder, prune=prune, override="any", options=options) as running:

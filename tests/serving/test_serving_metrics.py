@@ -129,8 +129,8 @@ def test_failures_are_no_savings(open_server):
     change = Change(open_server)
     with pytest.raises(openai.InternalServerError):
         open_server.ask(clip(66, 16), ASK, prune=wayward("raise"))
-    assert change("failures_total", method="wayward") == change("requests_total") == 1
-    assert change("kv_blocks_saved_total") == change("video_tokens_count") == 0
+    assert change("failures_total", method="wayward") == change("unfinished_requests_total", state="error") == 1
+    assert change("requests_total") == change("kv_blocks_saved_total") == change("video_tokens_count") == 0
 
 
 def test_reasons_are_few():

@@ -220,7 +220,7 @@ def finished_report() -> RequestReport:
     config = PruneConfig.parse({"method": "uniform", "keep_ratio": 0.2})
     counts = (plan_counts(PruneConfig.parse({"method": "uniform", "keep_ratio": 0.48}), 100), plan_counts(config, 100))
     facts = PromptFacts(config=config, counts=counts, ranges=((4, 48), (60, 20)), prompt_len=96, processor_s=0.5)
-    return RequestReport(facts, KVFormat(block_size=16, token_bytes=10), finished=True)
+    return RequestReport(facts, KVFormat(block_size=16, token_bytes=10), answered=True, finished=True)
 
 
 def test_saved_blocks_are_those_of_the_whole_prompt():

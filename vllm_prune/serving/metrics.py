@@ -14,6 +14,7 @@ from vllm_prune.config import PruneConfigError
 from vllm_prune.serving.architectures import is_variant
 from vllm_prune.serving.metrics_reasons import reason_of
 from vllm_prune.serving.report import RequestReport
+from vllm_prune.serving.report_ends import DONE
 
 MODALITY = "video"
 _LABELS = ("model_name", "method", "preset", "modality")
@@ -28,6 +29,9 @@ class PruneMetrics:
     def __init__(self) -> None:
         self.requests = Counter("vllm_prune:requests", "Finished requests with videos.", _LABELS)
         self.failures = Counter("vllm_prune:failures", "Requests that ended because a method failed.", _LABELS)
+        self.unfinished = Counter(
+            "vllm_prune:unfinished_requests", "Requests that an error or the server ended.", (*_LABELS, "state")
+        )
         self.refusals = Counter("vllm_prune:refusals", "Requests refused (HTTP 4xx).", ("model_name", "reason"))
         self.videos = Counter("vllm_prune:videos", "Videos, by where their tokens came from.", (*_LABELS, "source"))
         self.video_tokens = Histogram(
@@ -49,12 +53,14 @@ class PruneMetrics:
         self.saved_bytes = Counter("vllm_prune:kv_bytes_saved", "Bytes of KV cache not allocated.", _LABELS)
 
     def observe(self, model_name: str, report: RequestReport) -> None:
-        """Counts a finished request."""
+        """Counts a request that ended."""
         labels = (model_name, report.facts.config.method, report.preset, MODALITY)
-        self.requests.labels(*labels).inc()
         if report.failure:
             self.failures.labels(*labels).inc()
+        if report.state != DONE:
+            self.unfinished.labels(*labels, report.state).inc()
             return
+        self.requests.labels(*labels).inc()
         for counts in report.facts.counts:
             self._observe_video(labels, counts)
         for source in report.sources():
@@ -93,7 +99,7 @@ def start(vllm_config: Any) -> None:
 
 
 def observe(report: RequestReport) -> None:
-    """Counts a finished request, where there are metrics."""
+    """Counts a request that ended, where there are metrics."""
     if _metrics is not None:
         _metrics.observe(_model_name, report)
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from vllm_prune.budget import TokenCounts
 from vllm_prune.config import PRESETS, PruneConfig
+from vllm_prune.serving.report_ends import DONE
 from vllm_prune.serving.report_notes import EncodedVideo, RequestNotes
 
 FACTS_KEY = "prune_facts"
@@ -16,6 +17,10 @@ CUSTOM = "custom"
 
 ENCODED, ENCODER_CACHE, PREFIX_CACHE = "encoded", "encoder_cache", "prefix_cache"
 """Where a video's tokens came from: computed for this request; or found, as the encoder's output, or as KV blocks."""
+WITHHELD, UNKNOWN = "withheld", "unknown"
+"""In place of these: who else sent the video is nobody's business; or the request ended before its tokens came."""
+_TELLING = ("processor", "encoder", "merge")
+"""Stages whose time, or absence, tells whether a video was there already."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,8 +76,16 @@ class RequestReport:
     """Of the prompt, found in the prefix cache."""
     engine_s: dict[str, float] = field(default_factory=dict)
     """Times of vLLM's own: queue, prefill, decode."""
+    withheld: frozenset[int] = frozenset()
+    """Numbers of the videos of which it must not be told whether they were there already (`report_salts.py`)."""
     failure: str = ""
+    answered: bool = False
+    """Whether it came to a token."""
+    state: str = DONE
+    """How it ended."""
     finished: bool = False
+    searched: bool = False
+    """Whether it is a beam search: many requests to the engine, one report."""
 
     def add(self, notes: RequestNotes) -> None:
         """Takes up what a worker said."""
@@ -108,14 +121,17 @@ class RequestReport:
         return self.saved_blocks * self.kv.block_size * self.kv.token_bytes
 
     def sources(self) -> list[str]:
-        """Where the tokens of each video came from: ENCODED, ENCODER_CACHE or PREFIX_CACHE."""
-        found = []
-        for number, (offset, length) in enumerate(self.facts.ranges):
-            if number in self.encoded:
-                found.append(ENCODED)
-            else:
-                found.append(PREFIX_CACHE if offset + length <= self.cached_tokens else ENCODER_CACHE)
-        return found
+        """Where the tokens of each video came from."""
+        return [self._source(number, offset + length) for number, (offset, length) in enumerate(self.facts.ranges)]
+
+    def _source(self, number: int, end: int) -> str:
+        if not self.answered and number not in self.encoded:
+            return UNKNOWN
+        if number not in self.encoded and end <= self.cached_tokens:
+            return PREFIX_CACHE  # which vLLM keeps apart by `cache_salt`
+        if number in self.withheld:
+            return WITHHELD
+        return ENCODED if number in self.encoded else ENCODER_CACHE
 
     def cached_video_tokens(self) -> int:
         """Video tokens whose KV blocks were found."""
@@ -129,6 +145,8 @@ class RequestReport:
             seconds["merge"] = sum(video.merge_s for video in self.encoded.values())
         if self.attention:
             seconds["dense_prefix"] = self.dense_s
+        if self.withheld:
+            seconds = {stage: time for stage, time in seconds.items() if stage not in _TELLING}
         return seconds | self.engine_s
 
     def to_dict(self) -> dict[str, Any]:
@@ -146,6 +164,7 @@ class RequestReport:
             for counts, source in zip(self.facts.counts, self.sources(), strict=True)
         ]
         return {
+            "state": self.state,
             "method": self.facts.config.method,
             "preset": self.preset,
             "config": self.facts.config.to_dict(),

@@ -7,11 +7,18 @@ from collections.abc import Iterator
 from vllm.logger import init_logger
 
 from vllm_prune.config import ATTENTION, NO_METHOD
-from vllm_prune.serving.report import ENCODED, ENCODER_CACHE, RequestReport
+from vllm_prune.serving.report import ENCODED, ENCODER_CACHE, PREFIX_CACHE, UNKNOWN, WITHHELD, RequestReport
+from vllm_prune.serving.report_ends import DONE
 
 logger = init_logger("vllm.vllm_prune")
 
-_SOURCES = {ENCODED: "encoded now", ENCODER_CACHE: "from the encoder cache"}
+_SOURCES = {
+    ENCODED: "encoded now",
+    ENCODER_CACHE: "from the encoder cache",
+    PREFIX_CACHE: "KV blocks reused",
+    WITHHELD: "encoded now or before (not told between values of `cache_salt`)",
+    UNKNOWN: "not reached",
+}
 
 
 def write_log(request_id: str, report: RequestReport) -> None:
@@ -22,6 +29,8 @@ def write_log(request_id: str, report: RequestReport) -> None:
 def describe(report: RequestReport) -> Iterator[str]:
     """What was found, pruned, reused and how long it took, line by line."""
     config = report.facts.config
+    if report.state != DONE:
+        yield f"state {report.state}: {report.failure or 'ended before it was answered'}"
     yield f"method {config.method}, preset {report.preset}, {report.before} -> {report.kept} video tokens"
     for number in range(len(report.facts.counts)):
         yield f"video {number}: {_describe_video(report, number)}"
@@ -31,8 +40,6 @@ def describe(report: RequestReport) -> Iterator[str]:
     yield f"saved: {report.saved_blocks} KV blocks, {report.saved_bytes} bytes"
     yield f"prefix cache: {report.cached_video_tokens()} of {report.kept} video tokens reused"
     yield "times: " + ", ".join(f"{stage} {1000 * s:.1f} ms" for stage, s in report.stage_seconds().items())
-    if report.failure:
-        yield f"failed: {report.failure}"
 
 
 def _describe_video(report: RequestReport, number: int) -> str:
@@ -40,7 +47,7 @@ def _describe_video(report: RequestReport, number: int) -> str:
     steps = {"detected": counts.total, "after stage 1": counts.stage1, "entering the model": counts.entering}
     steps |= {f"after choice {i + 1}": left for i, left in enumerate(counts.layers)}
     tokens = ", ".join(f"{left} {step}" for step, left in steps.items())
-    source = _SOURCES.get(report.sources()[number], "KV blocks reused")
+    source = _SOURCES[report.sources()[number]]
     return (
         f"tokens {tokens}; {counts.encoded} cells to encode, {source}; kept at {offset}..{offset + length - 1} of the "
         f"prompt's {report.facts.prompt_len}"

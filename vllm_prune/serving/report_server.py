@@ -17,8 +17,10 @@ from vllm.utils.torch_utils import kv_cache_dtype_str_to_dtype
 
 from vllm_prune.serving import metrics
 from vllm_prune.serving.report import FACTS_KEY, KVFormat, PromptFacts, RequestReport
+from vllm_prune.serving.report_ends import engine_seconds, state_of, worse
 from vllm_prune.serving.report_log import write_log
 from vllm_prune.serving.report_notes import RequestNotes
+from vllm_prune.serving.report_salts import withheld
 from vllm_prune.serving.settings import read_settings
 
 _KNOWN = "_vllm_prune_server"
@@ -26,6 +28,9 @@ _REPORT = "_vllm_prune_report"
 
 # vLLM makes a request of a processed prompt and, in the same task, queues it; its own request has no room for ours.
 _under_way: ContextVar[tuple[str, RequestReport] | None] = ContextVar("vllm_prune_report", default=None)
+
+searched: ContextVar[RequestReport | None] = ContextVar("vllm_prune_searched", default=None)
+"""The report of a beam search under way, of which every step is a request to the engine (`report_beams.py`)."""
 
 
 @dataclass(frozen=True)
@@ -53,12 +58,17 @@ def kv_format(vllm_config: Any) -> KVFormat:
 
 def begin(vllm_config: Any, request_id: str, prompt: Any) -> None:
     """A prompt becomes a request."""
+    report = searched.get() or new_report(vllm_config, prompt)
+    _under_way.set(None if report is None else (request_id, report))
+
+
+def new_report(vllm_config: Any, prompt: Any) -> RequestReport | None:
+    """The report of a processed prompt; None if that has no videos."""
     facts: PromptFacts | None = prompt.get(FACTS_KEY) if isinstance(prompt, dict) else None
     if facts is None:
-        _under_way.set(None)
-        return
+        return None
     server = _server(vllm_config)
-    _under_way.set((request_id, RequestReport(facts, server.kv, logged=server.log)))
+    return RequestReport(facts, server.kv, logged=server.log, withheld=withheld(prompt))
 
 
 def queue(request: Any, state: Any) -> None:
@@ -90,6 +100,9 @@ def receive(states: dict[str, Any], outputs: Iterable[Any]) -> list[Any]:
         if state is None or report is None:
             continue
         reported.append(state)
+        report.answered = report.answered or bool(output.new_token_ids)
+        if output.finish_reason is not None:
+            report.state = worse(report.state, state_of(output.finish_reason))
         notes = RequestNotes.from_headers(output.trace_headers)
         if notes is None:
             continue
@@ -107,21 +120,16 @@ def finish(states: dict[str, Any], reported: Iterable[Any]) -> None:
         report = report_of(state)
         if report is None or report.finished or state.request_id in states:
             continue
-        report.finished = True
-        report.cached_tokens = state.num_cached_tokens
-        if state.stats is not None:
-            report.engine_s = _engine_seconds(state.stats)
-        metrics.observe(report)
-        if report.logged:
-            write_log(state.external_req_id, report)
+        if not report.engine_s:  # of several steps of one search, the first
+            report.cached_tokens = state.num_cached_tokens
+            report.engine_s = {} if state.stats is None else engine_seconds(state.stats, answered=report.answered)
+        if not report.searched:
+            conclude(report, state.external_req_id)
 
 
-def _engine_seconds(stats: Any) -> dict[str, float]:
-    """vLLM's own times of a request that came to a first token."""
-    if not stats.first_token_ts:
-        return {}
-    return {
-        "queue": stats.scheduled_ts - stats.queued_ts,
-        "prefill": stats.first_token_ts - stats.scheduled_ts,
-        "decode": stats.last_token_ts - stats.first_token_ts,
-    }
+def conclude(report: RequestReport, request_id: str) -> None:
+    """Counts and logs a request that ended."""
+    report.finished = True
+    metrics.observe(report)
+    if report.logged:
+        write_log(request_id, report)
