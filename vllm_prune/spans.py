@@ -2,8 +2,12 @@
 
 A span begins with the first video of a turn and ends where the reply to that turn begins. Inside it the first layers
 see all tokens of its videos; whatever comes later sees only those that were kept. So the span is what a prefill step
-may not cut, and what the cache key of every block in it depends on. It follows from the prompt alone, not from how the
-prompt is chunked, so that recomputing a prompt gives what was computed before.
+may not cut, and what the cache key of every block in it depends on. It follows from the prompt up to its end alone, not
+from how the prompt is chunked or goes on, so that recomputing a prompt gives what was computed before.
+
+Where a reply begins is told by the whole header that the chat template puts before it. A single token cannot tell: vLLM
+reads special tokens in what users type, and a question goes on behind an end of turn that is part of it. Whoever types
+the whole header gets what a chat with that turn gets: to the model, and to the cache, it is one.
 """
 
 from __future__ import annotations
@@ -15,12 +19,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class TurnFormat:
-    """How a chat template ends a turn."""
+    """How a chat template ends a question and begins the reply."""
 
-    end_token_id: int
-    """The token that ends a turn."""
-    reply_header_len: int
-    """Tokens between that token and the first one of the reply."""
+    reply_start: tuple[int, ...]
+    """Token ids from the end of the question's turn to the name of the one who replies, at least one."""
+    num_more: int
+    """Tokens of the reply's header after these: whitespace, which a reply may begin with as well."""
 
 
 @dataclass(frozen=True)
@@ -37,17 +41,17 @@ def dense_spans(prompt: Sequence[int], videos: Iterable[tuple[int, int]], turn: 
     Args:
         prompt: Token ids, placeholders included.
         videos: (offset, length) of the placeholders of every video whose tokens the question chooses, in order.
-        turn: How turns end.
+        turn: How questions end.
 
-    >>> turn = TurnFormat(end_token_id=2, reply_header_len=1)
-    >>> dense_spans([7, 6, 6, 8, 2, 9, 5, 5], [(1, 2)], turn)
-    [Span(start=1, end=6)]
+    >>> turn = TurnFormat(reply_start=(2, 9), num_more=1)
+    >>> dense_spans([7, 6, 6, 8, 2, 8, 2, 9, 5, 5], [(1, 2)], turn)
+    [Span(start=1, end=9)]
     >>> dense_spans([6, 6, 8], [(0, 2)], turn)
     [Span(start=0, end=3)]
     """
     spans: list[Span] = []
     for offset, length in videos:
-        end = _turn_end(prompt, offset + length, turn)
+        end = _question_end(prompt, offset + length, turn)
         if spans and offset < spans[-1].end:
             spans[-1] = Span(spans[-1].start, max(spans[-1].end, end))
         else:
@@ -55,10 +59,11 @@ def dense_spans(prompt: Sequence[int], videos: Iterable[tuple[int, int]], turn: 
     return spans
 
 
-def _turn_end(prompt: Sequence[int], start: int, turn: TurnFormat) -> int:
-    for index in range(start, len(prompt)):
-        if prompt[index] == turn.end_token_id:
-            return min(index + 1 + turn.reply_header_len, len(prompt))
+def _question_end(prompt: Sequence[int], start: int, turn: TurnFormat) -> int:
+    first, length = turn.reply_start[0], len(turn.reply_start)
+    for index in range(start, len(prompt) - length + 1):
+        if prompt[index] == first and tuple(prompt[index : index + length]) == turn.reply_start:
+            return min(index + length + turn.num_more, len(prompt))
     return len(prompt)
 
 

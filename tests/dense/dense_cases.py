@@ -158,7 +158,7 @@ class Oracle:
         key = (case.text, tuple(map(id, case.videos)), tuple(map(id, case.images)), repr(case.config), max_tokens)
         if key not in self._known:
             config = self.config if case.config is None else PruneConfig.parse(case.config, base=self.config)
-            prompt = to_prompt(self.processor, case.text, videos=case.videos, images=case.images)
+            prompt = to_prompt(self.processor, case.text, videos=case.videos, images=case.images, typed=True)
             self._known[key] = run_oracle(self.model, prompt, config, max_new_tokens=max_tokens)
         return self._known[key]
 

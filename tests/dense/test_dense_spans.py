@@ -12,12 +12,12 @@ from vllm_prune.serving.request_spans import RequestSpan
 from vllm_prune.serving.span_scheduling import clip_prefix_hit, schedule_encoder_inputs
 from vllm_prune.spans import Span, TurnFormat, clip_hit, clip_to_spans, dense_spans
 
-TEXT, VIDEO, END = 1, 6, 2
-TURN = TurnFormat(end_token_id=END, reply_header_len=2)
+TEXT, VIDEO, END, REPLY, NEWLINE = 1, 6, 2, 3, 4
+HEADER = [END, REPLY, NEWLINE]
+TURN = TurnFormat(reply_start=(END, REPLY), num_more=1)
 
-turns = st.lists(
-    st.lists(st.one_of(st.just([TEXT]), st.integers(1, 5).map(lambda n: [VIDEO] * n)), max_size=6), max_size=5
-)
+typed = st.sampled_from([TEXT, VIDEO, END, NEWLINE]).map(lambda token: [token, TEXT])
+turns = st.lists(st.lists(st.one_of(typed, st.integers(2, 5).map(lambda n: [VIDEO] * n)), max_size=6), max_size=5)
 spans_apart = st.lists(st.tuples(st.integers(0, 9), st.integers(1, 20)), max_size=4).map(
     lambda gaps: [
         Span(sum(a + b for a, b in gaps[:i]) + gap, sum(a + b for a, b in gaps[: i + 1]))
@@ -31,10 +31,10 @@ def prompt_of(turns: list[list[list[int]]]) -> tuple[list[int], list[tuple[int, 
     videos: list[tuple[int, int]] = []
     for turn in turns:
         for part in turn:
-            if part[0] == VIDEO:
+            if part[-1] == VIDEO:
                 videos.append((len(prompt), len(part)))
             prompt += part
-        prompt += [END, TEXT, TEXT]
+        prompt += HEADER
     return prompt, videos
 
 
@@ -43,16 +43,11 @@ def test_a_span_is_a_turn_from_its_first_video_on(turns):
     prompt, videos = prompt_of(turns)
     spans = dense_spans(prompt, videos, TURN)
     for span in spans:
-        assert prompt[span.start] == VIDEO
-        assert prompt[span.end - 3] == END
-        assert prompt[span.start : span.end].count(END) == 1
-        assert VIDEO not in prompt[max(0, span.start - 1) : span.start] or span.start - 1 in _last_rows(videos)
+        assert span.start in [offset for offset, _ in videos]
+        assert prompt[span.end - 3 : span.end] == HEADER
+        assert prompt[span.start : span.end].count(REPLY) == 1
     assert all(sum(span.start <= offset and offset + n <= span.end for span in spans) == 1 for offset, n in videos)
     assert all(a.end <= b.start for a, b in itertools.pairwise(spans))
-
-
-def _last_rows(videos):
-    return {offset + length - 1 for offset, length in videos}
 
 
 @given(turns, st.integers(1, 40))

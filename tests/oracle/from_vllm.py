@@ -13,6 +13,7 @@ from transformers.video_utils import VideoMetadata
 
 from .prompt import Medium, Prompt
 
+REPLY_HEADER = "<|im_end|>\n<|im_start|>assistant\n"
 Video = tuple[np.ndarray, dict[str, Any]]
 """Frames [T, H, W, 3] uint8, and vLLM's metadata: fps, duration, total_num_frames, frames_indices, ..."""
 
@@ -23,6 +24,7 @@ def to_prompt(
     videos: Sequence[Video] = (),
     images: Sequence[Image] = (),
     dtype: torch.dtype = torch.float32,
+    typed: bool = False,
 ) -> Prompt:
     """The prompt of a request.
 
@@ -31,19 +33,24 @@ def to_prompt(
         videos: In the order of their placeholders.
         images: In the order of their placeholders.
         dtype: The served model's, which vLLM casts `second_per_grid_ts` to.
+        typed: There may be more placeholders than media; vLLM puts media in the place of the first ones of their kind.
     """
     ids = processor.tokenizer(text).input_ids
     for name, token_id, given in (
         ("videos", processor.video_token_id, videos),
         ("images", processor.image_token_id, images),
     ):
-        if ids.count(token_id) != len(given):
-            raise ValueError(f"{len(given)} {name} for {ids.count(token_id)} placeholders")
+        count = ids.count(token_id)
+        if count < len(given) or (count > len(given) and not typed):
+            raise ValueError(f"{len(given)} {name} for {count} placeholders")
     remaining = {
         processor.video_token_id: iter(_videos(processor, videos, dtype)),
         processor.image_token_id: iter(_images(processor, images)),
     }
-    return Prompt(ids, [next(remaining[token_id]) for token_id in ids if token_id in remaining])
+    found = [(index, next(remaining[token_id], None)) for index, token_id in enumerate(ids) if token_id in remaining]
+    media = [(index, medium) for index, medium in found if medium is not None]
+    header = processor.tokenizer(REPLY_HEADER).input_ids
+    return Prompt(ids, [medium for _, medium in media], [index for index, _ in media], tuple(header))
 
 
 def _videos(processor: Qwen2_5_VLProcessor, videos: Sequence[Video], dtype: torch.dtype) -> list[Medium]:

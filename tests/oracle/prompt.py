@@ -23,7 +23,13 @@ class Medium:
 
 @dataclass(frozen=True)
 class Prompt:
-    """Token ids with one placeholder for each medium, and the media in the order of their placeholders."""
+    """Token ids with one placeholder for each medium, and the media in the order of their placeholders.
+
+    places: Index of each medium's placeholder in `ids`; None: every placeholder has a medium, there is none as text.
+    reply_header: Ids between a question and the reply; where they stand first after a video, its span ends.
+    """
 
     ids: list[int]
     media: list[Medium] = field(default_factory=list)
+    places: list[int] | None = None
+    reply_header: tuple[int, ...] = ()

@@ -59,17 +59,22 @@ class Layout:
     """The first row of each of the prompt's ids, and the number of rows at the end."""
     next_position: int
     """Of the first decoded token."""
+    videos: list[int]
+    """Which of the prompt's ids are the videos' placeholders."""
 
 
 def lay_out(model: Qwen2_5_VLForConditionalGeneration, prompt: Prompt, tokens: list[VideoTokens]) -> Layout:
     """The rows of a prompt whose media enter with `tokens`."""
     placeholders = (model.config.image_token_id, model.config.video_token_id)
+    places = prompt.places
+    if places is None:
+        places = [index for index, token_id in enumerate(prompt.ids) if token_id in placeholders]
     tokens_per_second = model.config.vision_config.tokens_per_second
     parts: list[Rows] = []
     first_row = [0]
     position = medium = 0
-    for token_id in prompt.ids:
-        if token_id in placeholders:
+    for index, token_id in enumerate(prompt.ids):
+        if index in places:
             t_factor = temporal_factor(_medium_of(model, prompt, medium, token_id), tokens_per_second)
             parts.append(_medium_rows(tokens[medium], medium, position, t_factor))
             position += medium_extent(tokens[medium].grid_thw, t_factor)
@@ -80,7 +85,8 @@ def lay_out(model: Qwen2_5_VLForConditionalGeneration, prompt: Prompt, tokens: l
         first_row.append(first_row[-1] + len(parts[-1]))
     if medium != len(prompt.media):
         raise ValueError(f"{medium} placeholders for {len(prompt.media)} media")
-    return Layout(join(parts), first_row, position)
+    videos = [index for index, medium in zip(places, prompt.media, strict=True) if medium.kind == "video"]
+    return Layout(join(parts), first_row, position, videos)
 
 
 def _medium_of(model: Qwen2_5_VLForConditionalGeneration, prompt: Prompt, index: int, token_id: int) -> Medium:

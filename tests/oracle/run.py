@@ -96,7 +96,7 @@ def prefill(
     """
     spans = []
     if pruning is not None:
-        spans = dense_spans(prompt.ids, model.config.video_token_id, model.config.text_config.eos_token_id)
+        spans = dense_spans(prompt.ids, layout.videos, prompt.reply_header)
     left: list[Rows] = []
     for start, stop, dense in segments(len(prompt.ids), spans):
         rows = layout.rows.select(slice(layout.first_row[start], layout.first_row[stop]))

@@ -4,28 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-REPLY_HEADER = 4
-"""Tokens of "\\n<|im_start|>assistant\\n", which follow the <|im_end|> of the question."""
 
+def dense_spans(ids: list[int], videos: list[int], reply_header: tuple[int, ...]) -> list[tuple[int, int]]:
+    """(start, stop) of the dense spans among the ids of a prompt with one placeholder, at `videos`, for each video.
 
-def dense_spans(ids: list[int], video_id: int, im_end_id: int) -> list[tuple[int, int]]:
-    """(start, stop) of the dense spans among the ids of a prompt with one placeholder for each medium.
-
-    >>> video, end = 6, 2
-    >>> dense_spans([9, video, 9, video, 9, end, 9, 9, 9, 9, 8, end, 9, video, 9], video, end)
-    [(1, 10), (13, 15)]
+    >>> dense_spans([9, 6, 9, 6, 2, 6, 2, 8, 7, 2, 8, 6, 9], [1, 3, 11], (2, 8))
+    [(1, 8), (11, 13)]
     """
     spans: list[tuple[int, int]] = []
-    for start, token_id in enumerate(ids):
-        if token_id == video_id and (not spans or start >= spans[-1][1]):
-            spans.append((start, _span_stop(ids, start, im_end_id)))
+    for start in videos:
+        if not spans or start >= spans[-1][1]:
+            spans.append((start, _span_stop(ids, start, reply_header)))
     return spans
 
 
-def _span_stop(ids: list[int], start: int, im_end_id: int) -> int:
-    if im_end_id not in ids[start:]:
-        return len(ids)
-    return min(ids.index(im_end_id, start) + 1 + REPLY_HEADER, len(ids))
+def _span_stop(ids: list[int], start: int, reply_header: tuple[int, ...]) -> int:
+    length = len(reply_header)
+    stops = [i + length for i in range(start, len(ids)) if length and tuple(ids[i : i + length]) == reply_header]
+    return min([*stops, len(ids)])
 
 
 def segments(length: int, spans: list[tuple[int, int]]) -> Iterator[tuple[int, int, bool]]:

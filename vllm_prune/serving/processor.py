@@ -85,20 +85,21 @@ def without_prune(kwargs: Mapping[str, Any]) -> dict[str, Any]:
 class PruningProcessorMixin(Hooked, BaseMultiModalProcessor[Any]):
     """Put before a model's own processor class."""
 
-    turn_end: ClassVar[str]
-    """The token that ends a turn in the model's chat format."""
     reply_header: ClassVar[str]
-    """What the format puts between that token and the first one of the reply."""
+    """What the model's chat format puts between a question and the reply, the end of the question's turn included."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._settings: ServerSettings = read_settings(self.info.get_hf_config())
         video_processor = self.info.get_hf_processor().video_processor
         self._pixels = PixelFormat.of(self.info.get_hf_config().vision_config, video_processor)
+        self._turn = self._read_turn_format()
+
+    def _read_turn_format(self) -> TurnFormat:
         tokenizer = self.info.get_tokenizer()
-        (end_token_id,) = tokenizer.encode(self.turn_end, add_special_tokens=False)
+        start = tokenizer.encode(self.reply_header.rstrip(), add_special_tokens=False)
         header = tokenizer.encode(self.reply_header, add_special_tokens=False)
-        self._turn = TurnFormat(end_token_id=end_token_id, reply_header_len=len(header))
+        return TurnFormat(reply_start=tuple(start), num_more=len(header) - len(start))
 
     @hook
     def get_dummy_inputs(self, *args: Any, **kwargs: Any) -> ProcessorInputs:

@@ -35,8 +35,7 @@ class PruneQwen2_5_VLProcessingInfo(Hooked, Qwen2_5_VLProcessingInfo):
 class PruneQwen2_5_VLProcessor(PruningProcessorMixin, Qwen2_5_VLMultiModalProcessor):
     """Qwen2.5-VL's processor with as many video placeholders as the budget allows."""
 
-    turn_end = "<|im_end|>"
-    reply_header = "\n<|im_start|>assistant\n"
+    reply_header = "<|im_end|>\n<|im_start|>assistant\n"
 
 
 @MULTIMODAL_REGISTRY.register_processor(

@@ -31,7 +31,7 @@ class VideoSpec:
     per_frame: tuple[int, ...] | None = None
     """Cells that are encoded in each frame of the grid, where stage 1 looked at the pixels; None: all."""
     turn: TurnFormat
-    """How the model's chat template ends a turn."""
+    """How the model's chat template ends a question."""
     trace_key: str | None = None
     """The identity that the request gave its trace (see `trace_key.py`)."""
 
@@ -54,6 +54,6 @@ class VideoSpec:
             config=PruneConfig.parse(fields["config"]),
             num_tokens=fields["num_tokens"],
             per_frame=None if fields["per_frame"] is None else tuple(fields["per_frame"]),
-            turn=TurnFormat(**fields["turn"]),
+            turn=TurnFormat(reply_start=tuple(fields["turn"]["reply_start"]), num_more=fields["turn"]["num_more"]),
             trace_key=fields["trace_key"],
         )
