@@ -109,14 +109,16 @@ def test_a_model_without_a_variant_is_named(capsys, tmp_path):
     assert "'LlamaForCausalLM' has no pruning variant; supported" in message
 
 
-@pytest.mark.parametrize("content", [None, b"", b"not a video"])
-def test_a_video_that_cannot_be_decoded_is_named(capsys, tmp_path, content):
+@pytest.mark.parametrize(
+    ("content", "remedy"), [(None, "give a file"), (b"", "give a video"), (b"not a video", "convert it: ffmpeg")]
+)
+def test_a_video_that_cannot_be_decoded_is_named(capsys, tmp_path, content, remedy):
     video = tmp_path / "broken.mp4"
     if content is not None:
         video.write_bytes(content)
     message = refuse(capsys, str(video), "-o", str(tmp_path / "x.png"))
     assert "broken.mp4" in message
-    assert "give a" in message
+    assert remedy in message
 
 
 def test_a_trace_of_another_video_is_refused(capsys, tmp_path):
