@@ -8,6 +8,7 @@ from vllm_prune.config import OverridePolicy, PruneConfig, check_override_policy
 from vllm_prune.override import ServerSettings
 from vllm_prune.serving.architectures import variant_of
 from vllm_prune.serving.settings import settings_to_hf_override
+from vllm_prune.trace_limits import TraceLimits
 
 
 def engine_args(
@@ -16,6 +17,7 @@ def engine_args(
     *,
     override: OverridePolicy = "tighten",
     trace: str | None = None,
+    trace_limits: TraceLimits | None = None,
     log: bool = False,
     **others: Any,
 ) -> dict[str, Any]:
@@ -26,6 +28,7 @@ def engine_args(
         config: Configuration, preset's name, or what `PruneConfig.parse` reads.
         override: What a request may change by `mm_processor_kwargs={"prune": ...}`.
         trace: Folder for a trace of what was decided about every video (see `serving/trace.py`).
+        trace_limits: What that folder may hold; the oldest traces make room.
         log: Whether every request with videos is described in the log.
         others: Any further argument of `vllm.LLM`; a dictionary of `hf_overrides` is merged.
 
@@ -35,7 +38,11 @@ def engine_args(
     given = others.pop("hf_overrides", None) or {}
     if not isinstance(given, dict):
         raise ValueError(f"hf_overrides={given!r}: must be a dictionary, as the variant is added to it")
-    return {"model": model, "hf_overrides": {**given, **hf_overrides(model, config, override, trace, log)}, **others}
+    return {
+        "model": model,
+        "hf_overrides": {**given, **hf_overrides(model, config, override, trace, log, trace_limits)},
+        **others,
+    }
 
 
 def hf_overrides(
@@ -44,10 +51,13 @@ def hf_overrides(
     override: str,
     trace: str | None = None,
     log: bool = False,
+    trace_limits: TraceLimits | None = None,
 ) -> dict[str, Any]:
     """The `hf_overrides` that select the variant of `model` and carry its settings."""
     policy = check_override_policy(override)
-    settings = ServerSettings(config=PruneConfig.parse(config), override=policy, trace=trace, log=log)
+    limits = trace_limits or TraceLimits()
+    parsed = PruneConfig.parse(config)
+    settings = ServerSettings(config=parsed, override=policy, trace=trace, trace_limits=limits, log=log)
     return {"architectures": [variant_of(read_architecture(model))], **settings_to_hf_override(settings)}
 
 

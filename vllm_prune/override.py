@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from vllm_prune.budget import plan_counts
 from vllm_prune.config import OverridePolicy, PruneConfig, PruneConfigError, Stage1Config, brief
 from vllm_prune.trace_key import FIELD, split_trace_key
+from vllm_prune.trace_limits import TraceLimits
 
 _TIGHTEN_KEYS = ("keep_ratio", "target_token_num", "stage1.cluster_ratio")
 _FIXED_KEYS = ("method", "layers", "params")
@@ -21,6 +22,7 @@ class ServerSettings:
     override: OverridePolicy = "tighten"
     trace: str | None = None
     """Folder for traces (see `serving/trace.py`)."""
+    trace_limits: TraceLimits = dataclasses.field(default_factory=TraceLimits)
     log: bool = False
     """Whether every request with videos is described in the log (see `serving/report_log.py`)."""
 

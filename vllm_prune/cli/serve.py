@@ -18,6 +18,7 @@ from vllm_prune.gpus import list_gpus
 from vllm_prune.media.policy import ALL, DEFAULT, OPTIONAL, VARIABLE, parse_containers
 from vllm_prune.override import ServerSettings
 from vllm_prune.page.enable import allowed_plugins, trace_folder
+from vllm_prune.trace_limits import TraceLimits
 from vllm_prune.versions import UnsupportedVllmError, require_supported_vllm
 
 _EMBEDDED = "embedded"
@@ -40,6 +41,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='what a request may change by mm_processor_kwargs={"prune": ...} (default: %(default)s)',
     )
     parser.add_argument("--prune-trace", metavar="DIR", help="write what was decided about every video to .npz files")
+    parser.add_argument(
+        "--prune-trace-files",
+        type=int,
+        default=TraceLimits.files,
+        metavar="N",
+        help="traces kept, the latest (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--prune-trace-bytes",
+        type=int,
+        default=TraceLimits.bytes,
+        metavar="N",
+        help="bytes that they may take together (default: %(default)s)",
+    )
     parser.add_argument(
         "--prune-log",
         action="store_true",
@@ -70,7 +85,8 @@ def run(args: argparse.Namespace) -> int:
         if not args.dry_run:
             require_supported_vllm()
         parse_containers(args.prune_containers)
-        options = {"trace": trace, "log": args.prune_log}
+        limits = TraceLimits(files=args.prune_trace_files, bytes=args.prune_trace_bytes)
+        options = {"trace": trace, "log": args.prune_log, "trace_limits": limits}
         command = serve_command(args.model, args.prune, args.prune_override, args.passed_on, **options)
         if not args.dry_run:
             check_port(args.passed_on)
@@ -86,7 +102,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def serve_command(
-    model: str, prune: str, override: str, passed_on: list[str], *, trace: str | None = None, log: bool = False
+    model: str,
+    prune: str,
+    override: str,
+    passed_on: list[str],
+    *,
+    trace: str | None = None,
+    log: bool = False,
+    trace_limits: TraceLimits | None = None,
 ) -> list[str]:
     """The equivalent `vllm serve` command line.
 
@@ -101,7 +124,7 @@ def serve_command(
         model = str(model_path())
     given, rest = _take_hf_overrides(passed_on)
     check_ray(rest)
-    overrides = {**given, **hf_overrides(model, prune, override, trace, log)}
+    overrides = {**given, **hf_overrides(model, prune, override, trace, log, trace_limits)}
     settings = ServerSettings(config=PruneConfig.parse(prune), override=check_override_policy(override))
     for option in added_options(settings.may_query, rest, list_gpus()):
         print(f"vllm-prune serve: added {option.name} {option.value}: {option.reason}", file=sys.stderr)

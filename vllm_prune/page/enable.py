@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -15,8 +14,6 @@ _FREE_GROUPS = (
     "vllm.stat_logger_plugins",
 )
 """Groups whose plugins vLLM loads where `VLLM_PLUGINS` is not set."""
-_LARGEST_NUMBER = 200
-"""Traces that stay in the page's own folder."""
 
 
 def allowed_plugins(environment: Mapping[str, str]) -> str:
@@ -35,17 +32,3 @@ def trace_folder(environment: Mapping[str, str]) -> Path:
     """Where a server with the page writes its traces if it is not told where."""
     cache = environment.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(cache) / "vllm-prune" / "page"
-
-
-def forget_old_traces(folder: str | Path) -> None:
-    """Deletes all but the latest traces of the page's own folder; any other folder is its owner's."""
-    if Path(folder) != trace_folder(os.environ):
-        return
-    times: list[tuple[float, Path]] = []
-    for path in Path(folder).glob("*.npz"):
-        try:
-            times.append((path.stat().st_mtime, path))
-        except FileNotFoundError:  # by another API server process
-            continue
-    for _, path in sorted(times)[:-_LARGEST_NUMBER]:
-        path.unlink(missing_ok=True)

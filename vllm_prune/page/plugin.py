@@ -18,7 +18,7 @@ from vllm.plugins.endpoint_plugins.interface import EndpointPlugin
 from vllm_prune.config import PRESETS
 from vllm_prune.override import ServerSettings
 from vllm_prune.page.document import HEADERS, page
-from vllm_prune.page.enable import PLUGIN, forget_old_traces
+from vllm_prune.page.enable import PLUGIN
 from vllm_prune.page.find_trace import find_trace
 from vllm_prune.serving.architectures import VARIANTS
 from vllm_prune.serving.hook import Hooked, hook
@@ -75,7 +75,6 @@ class PageState:
             raise ShowError("this server writes no traces; start it with --prune-page or --prune-trace DIR")
         config = self.settings.resolve(asked.prune)
         traced = find_trace(self.settings.trace, asked.trace_key, config)
-        forget_old_traces(self.settings.trace)
         images, metadata = load_video(asked.video, self.model, self.media_io_kwargs)
         label = next((name for name, preset in PRESETS.items() if preset == config), None) or label_of(config.to_json())
         panel = make_panel(label, traced)

@@ -33,6 +33,7 @@ class PruneMetrics:
             "vllm_prune:unfinished_requests", "Requests that an error or the server ended.", (*_LABELS, "state")
         )
         self.refusals = Counter("vllm_prune:refusals", "Requests refused (HTTP 4xx).", ("model_name", "reason"))
+        self.lost_traces = Counter("vllm_prune:lost_traces", "Traces that could not be written.", ("model_name",))
         self.videos = Counter("vllm_prune:videos", "Videos, by where their tokens came from.", (*_LABELS, "source"))
         self.video_tokens = Histogram(
             "vllm_prune:video_tokens", "Tokens of a video after each stage.", (*_LABELS, "stage"), buckets=_TOKENS
@@ -102,6 +103,12 @@ def observe(report: RequestReport) -> None:
     """Counts a request that ended, where there are metrics."""
     if _metrics is not None:
         _metrics.observe(_model_name, report)
+
+
+def observe_lost_traces(count: int) -> None:
+    """Counts traces that could not be written, where there are metrics."""
+    if count and _metrics is not None:
+        _metrics.lost_traces.labels(_model_name).inc(count)
 
 
 def observe_refusal(error: PruneConfigError) -> None:

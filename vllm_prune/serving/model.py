@@ -48,7 +48,8 @@ class PruningModelMixin(Hooked):
         self._embed_width = vllm_config.model_config.get_inputs_embeds_size()
         settings = read_settings(vllm_config.model_config.hf_config)
         trace_folder = settings.trace if get_tensor_model_parallel_rank() == 0 else None
-        trace = None if trace_folder is None else TraceWriter(trace_folder)
+        trace = None if trace_folder is None else TraceWriter(trace_folder, settings.trace_limits)
+        self._trace = trace
         self._encoder_rows = EncoderRows(trace)
         self._dense_prefix = DensePrefix(vllm_config, self.language_model, trace)
         self._max_dense_rows = 0
@@ -64,6 +65,8 @@ class PruningModelMixin(Hooked):
     def take_notes(self) -> StepRecorder:
         """What was noted since the last call."""
         notes, self.notes = self.notes, StepRecorder()
+        if self._trace is not None:
+            notes.lost_traces = self._trace.take_lost()
         return notes
 
     @property

@@ -58,6 +58,11 @@ def _assign(scheduler: Any, step: Any, output: Any, notes: StepNotes, pending: d
             request = pending.setdefault(id, RequestNotes())
             request.dense_s += by_row[row].seconds
             request.attention += by_row[row].attention
+    if notes.lost_traces and output.req_ids:
+        # Counted for the whole server, so that any request whose notes are read can carry the number.
+        id = next((id for id, _ in videos), output.req_ids[0])
+        id = next((id for id, row in _first_rows(step, output).items() if row in by_row), id)
+        pending.setdefault(id, RequestNotes()).lost_traces += notes.lost_traces
 
 
 def _encoded_videos(scheduler: Any, step: Any) -> list[tuple[str, int]]:

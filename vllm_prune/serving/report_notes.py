@@ -59,6 +59,8 @@ class StepNotes:
     dense: list[DenseRequestNote]
     failures: list[tuple[int, str]]
     """A row of every failed video that a request used, and what happened to the video."""
+    lost_traces: int = 0
+    """Traces that could not be written."""
 
 
 @dataclass
@@ -85,9 +87,10 @@ class StepRecorder:
         self._encodings: list[_Encoding] = []
         self._dense: list[tuple[int, Stopwatch, list[list[int]]]] = []
         self._failures: list[tuple[int, str]] = []
+        self.lost_traces = 0
 
     def __bool__(self) -> bool:
-        return bool(self._encodings or self._dense or self._failures)
+        return bool(self._encodings or self._dense or self._failures or self.lost_traces)
 
     def encoding(
         self, features: Iterator[tuple[torch.Tensor, torch.Tensor | None]], device: torch.device
@@ -129,7 +132,7 @@ class StepRecorder:
     def finish(self) -> StepNotes:
         """The notes; waits for the device if the step is still under way."""
         dense = [DenseRequestNote(row, watch.seconds, shapes) for row, watch, shapes in self._dense]
-        return StepNotes([encoding.note() for encoding in self._encodings], dense, self._failures)
+        return StepNotes([encoding.note() for encoding in self._encodings], dense, self._failures, self.lost_traces)
 
 
 @dataclass
@@ -143,6 +146,8 @@ class RequestNotes:
     """As in `DenseRequestNote`."""
     failure: str = ""
     """Why the request ends here, if it does."""
+    lost_traces: int = 0
+    """Traces that could not be written, of this request and of others in its steps."""
 
     def to_headers(self, headers: Mapping[str, str] | None) -> dict[str, str]:
         """`headers` with these notes."""

@@ -107,6 +107,7 @@ def receive(states: dict[str, Any], outputs: Iterable[Any]) -> list[Any]:
         if notes is None:
             continue
         report.add(notes)
+        metrics.observe_lost_traces(notes.lost_traces)
         if notes.failure:
             output.stop_reason = notes.failure
             if state.queue is not None:

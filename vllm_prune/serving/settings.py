@@ -6,17 +6,19 @@ model.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from vllm_prune.config import PruneConfig, PruneConfigError, check_override_policy
 from vllm_prune.override import ServerSettings
+from vllm_prune.trace_limits import TraceLimits
 
 HF_CONFIG_KEY = "vllm_prune"
 REQUEST_KEY = "prune"
 """Key of a request's `mm_processor_kwargs` that holds its own configuration."""
 TRACE_KEY = "prune_trace_key"
 """Under which the processor keeps a request's trace key, apart from the resolved configuration."""
-_KEYS = ("config", "override", "trace", "log")
+_KEYS = ("config", "override", "trace", "trace_limits", "log")
 _MAX_STEP_TOKENS = "vllm_prune_max_step_tokens"
 
 
@@ -38,11 +40,21 @@ def read_settings(hf_config: Any) -> ServerSettings:
     trace = value.get("trace")
     if trace is not None and not isinstance(trace, str):
         raise PruneConfigError(f"hf_overrides.{HF_CONFIG_KEY}.trace={trace!r}: must be a folder's path")
+    limits = _read_limits(value.get("trace_limits", {}))
     log = value.get("log", False)
     if not isinstance(log, bool):
         raise PruneConfigError(f"hf_overrides.{HF_CONFIG_KEY}.log={log!r}: must be true or false")
     override = check_override_policy(value.get("override", "tighten"))
-    return ServerSettings(config=config, override=override, trace=trace, log=log)
+    return ServerSettings(config=config, override=override, trace=trace, trace_limits=limits, log=log)
+
+
+def _read_limits(value: Any) -> TraceLimits:
+    try:
+        return TraceLimits(**value)
+    except TypeError as error:
+        raise PruneConfigError(
+            f"hf_overrides.{HF_CONFIG_KEY}.trace_limits={value!r}: must be an object with files and bytes"
+        ) from error
 
 
 def settings_to_hf_override(settings: ServerSettings) -> dict[str, Any]:
@@ -50,6 +62,8 @@ def settings_to_hf_override(settings: ServerSettings) -> dict[str, Any]:
     fields: dict[str, Any] = {"config": settings.config.to_dict(), "override": settings.override}
     if settings.trace is not None:
         fields["trace"] = settings.trace
+    if settings.trace_limits != TraceLimits():
+        fields["trace_limits"] = dataclasses.asdict(settings.trace_limits)
     if settings.log:
         fields["log"] = True
     return {HF_CONFIG_KEY: fields}

@@ -18,6 +18,7 @@ a file named by that, which the next one with the same key replaces. Every array
 from __future__ import annotations
 
 import hashlib
+import io
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,7 +29,9 @@ import torch
 
 from vllm_prune.budget import TokenCounts
 from vllm_prune.methods.base import Assignment
+from vllm_prune.serving.trace_folder import TraceFolder
 from vllm_prune.trace_key import file_name
+from vllm_prune.trace_limits import TraceLimits
 
 FORMAT = 1
 
@@ -63,15 +66,15 @@ class VideoOutcome:
 
 
 class TraceWriter:
-    """Writes to one folder."""
+    """Writes to one folder, or counts what could not be written."""
 
-    def __init__(self, folder: str) -> None:
-        self._folder = Path(folder)
-        self._folder.mkdir(parents=True, exist_ok=True)
+    def __init__(self, folder: str, limits: TraceLimits | None = None) -> None:
+        self._folder = TraceFolder(folder, limits or TraceLimits())
         self._files = itertools.count(1)
+        self.take_lost = self._folder.take_lost
 
-    def write(self, prompt: Sequence[int], videos: Sequence[VideoOutcome], seconds: float) -> Path:
-        """Writes the file of one request.
+    def write(self, prompt: Sequence[int], videos: Sequence[VideoOutcome], seconds: float) -> Path | None:
+        """Writes the file of one request, and returns where it is; None if it cannot be written.
 
         Args:
             prompt: Its token ids.
@@ -82,9 +85,10 @@ class TraceWriter:
         for index, outcome in enumerate(videos):
             for name, value in self._arrays(outcome, seconds).items():
                 arrays[f"video{index}/{name}"] = value
-        path = self._folder / self._name(prompt, videos)
-        np.savez_compressed(path, **arrays)  # type: ignore[arg-type]
-        return path
+        # Written to memory first: zipfile raises errors of its own where a file cannot be finished.
+        content = io.BytesIO()
+        np.savez_compressed(content, **arrays)  # type: ignore[arg-type]
+        return self._folder.write(self._name(prompt, videos), content.getvalue())
 
     def _name(self, prompt: Sequence[int], videos: Sequence[VideoOutcome]) -> str:
         """By the request's own key if it gave one: only who knows that can ask for the file."""
