@@ -11,6 +11,7 @@ _MODULE = "vllm.multimodal.media.connector"
 _TARGET = f"{_MODULE}:MediaConnector.fetch_video_async"
 _MARK = "_vllm_prune_explains_errors"
 _SHOWN = 60  # characters of a URL
+_SAID = 600  # characters of what is wrong
 
 _REMEDIES = {
     "data:video/jpeg": "send frames of one size as data:video/jpeg;base64,FRAME,FRAME,... with each one in base64",
@@ -25,9 +26,12 @@ def explain(url: str, error: Exception) -> Exception:
     """The error that the client is to see in place of `error`: field, value, what is wrong, remedy."""
     from vllm.exceptions import VLLMUnprocessableEntityError
 
+    from vllm_prune.config import shorten
+
     scheme = next(scheme for scheme in _REMEDIES if url[: len(scheme)].lower() == scheme)
     shown = url if len(url) <= _SHOWN else f"{url[:_SHOWN]}... ({len(url)} characters)"
     reason = error.args[0] if isinstance(error, VLLMUnprocessableEntityError) else str(error) or type(error).__name__
+    reason = shorten(str(reason), _SAID)  # some libraries repeat the whole address
     if not (isinstance(error, UnusableVideo) and error.remedy):
         reason = f"{reason}; {_REMEDIES[scheme]}"
     return VLLMUnprocessableEntityError(f"video_url={shown!r}: {reason}", parameter="video_url")

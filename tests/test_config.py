@@ -393,3 +393,19 @@ def test_a_configuration_needs_neither_torch_nor_vllm():
         "plan_counts(preset('default'), 100); print(sorted({'torch', 'vllm', 'numpy'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60).stdout == "[]\n"
+
+
+class TestWork:
+    MERGING = PruneConfig(method="uniform", keep_ratio=0.5, params={"merge_dropped": True})
+
+    def test_a_video_whose_dropped_tokens_take_too_long_to_merge_is_refused(self):
+        for settings in (ServerSettings(config=self.MERGING), ServerSettings(config=PruneConfig(), override="any")):
+            settings.check_counts(self.MERGING, 16_384)
+            said = r"method='uniform': merge_dropped=True compares 8193 dropped tokens with 8193 kept ones.*67108864 or"
+            with pytest.raises(PruneConfigError, match=said):
+                settings.check_counts(self.MERGING, 16_386)
+
+    def test_others_have_no_such_bound(self):
+        settings = ServerSettings(config=PruneConfig(), override="any")
+        for method in ("uniform", "dpp", "prunevid", "attention"):
+            settings.check_counts(PruneConfig(method=method, keep_ratio=0.5), 10**6)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from vllm_prune.budget import plan_counts
 from vllm_prune.config import OverridePolicy, PruneConfig, PruneConfigError, Stage1Config, brief
+from vllm_prune.config.methods import check_work
 from vllm_prune.trace_key import FIELD, split_trace_key
 from vllm_prune.trace_limits import TraceLimits
 
@@ -84,10 +85,12 @@ class ServerSettings:
             )
 
     def check_counts(self, requested: PruneConfig, num_tokens: int, per_frame: Sequence[int] | None = None) -> None:
-        """Refuses a request for more tokens of a video of `num_tokens` than the policy or the video allows.
+        """Refuses more tokens of a video of `num_tokens` than the policy or the video allows, and too much work.
 
         `per_frame`: cells of each frame that are encoded, where stage 1 looked at the pixels.
         """
+        asked = plan_counts(requested, num_tokens, per_frame)
+        check_work(requested.method, requested.params, asked.stage1, asked.entering)
         if requested == self.config:
             return
         target = requested.target_token_num
@@ -98,7 +101,6 @@ class ServerSettings:
             )
         if self.override != "tighten":
             return
-        asked = plan_counts(requested, num_tokens, per_frame)
         allowed = plan_counts(self.config, num_tokens, per_frame if self.config.plans_on_pixels else None)
         if any(
             a > b for a, b in zip((asked.entering, *asked.layers), (allowed.entering, *allowed.layers), strict=True)

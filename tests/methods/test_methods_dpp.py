@@ -13,8 +13,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from vllm_prune.methods import VideoTokens
 from vllm_prune.methods._greedy_map import greedy_map
 from vllm_prune.methods._ragged import sizes
+from vllm_prune.methods._segments import token_segments
 from vllm_prune.methods._share import share_budget
-from vllm_prune.methods.dpp import DPP, normalize_relevance
+from vllm_prune.methods.dpp import DPP, LONGEST_SEGMENT, normalize_relevance
 from vllm_prune.methods.topk import best_in_groups
 
 
@@ -226,3 +227,39 @@ def test_no_matrix_of_the_whole_video() -> None:
     assert watched(one_segment, tokens, 40).largest < 2700 * 128
     exact = DPP(temporal_segment_ratio=0.01, mode="exact")
     assert watched(exact, tokens, 40).largest == 2700**2, "unless asked for"
+
+
+@pytest.mark.parametrize("channels", [3, 8, 24])
+def test_as_many_picks_as_channels_explain_the_rest(channels: int) -> None:
+    """What comes after them comes by relevance, earlier tokens first; no further step is made for it."""
+    tokens, relevance = random_video(11, (1, 10, 10), channels), noise(12, 100)
+    segment, quota = tokens.grid[:, 0], torch.tensor([80])
+    gain, turn = DPP(mode="exact").rank_tokens(tokens.features, segment, quota, relevance)
+    weight = normalize_relevance(relevance, 100, tokens.features)
+    order = turn[gain > -torch.inf].argsort()
+    picked = (gain > -torch.inf).nonzero().squeeze(1)[order]
+    first, later = picked[:channels], picked[channels:]
+    rest = weight.index_fill(0, first, -torch.inf).sort(descending=True, stable=True).indices
+    assert later.tolist() == rest[: 80 - channels].tolist()
+    alone, _ = DPP(mode="exact").rank_tokens(tokens.features, segment, torch.tensor([channels]), relevance)
+    assert torch.equal((alone > -torch.inf).nonzero().squeeze(1), first.sort().values)
+
+
+def test_no_parameters_make_a_segment_too_long() -> None:
+    """Frames of one place in features, so that clustering leaves one long segment and many short ones."""
+    frame = torch.arange(600).repeat_interleave(25)
+    features = noise(13, 15000, 4) + (frame[:, None] >= 560) * (100.0 * frame[:, None])
+    tokens = VideoTokens.from_features(features, (600, 5, 5))
+    for ratio in (1e-9, 0.005, 1.0):
+        segment = token_segments(tokens, ratio, LONGEST_SEGMENT)
+        size = sizes(segment, 600)
+        assert int(size.max()) < LONGEST_SEGMENT + 25
+        assert bool((segment.diff() >= 0).all())
+        assert torch.equal(segment, segment.view(600, 25)[:, :1].expand(-1, 25).flatten())
+    uncut = token_segments(tokens, 0.005)
+    assert int(sizes(uncut, 600).max()) > LONGEST_SEGMENT
+    assert bool((token_segments(tokens, 0.005, LONGEST_SEGMENT).diff()[uncut.diff() > 0] > 0).all())
+    for mode in ("exact", "greedy", "lowrank"):
+        assert (
+            watched(DPP(mode=mode, temporal_segment_ratio=1e-9), tokens, 50).largest <= 3 * (LONGEST_SEGMENT + 25) ** 2
+        )

@@ -72,6 +72,8 @@ def test_a_long_address_is_not_repeated():
     error = explain("data:video/mp4;base64," + "A" * 10_000, ValueError("Could not open video stream"))
     assert "(10022 characters)" in str(error)
     assert len(str(error)) < 300
+    repeated = explain("http://" + "h" * 10**6, ValueError("cannot resolve " + "h" * 10**6))
+    assert len(str(repeated)) < 1000
 
 
 @pytest.mark.parametrize("prune", [{"prune": {"keep_ratio": 0.5}}, {"prune": {}, "max_pixels": 5}])

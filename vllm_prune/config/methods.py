@@ -65,3 +65,18 @@ def check_query_free(method: str, params: Mapping[str, Any], *, merged_before: b
             f"method={brief(method)}: needs every token of the video, and stage1 merges before it; give "
             f'"stage1": false, or choose another method'
         )
+
+
+def check_work(method: str, params: Mapping[str, Any], num_tokens: int, budget: int) -> None:
+    """Refuses a video of `num_tokens` of which a method would take too long to keep `budget`."""
+    if method in (NO_METHOD, ATTENTION):
+        return
+    from vllm_prune.methods import registry
+
+    check = getattr(registry.create(method, **params), "check_work", None)
+    if check is None:
+        return
+    try:
+        check(num_tokens, budget)
+    except ValueError as error:
+        raise PruneConfigError(f"method={brief(method)}: {shorten(str(error), _SAID)}") from error

@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+_LONG = 1024
+
 
 def greedy_map(
     rows: Callable[[Tensor], Tensor], diagonal: Tensor, weight: Tensor, valid: Tensor, steps: int, memory: int
@@ -54,11 +56,38 @@ def greedy_map(
     return picks, gains
 
 
+def append_explained(picks: Tensor, gains: Tensor, weight: Tensor, valid: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+    """Picks and gains of `greedy_map`, each [S, m], prolonged to `steps` where earlier picks explain every other token.
+
+    weight, valid: [S, n], as for `greedy_map`.
+    """
+    leftover = (weight - 2).masked_fill(~valid, -torch.inf).scatter(1, picks, -torch.inf)
+    ordered = leftover.sort(dim=1, descending=True, stable=True)
+    more = steps - picks.shape[1]
+    return torch.cat((picks, ordered.indices[:, :more]), 1), torch.cat((gains, ordered.values[:, :more]), 1)
+
+
 def _orthogonalize(row: Tensor, known: Tensor, pick: Tensor, residual: Tensor, noise: float) -> Tensor:
     """[S, n]: the next Cholesky column, from the kernel row of the pick and the columns [S, m, n] before it.
 
     A pick with less than noise left comes when every other token has as little: nothing is divided by zero.
     """
     part = known.gather(2, pick[:, :, None].expand(-1, known.shape[1], 1))
-    new = torch.baddbmm(row[:, None], part.mT, known, alpha=-1).squeeze(1)
+    if _one_by_one(known.shape[2], known):
+        pairs = zip(row, known, part.squeeze(2), strict=True)
+        new = torch.stack([torch.addmv(line, columns.mT, own, alpha=-1) for line, columns, own in pairs])
+    else:
+        new = torch.baddbmm(row[:, None], part.mT, known, alpha=-1).squeeze(1)
     return new * residual.gather(1, pick).clamp(min=noise).rsqrt()
+
+
+def times_vectors(matrices: Tensor, vectors: Tensor) -> Tensor:
+    """[S, n]: each of `matrices` [S, n, m] times its own of `vectors` [S, m]."""
+    if _one_by_one(matrices.shape[1], matrices):
+        return torch.stack([matrix.mv(vector) for matrix, vector in zip(matrices, vectors, strict=True)])
+    return torch.bmm(matrices, vectors[:, :, None]).squeeze(2)
+
+
+def _one_by_one(length: int, matrices: Tensor) -> bool:
+    """Whether long matrices times vectors are faster one after the other: as a batch, a CPU copies them first."""
+    return not matrices.is_cuda and length >= _LONG

@@ -13,10 +13,11 @@ from vllm_prune.methods.base import VideoTokens
 _NEIGHBOURS = 7  # k of the DPC-KNN that groups frames, as in PruneVid
 
 
-def token_segments(tokens: VideoTokens, temporal_segment_ratio: float) -> Tensor:
+def token_segments(tokens: VideoTokens, temporal_segment_ratio: float, longest: int | None = None) -> Tensor:
     """[N] int64: the segment of each token, below T. A ratio of 1 makes each frame one.
 
-    Frames of a video that lost tokens already are compared by the mean of those they have.
+    Frames of a video that lost tokens already are compared by the mean of those they have. A segment of more than
+    `longest` tokens is cut between frames, so that none has more than that and one frame.
     """
     frame = tokens.grid[:, 0]
     frames = tokens.grid_thw[0]
@@ -26,7 +27,22 @@ def token_segments(tokens: VideoTokens, temporal_segment_ratio: float) -> Tensor
     count = sizes(frame, frames)
     average = (frame == torch.arange(frames, device=frame.device)[:, None]) / count.clamp(min=1)[:, None]
     segments = max(1, round(temporal_segment_ratio * frames))
-    return segment_by_clusters(average.to(features.dtype) @ features, segments, _NEIGHBOURS)[frame]
+    segment = segment_by_clusters(average.to(features.dtype) @ features, segments, _NEIGHBOURS)
+    return (segment if longest is None else cut_long(segment, count, longest))[frame]
+
+
+def cut_long(segment: Tensor, size: Tensor, longest: int) -> Tensor:
+    """[T] int64, non-decreasing from 0: segments of which each piece begins below every `longest` tokens.
+
+    segment: [T] int64, non-decreasing from 0. size: [T] int64, tokens of each frame.
+
+    >>> cut_long(torch.tensor([0, 0, 0, 0, 1]), torch.tensor([5, 5, 5, 5, 5]), 10).tolist()
+    [0, 0, 1, 1, 2]
+    """
+    before = size.cumsum(0) - size
+    starts = torch.cat((segment[:1] >= 0, segment.diff() > 0))
+    piece = (before - before[starts][segment]) // longest
+    return torch.cat((segment[:1], ((segment.diff() > 0) | (piece.diff() > 0)).long().cumsum(0)))
 
 
 def average_frames(video: Tensor) -> Tensor:

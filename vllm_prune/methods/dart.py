@@ -13,12 +13,14 @@ from vllm_prune.methods._numerics import invert, to_finite
 from vllm_prune.methods.base import Assignment, VideoTokens
 from vllm_prune.methods.topk import best
 
+_MOST_PIVOTS = 64
+
 
 @dataclass(frozen=True, kw_only=True)
 class DART:
     """Keep a few pivots, and for each in turn an equal share of the remaining tokens least similar (cosine) to it.
 
-    pivots: how many, >= 1; with a smaller budget the budget itself.
+    pivots: how many, 1 <= pivots <= 64; with a smaller budget the budget itself.
 
     Pivots are the tokens of highest relevance, without one those with the longest features. The paper takes them by the
     norm of their keys inside the LLM, and finds the rule to matter little. Time grows as N * pivots. Tokens with NaN or
@@ -30,7 +32,7 @@ class DART:
     relevance: ClassVar[str] = "optional"
 
     def __post_init__(self) -> None:
-        check_integer("pivots", self.pivots, 1)
+        check_integer("pivots", self.pivots, 1, _MOST_PIVOTS)
 
     def assign(self, tokens: VideoTokens, budget: int, relevance: Tensor | None = None) -> Assignment:
         """Exactly `budget` tokens, each kept as it is; `relevance` [N] chooses the pivots."""

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from vllm_prune.methods._checks import check_budget, check_integer, check_quota, check_range, check_relevance
-from vllm_prune.methods._greedy_map import greedy_map
+from vllm_prune.methods._greedy_map import append_explained, greedy_map, times_vectors
 from vllm_prune.methods._kernels import cosine_kernel, sketch
 from vllm_prune.methods._ragged import Batch, batches, sizes
 from vllm_prune.methods._segments import token_segments
@@ -27,6 +27,9 @@ from vllm_prune.methods.topk import best
 _KERNEL_BYTES = 256 << 20  # of the kernels solved together
 _LEAST_RELEVANCE = 1e-3
 _TRITON_LIMIT = 4096  # tokens of a segment: more do not fit the registers of one program
+LONGEST_SEGMENT = 4096
+"""Tokens, and at least a frame: whatever the parameters, time and memory grow linearly with the frames."""
+_LARGEST_RANK = 256
 
 Mode = Literal["exact", "greedy", "lowrank"]
 
@@ -36,7 +39,7 @@ class DPP:
     """Keep the tokens whose kernel has, greedily, the largest determinant in each temporal segment.
 
     mode: how a segment of n tokens is solved for q of them.
-        "exact": greedy MAP on its n x n kernel. Time n^2 C + n q^2.
+        "exact": greedy MAP on its n x n kernel. Time n^2 C + n min(q, C)^2: C picks explain all others.
         "greedy": the same kernel, but a token is judged by its most similar pick alone. Time n^2 C + n q.
         "lowrank": features projected to `rank` numbers, no kernel, factorisation started afresh every `rank` picks.
             Time n C rank + n q rank, memory n rank.
@@ -44,9 +47,10 @@ class DPP:
     share: how segments share the budget. "size": in proportion to their tokens. "gain": each next token goes to the
         segment where it adds most; with mode "exact" this is the greedy MAP of the whole video with similarities
         between segments taken as 0.
-    temporal_segment_ratio: segments per frame, 0 < temporal_segment_ratio <= 1; 1 makes each frame a segment.
-    exact_limit, greedy_limit: tokens in a segment, 1 <= exact_limit <= greedy_limit.
-    rank: numbers a token is projected to by "lowrank", >= 1.
+    temporal_segment_ratio: segments per frame, 0 < temporal_segment_ratio <= 1; 1 makes each frame a segment. A segment
+        of more than 4096 tokens is cut between frames.
+    exact_limit, greedy_limit: tokens in a segment, 1 <= exact_limit <= greedy_limit < 2**31.
+    rank: numbers a token is projected to by "lowrank", 1 <= rank <= 256.
 
     Deterministic: ties keep the earlier token. Tokens with NaN or Inf, zero vectors and duplicates come last. On a GPU
     with Triton all picks of a batch of segments are one kernel, unless mode is "lowrank" or a segment has more than
@@ -70,7 +74,7 @@ class DPP:
         check_range("temporal_segment_ratio", self.temporal_segment_ratio, 0, 1, open_low=True)
         check_integer("exact_limit", self.exact_limit, 1)
         check_integer("greedy_limit", self.greedy_limit, self.exact_limit)
-        check_integer("rank", self.rank, 1)
+        check_integer("rank", self.rank, 1, _LARGEST_RANK)
 
     def assign(self, tokens: VideoTokens, budget: int, relevance: Tensor | None = None) -> Assignment:
         """Exactly `budget` tokens; `relevance` [N], any scale, higher is better, conditions them on a question."""
@@ -78,7 +82,7 @@ class DPP:
         check_relevance(relevance, tokens.num_tokens)
         if budget == tokens.num_tokens:
             return Assignment.identity(budget, tokens.features.device)
-        segment = token_segments(tokens, self.temporal_segment_ratio)
+        segment = token_segments(tokens, self.temporal_segment_ratio, LONGEST_SEGMENT)
         size = sizes(segment, tokens.grid_thw[0])
         quota = share_budget(budget, size) if self.share == "size" else size
         gain, turn = self.rank_tokens(tokens.features, segment, quota, relevance)
@@ -105,7 +109,13 @@ class DPP:
             width = self.rank if mode == "lowrank" else 1
             for batch in batches(torch.where(mine, segment, -1), len(quota), width, _KERNEL_BYTES):
                 mine_quota = quota[batch.group]
-                picks, gains = self._pick(mode, features, weight[batch.index], batch, int(mine_quota.max()))
+                steps = int(mine_quota.max())
+                own_weight = weight[batch.index]
+                # Cosines of C numbers have a rank of C: what comes after as many picks adds nothing.
+                some = min(steps, features.shape[1]) if mode == "exact" else steps
+                picks, gains = self._pick(mode, features, own_weight, batch, some)
+                if some < steps:
+                    picks, gains = append_explained(picks, gains, own_weight, batch.valid, steps)
                 step = torch.arange(picks.shape[1], device=picks.device).expand_as(picks)
                 chosen = step < mine_quota[:, None]
                 token = batch.index.gather(1, picks)[chosen]
@@ -119,7 +129,7 @@ class DPP:
         if mode == "lowrank":
             points = sketch(features, batch, self.rank)
             diagonal = points.any(2).to(points.dtype)  # exactly 1, so that equal tokens tie
-            memory = self.rank
+            memory = points.shape[2]
         else:
             kernel = cosine_kernel(features, batch)
             if fits_triton(kernel):
@@ -131,7 +141,7 @@ class DPP:
 
         def rows(pick: Tensor) -> Tensor:
             row = (points if mode == "lowrank" else kernel).flatten(0, 1).index_select(0, each + pick)
-            return (points @ row[:, :, None]).squeeze(2) if mode == "lowrank" else row
+            return times_vectors(points, row) if mode == "lowrank" else row
 
         return greedy_map(rows, diagonal, weight, batch.valid, steps, memory)
 

@@ -12,6 +12,8 @@ from vllm_prune.methods._numerics import invert, to_finite
 from vllm_prune.methods.base import Assignment, Method, VideoTokens
 
 _SIMILARITIES_AT_ONCE = 8 << 20
+MOST_PAIRS = 1 << 26
+"""What `check_work` allows: half of 16,384 tokens kept, some seconds on a few CPU cores."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,15 @@ class MergeDropped:
     def relevance(self) -> str:
         """Whether the method inside uses a relevance."""
         return getattr(self.method, "relevance", "unused")
+
+    def check_work(self, num_tokens: int, budget: int) -> None:
+        """Raise ValueError where comparing every dropped token with every kept one takes too long for a server."""
+        pairs = budget * (num_tokens - budget)
+        if pairs > MOST_PAIRS:
+            raise ValueError(
+                f"merge_dropped=True compares {num_tokens - budget} dropped tokens with {budget} kept ones, {pairs} "
+                f"pairs; use a video or a budget with {MOST_PAIRS} or fewer, or merge_dropped=False"
+            )
 
     def assign(self, tokens: VideoTokens, budget: int, **given: Any) -> Assignment:
         """Exactly `budget` slots; `given` (such as `relevance`) goes to the method inside."""
