@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 import torch
 from transformers import BatchFeature
-from vllm.inputs import MultiModalHashes, MultiModalInput
+from vllm.inputs import MultiModalInput
 from vllm.multimodal.inputs import MultiModalFieldConfig, MultiModalKwargsItem, MultiModalKwargsItems
 from vllm.multimodal.processing import BaseMultiModalProcessor, PromptReplacement, PromptUpdate, PromptUpdateDetails
 from vllm.multimodal.processing.context import TimingContext
@@ -30,6 +30,7 @@ from vllm_prune.serving.hook import Hooked, hook
 from vllm_prune.serving.length_check import check_length
 from vllm_prune.serving.metrics import observe_refusal
 from vllm_prune.serving.pixel_plan import PixelFormat, config_for, keep_encoded, plan_video
+from vllm_prune.serving.prune_inputs import ProfilingInputs, PruneInputs, fields_of, without_prune
 from vllm_prune.serving.report import FACTS_KEY, PromptFacts
 from vllm_prune.serving.request_spec import CELLS_FIELD, FIELD, VideoSpec
 from vllm_prune.serving.sent_media import KnownItem
@@ -48,38 +49,11 @@ class VideoPlaceholders(PromptUpdateDetails):
     counts: TokenCounts | None = None
 
 
-class PruneInputs(Hooked, ProcessorInputs):
-    """A request whose configuration, and trace key, are part of the identity of its videos, and of nothing else."""
-
-    @hook
-    def get_mm_hashes(self, *args: Any, **kwargs: Any) -> MultiModalHashes:
-        options = without_prune(self.hf_processor_mm_kwargs)
-        given = self.hf_processor_mm_kwargs
-        if own := {key: given[key] for key in (REQUEST_KEY, TRACE_KEY) if key in given}:
-            scoped: Any = options.get("videos_kwargs") or {}
-            options["videos_kwargs"] = {**scoped, **own}
-        plain = ProcessorInputs(**{**_fields(self), "hf_processor_mm_kwargs": options})
-        return plain.get_mm_hashes(*args, **kwargs)
-
-
-class ProfilingInputs(PruneInputs):
-    """vLLM's own dummy request, which asks for the largest possible video and no question."""
-
-
-def _fields(inputs: ProcessorInputs) -> dict[str, Any]:
-    return {field.name: getattr(inputs, field.name) for field in dataclasses.fields(inputs)}
-
-
 def _encoded_cells(plan: StillPlan | None) -> torch.Tensor:
     """Indices [M] (int32) of the cells that are encoded; empty where nobody looked at the pixels."""
     if plan is None:
         return torch.empty(0, dtype=torch.int32)
     return plan.encoded.flatten().nonzero().squeeze(1).to(torch.int32)
-
-
-def without_prune(kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """`kwargs` as the Hugging Face processor knows them."""
-    return {key: value for key, value in kwargs.items() if key not in (REQUEST_KEY, TRACE_KEY)}
 
 
 class PruningProcessorMixin(Hooked, BaseMultiModalProcessor[Any]):
@@ -154,7 +128,7 @@ class PruningProcessorMixin(Hooked, BaseMultiModalProcessor[Any]):
             if trace_key is not None:
                 kwargs[TRACE_KEY] = trace_key
         kind = ProfilingInputs if isinstance(inputs, ProfilingInputs) else PruneInputs
-        return kind(**{**_fields(inputs), "hf_processor_mm_kwargs": kwargs})
+        return kind(**{**fields_of(inputs), "hf_processor_mm_kwargs": kwargs})
 
     @hook
     def _cached_apply_hf_processor(

@@ -20,7 +20,8 @@ from vllm_prune.serving.encoder_batches import encoder_batches
 from vllm_prune.serving.hook import Hooked, hook
 from vllm_prune.serving.model import PruningModelMixin
 from vllm_prune.serving.partial_encoder import encode_cells, encode_on_all_ranks
-from vllm_prune.serving.processor import PruningProcessorMixin, without_prune
+from vllm_prune.serving.processor import PruningProcessorMixin
+from vllm_prune.serving.prune_inputs import without_prune
 from vllm_prune.serving.request_spec import CELLS_FIELD, FIELD, VideoSpec
 
 
