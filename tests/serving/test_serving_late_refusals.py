@@ -16,6 +16,7 @@ LATE = {
     "grammar": {"extra_body": {"structured_outputs": {"grammar": "root ::= ("}}},
     "allowed tokens": {"extra_body": {"allowed_token_ids": [10**7]}},
     "biased token": {"logit_bias": {"10000000": 1}},
+    "answers of one temperature": {"n": 2},
     "too long a prompt": {"more": text("hello " * 3000)},
     "too long a question for one step": {"more": text("hello " * 1900), "prune": QUERY_AWARE},
 }

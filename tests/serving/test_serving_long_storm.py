@@ -39,6 +39,7 @@ LATE: list[dict[str, Any]] = [
     {"structured_outputs": {"grammar": "root ::= ("}},
     {"allowed_token_ids": [10**7]},
     {"logit_bias": {"10000000": 1}},
+    {"n": 2},
     {"messages": "too long"},
 ]
 FATES = {"answer": 45, "abandon": 20, "refuse": 10, "refuse late": 20, "fail": 5}
@@ -69,8 +70,6 @@ def made_by(choose: random.Random, model: str, fate: str) -> dict[str, Any]:
     body |= {"max_completion_tokens": choose.randint(1, 40), "mm_processor_kwargs": choose.choice(PRUNE)}
     if choose.random() < 0.3:
         body["cache_salt"] = choose.choice("ab")
-    if choose.random() < 0.1:
-        body["n"] = 2
     return body | _doom(choose, fate, content)
 
 
