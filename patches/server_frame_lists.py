@@ -7,7 +7,7 @@ from typing import Any
 
 from vllm_prune.media.errors import UnusableVideo
 from vllm_prune.patches.base import Patch
-from vllm_prune.patches.checks import require_signature, require_source
+from vllm_prune.patches.checks import require_leading, require_source
 
 _MODULE = "vllm.multimodal.media.video"
 _TARGET = f"{_MODULE}:VideoMediaIO.load_base64"
@@ -22,7 +22,7 @@ def _loader() -> Any:
 
 
 def _verify() -> None:
-    require_signature(_loader().load_base64, "(self, media_type, data)", _TARGET)
+    require_leading(_loader().load_base64, ("self", "media_type", "data"), _TARGET)
     split = 'frame_parts = data.split(",", self.num_frames)[: self.num_frames]'
     require_source(_loader().load_base64, (f'if media_type.lower() == "{_KIND}":', split, "np.stack("), _TARGET)
 
@@ -31,9 +31,9 @@ def _install() -> None:
     original = _loader().load_base64
 
     @functools.wraps(original)
-    def load_base64(self: Any, media_type: str, data: str) -> Any:
+    def load_base64(self: Any, media_type: str, data: str, *args: Any, **kwargs: Any) -> Any:
         try:
-            return original(self, media_type, data)
+            return original(self, media_type, data, *args, **kwargs)
         except (ValueError, OSError) as error:
             if media_type.lower() == _KIND:
                 most = self.num_frames if self.num_frames > 0 else None
