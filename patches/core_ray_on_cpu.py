@@ -33,7 +33,7 @@ def _has_ray() -> bool:
 
 def _needed() -> bool:
     # Where Ray is not installed, vLLM says so itself, and its executor's module cannot be imported.
-    return _platform().is_cpu() and not _platform().ray_device_key and _has_ray()
+    return _platform().is_cpu() and not _platform().ray_device_key and _has_ray() and _module().ray is not None
 
 
 def _applied() -> bool:
