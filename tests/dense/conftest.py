@@ -42,7 +42,7 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def shared_eager(micro: str) -> Iterator[RemoteEngine]:
-    with RemoteEngine(micro, SERVER_CONFIG) as engine:
+    with RemoteEngine(micro, SERVER_CONFIG, enable_prompt_embeds=True) as engine:
         yield engine
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from dense_cases import IMAGE, VIDEO, Case, Oracle, chat, compare, image, video
 from dense_engine import BLOCK_SIZE, RemoteEngine
 
@@ -79,3 +80,27 @@ def test_a_placeholder_beside_the_videos_own_is_text(eager: RemoteEngine, oracle
     cases = [case_of(IN_PLACE, config) for config in CONFIGS]
     for _ in range(2):
         compare(cases, eager.run([case.prompt() for case in cases]), oracle)
+
+
+def with_embedded_question(case: Case, question: str, oracle: Oracle) -> dict:
+    """The request whose client sends the question as the embeddings of its tokens, as a chat message of vLLM's may.
+
+    vLLM's renderer turns such a message into this: one token that stands in for the embeddings, and these apart.
+    """
+    tokenizer, embed = oracle.processor.tokenizer, oracle.model.get_input_embeddings()
+    before, after = (tokenizer(text).input_ids for text in case.text.split(question))
+    asked = tokenizer(question).input_ids
+    stand_in = next(i for i in range(len(tokenizer)) if i not in {*before, *asked, *after})
+    prompt = {name: value for name, value in case.prompt().items() if name != "prompt"}
+    with torch.no_grad():
+        embeddings = embed(torch.tensor(asked))
+    return {**prompt, "prompt_token_ids": [*before, stand_in, *after], "_prompt_embeds": ([embeddings], stand_in)}
+
+
+@pytest.mark.parametrize("text", ["{VIDEO}{question}", "{question}{VIDEO}red?", "{VIDEO}or{VIDEO}{question}"])
+def test_a_question_sent_as_embeddings_is_a_question(eager: RemoteEngine, oracle: Oracle, text: str):
+    question = "What form is the red shape?"
+    cases = [case_of(text.format(VIDEO=VIDEO, question=question), config) for config in CONFIGS]
+    prompts = [with_embedded_question(case, question, oracle) for case in cases]
+    for _ in range(2):
+        compare(cases, eager.run(prompts), oracle)
