@@ -25,6 +25,7 @@ MODULES = (
     "server_exit_status",
     "core_block_keys",
     "core_span_scheduling",
+    "core_encoder_rows",
     "core_step_notes",
     "worker_step_notes",
     "worker_graph_replay",

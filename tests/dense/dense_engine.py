@@ -280,6 +280,10 @@ class DenseEngine:
     def free_blocks(self) -> int:
         return self.pool.get_num_free_blocks()
 
+    def encoder_cache_size(self) -> int:
+        """In embeddings, as vLLM counts."""
+        return self.scheduler.encoder_cache_manager.cache_size
+
     def num_encoded(self) -> int:
         """Media encoded since the engine forgot."""
         return self.encoded

@@ -43,7 +43,7 @@ class SmallStep:
         self._place, self._counts = place, counts
         total = GRID[0] * GRID[1] * GRID[2]
         self._spec = VideoSpec(
-            config=PruneConfig.parse(config), num_tokens=total, turn=TurnFormat(end_token_id=9, reply_header_len=3)
+            config=PruneConfig.parse(config), num_tokens=total, turn=TurnFormat(reply_start=(9,), num_more=2)
         )
         self._kept = self._spec.counts.kept
         self._model = SmallModel(place)

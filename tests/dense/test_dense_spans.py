@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 from hypothesis import given
 from hypothesis import strategies as st
+from vllm.v1.core.encoder_cache_manager import EncoderCacheManager
 
 from vllm_prune.serving.request_spans import RequestSpan
 from vllm_prune.serving.span_scheduling import clip_prefix_hit, schedule_encoder_inputs
@@ -95,12 +96,18 @@ class Manager:
 
 def fake_scheduler(step: int = 1, limit: int = 100) -> SimpleNamespace:
     config = SimpleNamespace(max_num_batched_tokens=limit)
-    return SimpleNamespace(current_step=step, block_size=32, kv_cache_manager=Manager(), scheduler_config=config)
+    return SimpleNamespace(
+        current_step=step,
+        block_size=32,
+        kv_cache_manager=Manager(),
+        encoder_cache_manager=EncoderCacheManager(limit),
+        scheduler_config=config,
+    )
 
 
 def fake_request(*spans: tuple[int, int], extra: int = 0, key: str = "key") -> SimpleNamespace:
     found = [RequestSpan(Span(*span), extra, f"{key}{i}") for i, span in enumerate(spans)]
-    return SimpleNamespace(_vllm_prune_spans=found, mm_features=[])
+    return SimpleNamespace(request_id=key, _vllm_prune_spans=found, mm_features=[])
 
 
 def hit_of(scheduler, request, num_tokens: int) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from vllm_prune.serving.encoder_accounting import begin_request, release
 from vllm_prune.serving.request_spans import RequestSpan, read_spec, request_spans
 from vllm_prune.spans import clip_hit, clip_to_spans
 
@@ -29,9 +30,11 @@ def schedule_encoder_inputs(
     """
     spans = request_spans(request)
     allowed = _allowed_tokens(scheduler, spans, computed, num_new_tokens)
+    begin_request(scheduler.encoder_cache_manager)
     inputs, tokens, budget, *others = original(allowed)
     if tokens != allowed:
         tokens = clip_to_spans([item.span for item in spans], computed, computed + tokens) - computed
+        release(scheduler.encoder_cache_manager, request, computed + tokens)
     _book_dense_rows(scheduler, spans, computed, tokens)
     return inputs, tokens, _true_budget(request, inputs, budget), *others
 
