@@ -24,6 +24,8 @@ from vllm.multimodal.cache.base import MultiModalCache
 from vllm.multimodal.inputs import MultiModalFeatureSpec, MultiModalKwargsItem
 from vllm.utils.cache import CacheInfo, LRUCache
 
+from vllm_prune.serving.hook import Hooked, hook
+
 Updates = Sequence[Any]
 """vLLM's `ResolvedPromptUpdate`s of one medium."""
 
@@ -67,7 +69,7 @@ class _Sent:
     """Empty if the medium came processed: such an entry is never promised, as its placeholders are not known."""
 
 
-class SentMediaCache(BaseMultiModalProcessorCache):
+class SentMediaCache(Hooked, BaseMultiModalProcessorCache):
     """vLLM's interface of a cache of processed media, over the list of what the engine has."""
 
     def __init__(self, capacity: float) -> None:
@@ -90,6 +92,7 @@ class SentMediaCache(BaseMultiModalProcessorCache):
         with self._lock:
             return list(self._sent.order)
 
+    @hook
     def is_cached_item(self, mm_hash: str) -> bool:
         with self._lock:
             if self._taking:
@@ -101,6 +104,7 @@ class SentMediaCache(BaseMultiModalProcessorCache):
                 self._promised[mm_hash] = found
             return found is not None
 
+    @hook
     def get_and_update_item(
         self, mm_item: tuple[MultiModalKwargsItem, Updates] | None, mm_hash: str
     ) -> tuple[MultiModalKwargsItem | None, Updates]:
@@ -119,19 +123,23 @@ class SentMediaCache(BaseMultiModalProcessorCache):
             self._unsent[mm_hash] = fresh = ProcessedItem.of(item, updates)
             return fresh, updates
 
+    @hook
     def touch_sender_cache_item(self, mm_hash: str) -> None:
         """Nothing: the order changes when the engine's does."""
 
+    @hook
     def invalidate(self, mm_hash: str) -> None:
         with self._lock:
             self._sent.pop(mm_hash, None)
 
+    @hook
     def clear_cache(self) -> None:
         with self._lock:
             self._sent.clear()
             self._unsent.clear()
             self._promised.clear()
 
+    @hook
     def make_stats(self, *, delta: bool = False) -> CacheInfo:
         with self._lock:
             info = self._stats - self._last_stats if delta else self._stats

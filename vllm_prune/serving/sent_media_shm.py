@@ -17,6 +17,8 @@ from typing import Any
 from vllm.multimodal.cache.shm import ShmObjectStoreSenderCache
 from vllm.multimodal.inputs import MultiModalFeatureSpec, MultiModalKwargsItem
 
+from vllm_prune.serving.hook import Hooked, hook
+
 _LAST_ID = "monotonic_id"
 """Field of a handle: which writing of the medium it is of."""
 
@@ -30,7 +32,7 @@ class _Handle(MultiModalKwargsItem):
     """Takes them back when the handle is gone."""
 
 
-class SentShmCache(ShmObjectStoreSenderCache):
+class SentShmCache(Hooked, ShmObjectStoreSenderCache):
     """vLLM's cache, with the expected reads corrected."""
 
     def __init__(self, original: ShmObjectStoreSenderCache) -> None:
@@ -40,11 +42,13 @@ class SentShmCache(ShmObjectStoreSenderCache):
         # Written where handles are sent and dropped, read where memory is: only the latter thread may change tables.
         self._corrections: deque[tuple[int, int]] = deque()
 
+    @hook
     def touch_sender_cache_item(self, mm_hash: str) -> None:
         before = self._expected(mm_hash)
         super().touch_sender_cache_item(mm_hash)
         self._touches[mm_hash] = self._touches.get(mm_hash, 0) + self._expected(mm_hash) - before
 
+    @hook
     def get_and_update_item(self, mm_item: Any, mm_hash: str) -> Any:
         self._correct()
         before = self._expected(mm_hash)
