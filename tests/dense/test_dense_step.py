@@ -15,7 +15,7 @@ def video(row: int, entering: int, kept: int) -> DenseVideo:
     counts = TokenCounts(total=entering, encoded=entering, stage1=entering, entering=entering, layers=(kept,))
     info = MediumInfo(grid=(1, 1, entering), t_factor=1.0, counts=counts, config_json="{}")
     tags = torch.zeros(entering, dtype=torch.long)
-    return DenseVideo(torch.zeros(entering, 2), tags, tags, torch.tensor(0), info, [], row)
+    return DenseVideo(torch.zeros(entering, 2), tags, tags, 0, info, [], row)
 
 
 def media(num_rows: int, *ranges: tuple[int, int]) -> torch.Tensor:

@@ -16,13 +16,7 @@ CONFIGS: dict[str, Any] = {
     "dpp": {"preset": "default", "params": {"selector": "dpp"}},
     "stage 1 only": "stage1_only",
 }
-MOST_SYNCS = {
-    "default": {"stage 1": 23, "recompute": 8, "dense step": 59},
-    "quota": {"stage 1": 27, "recompute": 8, "dense step": 63},
-    "two layers": {"stage 1": 23, "recompute": 8, "dense step": 63},
-    "dpp": {"stage 1": 23, "recompute": 8, "dense step": 90},
-    "stage 1 only": {"stage 1": 23, "recompute": 8},
-}
+MOST_SYNCS = {"stage 1": 10, "recompute": 1, "dense step": 10}
 
 
 def run(config: Any, on_cuda: bool) -> Result:
@@ -38,9 +32,8 @@ def test_a_step_on_cuda_equals_the_cpus_and_hardly_waits(name: str) -> None:
     here, there = run(CONFIGS[name], False), run(CONFIGS[name], True)
     for what, value in here.values.items():
         assert torch.equal(value, there.values[what]), what
-    assert there.counts.keys() == MOST_SYNCS[name].keys()
     for phase, counts in there.counts.items():
-        assert len(counts.syncs) <= MOST_SYNCS[name][phase], f"{phase}:\n{counts.describe()}"
+        assert len(counts.syncs) <= MOST_SYNCS[phase], f"{phase}:\n{counts.describe()}"
 
 
 def test_emulated_tensors_refuse_what_cuda_refuses() -> None:

@@ -18,6 +18,10 @@ from vllm_prune.serving.medium_info import MediumInfo, MediumTable
 from vllm_prune.serving.trace import TraceWriter
 
 
+def read_info(rows: torch.Tensor) -> int:
+    return carrier.read_infos([rows], torch.empty(0))[0][0]
+
+
 def info(kept: int = 4) -> MediumInfo:
     counts = plan_counts(PruneConfig(method="uniform", target_token_num=kept), 32)
     return MediumInfo((2, 4, 4), 1.0, counts, "{}")
@@ -35,7 +39,7 @@ def test_a_video_is_known_as_long_as_any_part_of_its_rows():
     part = rows[2:3]
     del rows
     gc.collect()
-    assert table[carrier.read_info(part)] is about
+    assert table[read_info(part)] is about
     del part
     gc.collect()
     assert len(table) == 0
@@ -48,7 +52,7 @@ def test_numbers_come_round_and_are_never_shared():
             held.pop(choose.randrange(7))
         about = info(1 + kept % 32)
         held.append((attach(table, about), about))
-        assert all(table[carrier.read_info(rows)] is known for rows, known in held)
+        assert all(table[read_info(rows)] is known for rows, known in held)
         assert len(table) == len(held)
 
 

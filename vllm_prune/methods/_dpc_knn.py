@@ -19,12 +19,13 @@ def cluster_groups(features: Tensor, group: Tensor, quota: Tensor, k: int) -> Te
     features: [N, C] finite. group: [N] int64, -1 for items that take no part. quota: [G], centres of each group, from 1
     to its size. Returns [N] int64: the index of the item's centre (a centre's is its own), -1 where group is -1.
     """
-    root = torch.full_like(group, -1)
+    root = group.new_full((len(group) + 1,), -1)  # the last one takes what padding says
     for batch in batches(group, len(quota), features.shape[1]):
         distance = squared_distances(batch.take(features), batch.valid)
         centre = assign_to_centres(distance, pick_centres(distance, batch.valid, quota[batch.group], k))
-        root[batch.index[batch.valid]] = batch.index.gather(1, centre)[batch.valid]
-    return root
+        member = torch.where(batch.valid, batch.index, len(group))
+        root.scatter_(0, member.flatten(), batch.index.gather(1, centre).flatten())
+    return root[:-1]
 
 
 def squared_distances(points: Tensor, valid: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from vllm_prune.methods._device import working_set
 from vllm_prune.methods._numerics import invert, to_finite
 from vllm_prune.methods._ragged import Batch
 
@@ -38,7 +39,7 @@ def _multiply(features: Tensor, batch: Batch, wide: torch.dtype) -> Tensor:
         return points @ points.mT
     groups, length = batch.index.shape
     kernel = torch.empty(groups, length, length, dtype=wide, device=features.device)
-    at_once = max(1, _COPY_BYTES // (4 * length * features.shape[1]))
+    at_once = max(1, working_set(_COPY_BYTES, features.device) // (4 * length * features.shape[1]))
     for index, part in zip(batch.index.split(at_once), kernel.split(at_once), strict=True):
         points = features[index].to(wide)
         torch.bmm(points, points.mT, out=part)
@@ -56,7 +57,7 @@ def sketch(features: Tensor, batch: Batch, rank: int) -> Tensor:
     channels = features.shape[1]
     points = torch.empty(groups * length, min(rank, channels), dtype=wide, device=features.device)
     projection = _signs(channels, rank).to(points) if rank < channels else None
-    at_once = max(1, _COPY_BYTES // (4 * channels))
+    at_once = max(1, working_set(_COPY_BYTES, features.device) // (4 * channels))
     for index, part in zip(batch.index.flatten().split(at_once), points.split(at_once), strict=True):
         rows = features[index].to(wide)
         part.copy_(rows if projection is None else rows @ projection)
@@ -95,7 +96,7 @@ def best_links(features: Tensor, eligible: Tensor) -> tuple[Tensor, Tensor]:
     frames, cells = eligible.shape
     similarity = torch.full((frames, cells), -2.0, dtype=torch.float32, device=features.device)
     parent = torch.full((frames, cells), -1, device=features.device)
-    at_once = max(1, _COPY_BYTES // (4 * cells * features.shape[1]))
+    at_once = max(1, working_set(_COPY_BYTES, features.device) // (4 * cells * features.shape[1]))
     for start in range(1, frames, at_once):
         stop = min(frames, start + at_once)
         units = _to_units(features[(start - 1) * cells : stop * cells]).view(stop - start + 1, cells, -1)

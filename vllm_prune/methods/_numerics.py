@@ -13,12 +13,13 @@ def to_finite(features: Tensor) -> tuple[Tensor, Tensor]:
 
     features: [N, C], any floating-point dtype, any memory layout.
     Returns [N, C] contiguous in float32 (float64 stays float64) and [N]. A token that holds NaN or Inf, or is longer
-    than 1e18, becomes the zero vector: it resembles nothing. Nothing is copied when nothing has to change.
+    than 1e18, becomes the zero vector: it resembles nothing. On a CPU
+    nothing is copied when nothing has to change.
     """
     wide = features.to(torch.promote_types(features.dtype, torch.float32)).contiguous()
     norm = torch.linalg.vector_norm(wide, dim=1)
     broken = ~(norm <= _LARGEST_NORM)
-    if bool(broken.any()):
+    if wide.is_cuda or bool(broken.any()):  # a copy costs less than waiting for the device
         wide = wide.masked_fill(broken[:, None], 0)
         norm = norm.masked_fill(broken, 0)
     return wide, norm

@@ -9,6 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from vllm_prune.methods._device import working_set
 from vllm_prune.methods._numerics import invert, to_finite
 from vllm_prune.methods._ragged import sizes
 from vllm_prune.methods._segments import average_frames, segment_by_clusters
@@ -23,6 +24,7 @@ class Measure:
     """A video, measured.
 
     features: [T*H*W, C] finite. segment: [T] int64. segment_length, first_frame: [S] int64, in frames.
+    ends: for every segment the frame behind its last one, on the host.
     similarity: [S, H*W], mean pairwise cosine similarity of a cell over a segment's frames; -Inf for a single frame.
     """
 
@@ -30,6 +32,7 @@ class Measure:
     segment: Tensor
     segment_length: Tensor
     first_frame: Tensor
+    ends: list[int]
     similarity: Tensor
 
 
@@ -60,8 +63,10 @@ def measure(tokens: VideoTokens, segments: int, k: int) -> Measure:
     video = features.view(frames, height * width, -1)
     segment = segment_by_clusters(average_frames(video), segments, k)
     length = sizes(segment, segments)
-    similarity = _compare_cells(video, norm.view(frames, -1), segment, length)
-    return Measure(features, segment, length, length.cumsum(0) - length, similarity)
+    end = length.cumsum(0)
+    ends = end.tolist()
+    similarity = _compare_cells(video, norm.view(frames, -1), segment, length, ends)
+    return Measure(features, segment, length, end - length, ends, similarity)
 
 
 def make_plan(measured: Measure, static: Tensor) -> PruneVidPlan:
@@ -79,42 +84,42 @@ def average_cells(measured: Measure) -> Tensor:
     video = measured.features.view(len(measured.segment), -1, measured.features.shape[1])
     weight = (1 / measured.segment_length.to(video.dtype))[measured.segment]
     weights = weight[:, None].expand(video.shape[:2])
-    return _sum_cells(video, weights, measured.segment, measured.segment_length, video.shape[2], lambda sums: sums)
+    return _sum_cells(video, weights, measured.segment, measured.ends, video.shape[2], lambda sums: sums)
 
 
-def _compare_cells(video: Tensor, norm: Tensor, segment: Tensor, length: Tensor) -> Tensor:
+def _compare_cells(video: Tensor, norm: Tensor, segment: Tensor, length: Tensor, ends: list[int]) -> Tensor:
     """Similarity [S, H*W] of each cell over each segment. video: [T, H*W, C]. norm: [T, H*W].
 
     The products of all pairs of n unit vectors sum to |their sum|^2 - n, so no pair is ever formed.
     """
     norm_of_sums = partial(torch.linalg.vector_norm, dim=2, keepdim=True)
-    total = _sum_cells(video, invert(norm), segment, length, 1, norm_of_sums).squeeze(2).mT
+    total = _sum_cells(video, invert(norm), segment, ends, 1, norm_of_sums).squeeze(2).mT
     nonzero = torch.zeros_like(total).index_add_(0, segment, (norm > 0).to(norm.dtype))
     pairs = (length * (length - 1))[:, None]
     return ((total.square() - nonzero) / pairs).masked_fill(pairs == 0, -torch.inf)
 
 
 def _sum_cells(
-    video: Tensor, weight: Tensor, segment: Tensor, length: Tensor, width: int, finish: Callable[[Tensor], Tensor]
+    video: Tensor, weight: Tensor, segment: Tensor, ends: list[int], width: int, finish: Callable[[Tensor], Tensor]
 ) -> Tensor:
     """[H*W, S, width]: what `finish` makes of the weighted sums of each cell over the frames of each segment.
 
-    video: [T, H*W, C]. weight: [T, H*W]. segment: [T]. length: [S]. finish: from [c, R, C], the sums of some cells and
-    segments, few enough to be in the processor's cache, to [c, R, width].
+    video: [T, H*W, C]. weight: [T, H*W]. segment: [T]. ends: of S segments. finish: from [c, R, C], the sums
+    of some cells and segments, few enough to be in the processor's cache, to [c, R, width].
     """
-    found = video.new_empty(video.shape[1], len(length), width)
-    last = length.cumsum(0).tolist()
+    found = video.new_empty(video.shape[1], len(ends), width)
+    at_once = working_set(_SUM_BYTES, video.device)
     first = start = 0
-    while first < len(last):
+    while first < len(ends):
         stop = first + 1
-        while stop < len(last) and last[stop] - start <= _FRAMES_AT_ONCE:
+        while stop < len(ends) and ends[stop] - start <= _FRAMES_AT_ONCE:
             stop += 1
-        frames = slice(start, last[stop - 1])
+        frames = slice(start, ends[stop - 1])
         member = segment[frames] == torch.arange(first, stop, device=segment.device)[:, None]
         weights = (member * weight[frames].mT[:, None, :]).contiguous()  # else the product is made matrix by matrix
-        cells = max(1, _SUM_BYTES // (4 * (stop - first) * video.shape[2]))
+        cells = max(1, at_once // (4 * (stop - first) * video.shape[2]))
         parts = weights.split(cells), video[frames].transpose(0, 1).split(cells), found[:, first:stop].split(cells)
         for part, features, into in zip(*parts, strict=True):
             into.copy_(finish(part @ features))
-        first, start = stop, last[stop - 1]
+        first, start = stop, ends[stop - 1]
     return found

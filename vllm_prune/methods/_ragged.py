@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vllm_prune.methods._device import working_set
+
 _BATCH_BYTES = 16 << 20  # of the padded features or distances, whichever is larger; one group may exceed it
 
 
@@ -25,7 +27,12 @@ class Batch:
     valid: Tensor
 
     def view(self, rows: Tensor) -> Tensor | None:
-        """[B, n, ...] the members' rows of `rows` [N, ...] without a copy, where they lie in one piece; else None."""
+        """[B, n, ...] the members' rows of `rows` [N, ...] without a copy, where they lie in one piece; else None.
+
+        On a GPU always None: it would have to be waited for.
+        """
+        if self.index.is_cuda:
+            return None
         first, count = int(self.index[0, 0]), self.index.numel()
         in_one_piece = torch.arange(first, first + count, device=self.index.device).view_as(self.index)
         if not rows.is_contiguous() or not torch.equal(self.index, in_one_piece):
@@ -49,7 +56,8 @@ def batches(group: Tensor, num_groups: int, channels: int, limit: int | None = N
     """The non-empty groups, largest first, in batches that pad little and stay small.
 
     group: [N] int64, the group of each of N items or -1. Members of a group keep their order.
-    channels: width of the features of an item; a batch holds B * n * max(n, channels) floats in `limit` bytes (16 MiB).
+    channels: width of the features of an item; a batch holds B * n * max(n, channels) floats in `limit` bytes (None:
+        16 MiB, on a GPU 256).
 
     >>> [b.index.tolist() for b in batches(torch.tensor([1, 0, -1, 1]), 2, 1)]
     [[[0, 3], [1, 1]]]
@@ -58,11 +66,12 @@ def batches(group: Tensor, num_groups: int, channels: int, limit: int | None = N
     order = group.argsort(stable=True)
     start = size.cumsum(0) - size + (group < 0).sum()
     by_size, ids = size.sort(descending=True, stable=True)
+    limit = limit or working_set(_BATCH_BYTES, group.device)
     lengths = [length for length in by_size.tolist() if length > 0]
     first = 0
     while first < len(lengths):
         longest = lengths[first]
-        count = max(1, (limit or _BATCH_BYTES) // (4 * longest * max(longest, channels)))
+        count = max(1, limit // (4 * longest * max(longest, channels)))
         rows = ids[first : first + min(count, len(lengths) - first)]
         place = torch.arange(longest, device=group.device)
         valid = place < size[rows, None]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from vllm_prune.methods._device import true_places
 from vllm_prune.methods._dpc_knn import pick_centres, squared_distances
 from vllm_prune.methods._numerics import to_finite
 from vllm_prune.methods._ragged import sizes
@@ -64,7 +65,7 @@ def segment_by_clusters(frames: Tensor, count: int, k: int) -> Tensor:
     everything = torch.ones(1, len(frames), dtype=torch.bool, device=frames.device)
     squared = squared_distances(frames[None], everything)
     quota = torch.full((1,), count, device=frames.device)
-    centre = pick_centres(squared, everything, quota, k)[0].nonzero().squeeze(1)
+    centre = true_places(pick_centres(squared, everything, quota, k)[0], count)
     cut = cut_between(squared[0].sqrt()[centre], centre)
     frame = torch.arange(len(frames), device=frames.device)
     return (frame[:, None] >= cut).sum(1)

@@ -8,10 +8,11 @@ from torch import Tensor
 from vllm_prune.methods._numerics import rank_descending
 
 
-def share_budget(budget: int, size: Tensor) -> Tensor:
+def share_budget(budget: int | Tensor, size: Tensor) -> Tensor:
     """How many of `budget` slots each group gets, in proportion to its size.
 
-    size: [G] int64, tokens of each group, 0 for an empty one; 0 <= budget <= sum of sizes.
+    size: [G] int64, tokens of each group, 0 for an empty one; 0 <= budget <= sum of sizes, a number or a scalar
+    tensor.
     Returns [G] int64 that sums to `budget`, never above the size. Every group with tokens gets at least 1; fractions go
     by largest remainder, ties to the earlier group. A budget too small for that is spread evenly over the groups.
 
@@ -27,11 +28,11 @@ def share_budget(budget: int, size: Tensor) -> Tensor:
     at_least_one = (ascending > 0) & ((budget - smaller) * ascending >= rest)
     first = at_least_one.long().argmax()
     large = torch.zeros_like(least).scatter_(0, order, (torch.arange(len(size), device=size.device) >= first).long())
-    quota = least * (1 - large) + _apportion(budget - smaller[first], size * large)
+    quota = least * (1 - large) + _apportion(budget - smaller.index_select(0, first.view(1)), size * large)
     return torch.where(least.sum() <= budget, quota, _spread(budget, size))
 
 
-def _spread(budget: int, size: Tensor) -> Tensor:
+def _spread(budget: int | Tensor, size: Tensor) -> Tensor:
     """[G] int64 summing to `budget`: every (total / budget)-th token, from the middle, counts for its group."""
     total = size.sum().clamp(min=1)
     upto = (size.cumsum(0) * budget + total // 2) // total

@@ -9,9 +9,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from vllm_prune.methods._device import true_places
 from vllm_prune.methods._share import share_budget
 
-_CHUNK_SCORES = 1 << 22  # scores held at a time: 16 MiB of float32
+_CHUNK_SCORES = 1 << 22  # scores held at a time on a CPU: 16 MiB of float32
+_GPU_CHUNK_SCORES = 1 << 24  # fewer launches; there are some copies of them, in memory that no profiling has counted
 
 
 def attention_importance(
@@ -41,7 +43,8 @@ def attention_importance(
     if text == "last":
         query, visible = query[-1:], visible[-1:]
     grouped = _group_heads(query, key.shape[1], scale)
-    step = max(1, _CHUNK_SCORES // (grouped.shape[0] * grouped.shape[1]))
+    scores = _CHUNK_SCORES if query.device.type == "cpu" else _GPU_CHUNK_SCORES
+    step = max(1, scores // (grouped.shape[0] * grouped.shape[1]))
     normaliser = _log_sum_exp(grouped, visible, key, step)
     parts = []
     for part in tokens.split(step):
@@ -78,7 +81,7 @@ def select_top_by_group(importance: Tensor, group: Tensor, count: int) -> Tensor
     order = order[torch.sort(group[order], stable=True).indices]
     first = sizes.cumsum(0) - sizes
     rank = torch.arange(len(order), device=order.device) - first[group[order]]
-    return order[rank < quota[group[order]]].sort().values
+    return order[true_places(rank < quota[group[order]], count)].sort().values
 
 
 def _group_heads(query: Tensor, groups: int, scale: float) -> Tensor:

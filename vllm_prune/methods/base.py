@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vllm_prune.methods._checks import check_extent
+from vllm_prune.methods._device import true_places, working_set
 
 _CHUNK_BYTES = 16 << 20  # float32 copies are made in pieces: freshly mapped memory costs more than the arithmetic
 
@@ -110,8 +111,10 @@ class Assignment:
         return cls(slot, anchor)
 
     @classmethod
-    def from_roots(cls, root: Tensor) -> Assignment:
+    def from_roots(cls, root: Tensor, count: int | None = None) -> Assignment:
         """Merge tokens that share a root: `root` [N] is -1 (dropped) or the index of the anchor, its own root.
+
+        `count`: the number of anchors, if known; a GPU then need not be waited for.
 
         >>> Assignment.from_roots(torch.tensor([0, 3, -1, 3])).slot.tolist()
         [0, 1, -1, 1]
@@ -119,7 +122,7 @@ class Assignment:
         is_anchor = root == torch.arange(len(root), device=root.device)
         slot_of_anchor = is_anchor.cumsum(0) - 1
         slot = torch.where(root < 0, root, slot_of_anchor[root.clamp(min=0)])
-        return cls(slot, is_anchor.nonzero().squeeze(1))
+        return cls(slot, is_anchor.nonzero().squeeze(1) if count is None else true_places(is_anchor, count))
 
     @classmethod
     def identity(cls, num_tokens: int, device: torch.device | str = "cpu") -> Assignment:
@@ -159,11 +162,14 @@ def compact(tokens: VideoTokens, assignment: Assignment) -> VideoTokens:
     features = tokens.features[anchor]
     kept = slot.clamp(min=0)
     size = torch.zeros_like(anchor).scatter_add_(0, kept, (slot >= 0).long())
-    members = ((slot >= 0) & (size[kept] > 1)).nonzero().squeeze(1)
-    if len(members):
+    is_shared = size > 1
+    is_member = (slot >= 0) & is_shared[kept]
+    num_members, num_shared = torch.stack((is_member.sum(), is_shared.sum())).tolist()  # one wait for a GPU
+    if num_members:
+        members = true_places(is_member, num_members)
         members = members[slot[members].argsort(stable=True)]
-        slots, lengths = slot[members].unique_consecutive(return_counts=True)
-        features[slots] = _average_runs(tokens.features, members, lengths)
+        slots = true_places(is_shared, num_shared)
+        features[slots] = _average_runs(tokens.features, members, size[slots])
     return VideoTokens(features, tokens.grid[anchor], tokens.grid_thw)
 
 
@@ -171,11 +177,12 @@ def _average_runs(features: Tensor, members: Tensor, lengths: Tensor) -> Tensor:
     """[M, C] means of M runs of `members`, `lengths` [M] of them at a time, in the dtype of `features`."""
     wide = torch.promote_types(features.dtype, torch.float32)
     mean_length = max(1, len(members) // len(lengths))
-    runs = max(1, _CHUNK_BYTES // (4 * features.shape[1] * mean_length))
+    runs = max(1, working_set(_CHUNK_BYTES, features.device) // (4 * features.shape[1] * mean_length))
     pieces = lengths.split(runs)
-    rows = members.split([int(piece.sum()) for piece in pieces])
+    one_piece = len(pieces) == 1
+    rows = members.split(len(members) if one_piece else torch.stack([piece.sum() for piece in pieces]).tolist())
     means = [
-        torch.segment_reduce(features[row].to(wide), "mean", lengths=piece, axis=0).to(features.dtype)
+        torch.segment_reduce(features[row].to(wide), "mean", lengths=piece, axis=0, unsafe=True).to(features.dtype)
         for row, piece in zip(rows, pieces, strict=True)
     ]
     return torch.cat(means)

@@ -85,7 +85,7 @@ class DPP:
         segment = token_segments(tokens, self.temporal_segment_ratio, LONGEST_SEGMENT)
         size = sizes(segment, tokens.grid_thw[0])
         quota = share_budget(budget, size) if self.share == "size" else size
-        gain, turn = self.rank_tokens(tokens.features, segment, quota, relevance)
+        gain, turn = self._rank_tokens(tokens.features, segment, quota, relevance)
         by_turn = turn.argsort(stable=True)
         return Assignment.from_kept(by_turn[best(gain[by_turn], budget)], tokens.num_tokens)
 
@@ -99,8 +99,14 @@ class DPP:
         along the picks of a segment, so the highest gains, earlier turns first, are the beginning of each one's picks.
         """
         check_quota(quota, segment)
+        return self._rank_tokens(features, segment, quota, relevance)
+
+    def _rank_tokens(
+        self, features: Tensor, segment: Tensor, quota: Tensor, relevance: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         weight = normalize_relevance(relevance, len(features), features)
-        gain, turn = torch.full_like(weight, -torch.inf), torch.zeros_like(segment)
+        # The last entry takes what picks beyond a quota say.
+        gain, turn = weight.new_full((len(weight) + 1,), -torch.inf), segment.new_zeros(len(segment) + 1)
         limits = (0, self.exact_limit, self.greedy_limit, len(features)) if self.mode == "auto" else (0, len(features))
         modes: tuple[Mode, ...] = ("exact", "greedy", "lowrank") if self.mode == "auto" else (self.mode,)
         size = sizes(segment, len(quota))
@@ -118,10 +124,10 @@ class DPP:
                     picks, gains = append_explained(picks, gains, own_weight, batch.valid, steps)
                 step = torch.arange(picks.shape[1], device=picks.device).expand_as(picks)
                 chosen = step < mine_quota[:, None]
-                token = batch.index.gather(1, picks)[chosen]
-                gain[token] = gains.cummin(1).values[chosen]
-                turn[token] = step[chosen]
-        return gain, turn
+                token = torch.where(chosen, batch.index.gather(1, picks), len(segment)).flatten()
+                gain.scatter_(0, token, gains.cummin(1).values.flatten())
+                turn.scatter_(0, token, step.flatten())
+        return gain[:-1], turn[:-1]
 
     def _pick(self, mode: Mode, features: Tensor, weight: Tensor, batch: Batch, steps: int) -> tuple[Tensor, Tensor]:
         """Picks and gains, each [B, steps], of `mode` in the segments of a batch; see `greedy_map`."""

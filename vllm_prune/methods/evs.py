@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vllm_prune.methods._checks import check_budget, check_unpruned
+from vllm_prune.methods._device import working_set
 from vllm_prune.methods.base import Assignment, VideoTokens
 from vllm_prune.methods.topk import best
 
@@ -42,7 +43,7 @@ class EVS:
 def measure_change(video: Tensor) -> Tensor:
     """[T, H*W]: 1 - cosine similarity of each cell of `video` [T, H*W, C] to the frame before."""
     first = torch.full_like(video[:1, :, 0], _FIRST_FRAME)
-    at_once = max(1, _COPY_BYTES // (video[0].numel() * video.element_size()))
+    at_once = max(1, working_set(_COPY_BYTES, video.device) // (video[0].numel() * video.element_size()))
     pairs = zip(video[1:].split(at_once), video[:-1].split(at_once), strict=True)
     change = [1 - torch.nn.functional.cosine_similarity(now, before, dim=-1) for now, before in pairs]
     return torch.cat((first, *change)).nan_to_num(1)

@@ -25,5 +25,5 @@ def merge_frames(tokens: VideoTokens, budget: int, cluster_ratio: float) -> Assi
     natural = torch.where(size <= KEEP_SMALL, size, (size.double() * cluster_ratio).long().clamp(min=1))
     quota = natural if int(natural.sum()) == budget else share_budget(budget, size)
     if bool(((quota == 0) & (size > 0)).any()):
-        frame, quota = torch.zeros_like(frame), quota.new_tensor([budget])
-    return Assignment.from_roots(cluster_groups(to_finite(tokens.features)[0], frame, quota, _NEIGHBOURS))
+        frame, quota = torch.zeros_like(frame), quota.new_full((1,), budget)
+    return Assignment.from_roots(cluster_groups(to_finite(tokens.features)[0], frame, quota, _NEIGHBOURS), budget)

@@ -73,10 +73,13 @@ class PruneVid:
             return Assignment.identity(budget, tokens.features.device)
         measured = self._measure(tokens)
         plan = make_plan(measured, self._choose_static(measured, budget))
-        groups = int((plan.group_sizes > 0).sum())
+        has_tokens = plan.group_sizes > 0
+        groups, num_static = torch.stack((has_tokens.sum(), plan.static.sum())).tolist()  # one wait for the device
         if budget >= groups:
-            return self._merge_in_space(measured, plan, self._share(plan.group_sizes, budget))
-        whole = self._merge_in_space(measured, plan, (plan.group_sizes > 0).long())
+            root = self._merge_in_space(measured, plan, self._share(plan.group_sizes, budget), num_static > 0)
+            return Assignment.from_roots(root, budget)
+        root = self._merge_in_space(measured, plan, has_tokens.long(), num_static > 0)
+        whole = Assignment.from_roots(root, groups)
         return self._merge_groups(tokens, whole, budget)
 
     def _measure(self, tokens: VideoTokens) -> Measure:
@@ -104,17 +107,18 @@ class PruneVid:
         natural = self._natural_sizes(size).maximum((size > 0).long())
         small = size * (size <= self.keep_small)
         whole = torch.where(natural.sum() <= budget, small, 0)
-        return whole + share_budget(budget - int(whole.sum()), size - whole)
+        return whole + share_budget(budget - whole.sum(), size - whole)
 
-    def _merge_in_space(self, measured: Measure, plan: PruneVidPlan, quota: Tensor) -> Assignment:
+    def _merge_in_space(self, measured: Measure, plan: PruneVidPlan, quota: Tensor, any_static: bool) -> Tensor:
+        """[N] int64: the token that each token ends up at."""
         segments, cells = plan.static.shape
         frame_group = (plan.group - segments).clamp(min=-1)
         root = cluster_groups(measured.features, frame_group, quota[segments:], self.k)
-        if bool(plan.static.any()):
+        if any_static:
             is_static = plan.static[plan.segment]
             static_root = self._merge_static(measured, plan, quota[:segments])[plan.segment]
             root = torch.where(is_static, static_root, root.view(-1, cells)).flatten()
-        return Assignment.from_roots(root)
+        return root
 
     def _merge_static(self, measured: Measure, plan: PruneVidPlan, quota: Tensor) -> Tensor:
         """[S, H*W] int64: the token that each static cell ends up at, in the first frame of its segment."""
@@ -128,5 +132,5 @@ class PruneVid:
         """Merge the slots of `whole`, one per group, to `budget` of them."""
         features = to_finite(compact(tokens, whole).features)[0]
         together = torch.zeros_like(whole.anchor)
-        centre = cluster_groups(features, together, together.new_tensor([budget]), self.k)
-        return Assignment.from_roots(whole.anchor[centre][whole.slot])
+        centre = cluster_groups(features, together, together.new_full((1,), budget), self.k)
+        return Assignment.from_roots(whole.anchor[centre][whole.slot], budget)

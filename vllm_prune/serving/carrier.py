@@ -43,9 +43,18 @@ def pack(features: torch.Tensor, cells: torch.Tensor, groups: torch.Tensor, num_
     return torch.cat((rows, number), dim=1)
 
 
-def read_info(rows: torch.Tensor) -> int:
-    """The number that `pack` was given; any non-empty part of its rows will do."""
-    return int(_from_digits(rows[:1, -_DIGITS:]))
+def read_infos(media: list[torch.Tensor], beside: torch.Tensor) -> tuple[list[int], torch.Tensor]:
+    """The number that `pack` was given for each of `media`, and `beside` on the CPU.
+
+    Both in one copy, since a GPU has to be waited for. Of a medium's rows any non-empty part will do.
+    """
+    digits = [rows[0, -_DIGITS:].long() for rows in media]
+    if media and beside.is_cuda:
+        found = torch.cat((beside.flatten(), *digits)).cpu()
+        digits, beside = list(found[beside.numel() :].split(_DIGITS)), found[: beside.numel()].view(beside.shape)
+    elif media:
+        digits = list(torch.cat(digits).cpu().split(_DIGITS))
+    return [int(_from_digits(own[None])) for own in digits], beside.cpu()
 
 
 def unpack(rows: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -71,5 +80,5 @@ def _to_digits(values: torch.Tensor) -> torch.Tensor:
 
 def _from_digits(digits: torch.Tensor) -> torch.Tensor:
     """Inverse of `_to_digits`, int64."""
-    weights = torch.tensor([_BASE**power for power in range(_DIGITS)], device=digits.device)
-    return (digits.long().view(len(digits), -1, _DIGITS) * weights).sum(2)
+    by_power = digits.long().view(len(digits), -1, _DIGITS).unbind(2)
+    return torch.stack([digit * _BASE**power for power, digit in enumerate(by_power)]).sum(0)

@@ -15,6 +15,7 @@ from vllm_prune.config import PruneConfig
 from vllm_prune.serving import carrier
 from vllm_prune.serving.positions import medium_extent, medium_offsets
 from vllm_prune.serving.trace import VideoTrace
+from vllm_prune.serving.upload import upload
 
 
 @dataclass(frozen=True)
@@ -49,11 +50,12 @@ class MediumInfo:
 
     def offsets(self, cells: torch.Tensor) -> torch.Tensor:
         """Positions [n, 3] of `cells` [n], relative to the video's start."""
-        return torch.from_numpy(medium_offsets(self.grid, self.t_factor)).to(cells.device)[cells]
+        return upload(torch.from_numpy(medium_offsets(self.grid, self.t_factor)), cells.device)[cells]
 
     def places(self, cells: torch.Tensor) -> torch.Tensor:
         """(t, h, w) of `cells` [n] in the grid, [n, 3]."""
-        return torch.stack(torch.unravel_index(cells, self.grid), dim=1)
+        _, h, w = self.grid  # `torch.unravel_index` would copy it to the device, and wait
+        return torch.stack((cells // (h * w), cells // w % h, cells % w), dim=1)
 
 
 class MediumTable:

@@ -23,11 +23,13 @@ from vllm_prune.serving.dense.prefix import DensePrefix
 from vllm_prune.serving.dense.step import DenseVideo, plan_step
 from vllm_prune.serving.encoder_rows import EncoderRows
 from vllm_prune.serving.hook import Hooked, hook
+from vllm_prune.serving.medium_info import MediumInfo
 from vllm_prune.serving.positions import Medium, fill_rows, prompt_positions, unfilled_rows
 from vllm_prune.serving.report_notes import StepRecorder
 from vllm_prune.serving.request_spec import VideoSpec
 from vllm_prune.serving.settings import read_settings
 from vllm_prune.serving.trace import TraceWriter
+from vllm_prune.serving.upload import upload
 
 _DELTA = "mrope_position_delta"
 """Attribute of a prompt's position tensor that remembers its delta (see `_prompt_delta`)."""
@@ -123,35 +125,41 @@ class PruningModelMixin(Hooked):
         """
         stripped: list[torch.Tensor] = []
         text_goes_on = 0
-        index = None
+        # The only wait for the device, and one that has to stay: the V2 runner writes the delta that this returns to
+        # pinned memory which the step before may still be reading, and it is through that step after this.
+        pruned = [rows for rows in multimodal_embeddings if rows.shape[1] != self._embed_width]
+        numbers, known = carrier.read_infos(pruned, mrope_positions)
+        index = self._pruned_rows_from(mrope_positions, known, num_computed_tokens)
         for rows in multimodal_embeddings:
             dense = None
             if rows.shape[1] != self._embed_width:
-                if index is None:
-                    index = self._pruned_rows_from(mrope_positions, num_computed_tokens)
                 here, index = index[: len(rows)], index[len(rows) :]
-                rows, dense, text_goes_on = self._unpack(rows, mrope_positions, here, input_ids)
+                info = self._encoder_rows.media[numbers.pop(0)]
+                # Rows that have their positions already (V1) are of a prompt whose delta is known.
+                start = -int(known[0, here[0]]) - 1
+                text_goes_on = start + info.extent
+                rows, cells, dense = self._unpack(rows, info, start, input_ids)
+                if not info.query_aware:
+                    offsets = info.offsets(cells).to(mrope_positions.device)
+                    fill_rows(mrope_positions, upload(here, offsets.device), offsets)
             stripped.append(rows)
             self._gathered.append(dense)
-        return stripped, mrope_positions, self._prompt_delta(mrope_positions, text_goes_on)
+        return stripped, mrope_positions, self._prompt_delta(mrope_positions, known, text_goes_on)
 
     def _unpack(
-        self, rows: torch.Tensor, positions: torch.Tensor, index: torch.Tensor, prompt: list[int] | torch.Tensor
-    ) -> tuple[torch.Tensor, DenseVideo | str | None, int]:
-        """Embeddings [n, C], what is left to choose from (or what went wrong), and the position after the video."""
-        info = self._encoder_rows.media[carrier.read_info(rows)]
+        self, rows: torch.Tensor, info: MediumInfo, start: int, prompt: list[int] | torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, DenseVideo | str | None]:
+        """Embeddings [n, C], their cells [n], and what is left to choose from (or what went wrong)."""
         features, cells, groups = carrier.unpack(rows, self._embed_width)
         if not info.query_aware:
-            start = fill_rows(positions, index, info.offsets(cells).to(positions.device))
-            return features, info.failure or None, int(start) + info.extent
+            return features, cells, info.failure or None
         # Which tokens these rows will hold is known after the pruning layers only, and only then are their positions.
-        start = -positions[0, index[0]] - 1
         n = info.counts.entering
-        video = DenseVideo(features[:n], cells[:n], groups[:n], start.to(rows.device), info, prompt)
-        return features[: len(rows)], video, int(start) + info.extent
+        video = DenseVideo(features[:n], cells[:n], groups[:n], start, info, prompt)
+        return features[: len(rows)], cells[: len(rows)], video
 
-    def _pruned_rows_from(self, positions: torch.Tensor, start: int) -> torch.Tensor:
-        """Prompt indices of the rows of pruned media at `start` and after it.
+    def _pruned_rows_from(self, positions: torch.Tensor, known: torch.Tensor, start: int) -> torch.Tensor:
+        """Prompt indices of the rows of pruned media at `start` and after it. `known`: `positions` on the CPU.
 
         The V1 runner hands back the tensor that remembers them, in which rows after `start` may have their positions
         already: it keeps them when a request is preempted. In the V2 runner's copy they are those without a position,
@@ -159,20 +167,20 @@ class PruningModelMixin(Hooked):
         """
         rows = getattr(positions, _PRUNED_ROWS, None)
         if rows is None:
-            rows = unfilled_rows(positions)
+            rows = unfilled_rows(known)
         return rows[rows >= start]
 
-    def _prompt_delta(self, positions: torch.Tensor, text_goes_on: int) -> int:
+    def _prompt_delta(self, positions: torch.Tensor, known: torch.Tensor, text_goes_on: int) -> int:
         """What to add to the index of a token after the prompt to get its position.
 
         The V1 runner hands back the very tensor that `get_mrope_input_positions` returned, for every request in every
         step; the V2 runner hands a copy, in steps with embeddings. For a copy, the largest position tells, unless the
         prompt ends in a pruned video: then `text_goes_on`, the position after the last one of this step.
         """
-        known = getattr(positions, _DELTA, None)
-        if known is not None:
-            return known
-        return max(int(positions.max()) + 1, text_goes_on) - positions.shape[1]
+        delta = getattr(positions, _DELTA, None)
+        if delta is not None:
+            return delta
+        return max(int(known.max()) + 1, text_goes_on) - positions.shape[1]
 
     @hook
     def embed_input_ids(

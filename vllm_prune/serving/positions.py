@@ -92,18 +92,13 @@ def unfilled_rows(positions: torch.Tensor) -> torch.Tensor:
     return (positions[0] < 0).nonzero().squeeze(1)
 
 
-def fill_rows(positions: torch.Tensor, index: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+def fill_rows(positions: torch.Tensor, index: torch.Tensor, offsets: torch.Tensor) -> None:
     """Gives the rows of a pruned medium their positions, in place; rows that have theirs keep them.
 
     Args:
         positions: Of the prompt, [3, L].
         index: Prompt indices [n] of the rows.
         offsets: Of the rows, relative to the medium's start, [n, 3].
-
-    Returns:
-        The position (scalar tensor) at which the medium starts.
     """
     rows, steps = positions[:, index], offsets.T.to(positions.dtype)
-    filled = torch.where(rows < 0, steps - rows - 1, rows)
-    positions[:, index] = filled
-    return filled[0, 0] - steps[0, 0]
+    positions[:, index] = torch.where(rows < 0, steps - rows - 1, rows)

@@ -11,6 +11,7 @@ from vllm_prune.serving.dense.choose import choose_tokens, measure_importance
 from vllm_prune.serving.dense.rows import DenseRows, LiveRequest
 from vllm_prune.serving.dense.step import DenseRequest, DenseStep, VideoRows
 from vllm_prune.serving.rank_check import check_same_on_ranks
+from vllm_prune.serving.upload import upload
 
 ContextKeys = Callable[[int, DenseRequest], torch.Tensor]
 """Keys [context, G, D] that a request has in the paged cache of a layer."""
@@ -50,6 +51,7 @@ class RowDropper:
         query = qk[0].unflatten(1, (attention.num_heads, attention.head_dim))
         key = qk[1].unflatten(1, (attention.num_kv_heads, attention.head_dim))
         keep = torch.ones(len(rows.alive), dtype=torch.bool)
+        all_chosen = []
         for live in rows.requests():
             pruned = [video for video in live.request.videos if video in self._schedule[layer]]
             if not pruned:
@@ -59,12 +61,13 @@ class RowDropper:
                 importance = self._measure(rows, live, video, query, keys, attention.scaling)
                 self.importance.setdefault(video, {})[layer] = importance
                 first, last = rows.video_range(live, video)
-                left = rows.tokens_left(live, video).to(importance.device)
+                left = upload(rows.tokens_left(live, video), importance.device)
                 count = self._schedule[layer][video]
                 chosen = choose_tokens(video.video, left, importance, hidden[first:last], count)
                 check_same_on_ranks(chosen, "choice behind layer %d, video of %d tokens", layer, last - first)
                 keep[first:last] = False
-                keep[first + chosen.cpu()] = True
+                all_chosen.append(first + chosen)
+        keep[torch.cat(all_chosen).cpu()] = True  # the one wait for the device behind a layer
         return keep.nonzero().squeeze(1)
 
     def _measure(
@@ -77,7 +80,7 @@ class RowDropper:
         scaling: float,
     ) -> torch.Tensor:
         """Importance of the tokens that a video has left. `keys`: all of its request's, the context's first."""
-        question = rows.question(live, video).to(query.device)
+        question = upload(rows.question(live, video), query.device)
         to_key = live.request.context - live.start
         first, last = rows.video_range(live, video)
         tokens = torch.arange(first, last, device=query.device) + to_key

@@ -58,7 +58,9 @@ class DensePrefix:
     def batch(self) -> Batch:
         """What vLLM scheduled in the step under way."""
         metadata = self._metadata()
-        return Batch(metadata.query_start_loc.tolist(), metadata.seq_lens.tolist())
+        lens = metadata.seq_lens
+        both = torch.cat((lens, metadata.query_start_loc.to(lens.dtype))).tolist()  # one wait for the device
+        return Batch(both[len(lens) :], both[: len(lens)])
 
     def _metadata(self) -> Any:
         return get_forward_context().attn_metadata[self._attention[0].layer_name]

@@ -13,6 +13,8 @@ import torch
 from vllm.config import VllmConfig, set_current_vllm_config
 from vllm.v1.attention.backend import CommonAttentionMetadata
 
+from vllm_prune.serving.upload import upload
+
 
 class ScratchCache:
     """The scratch cache of one step for requests with given contexts and numbers of dense rows."""
@@ -48,9 +50,9 @@ class ScratchCache:
             for i, (context, seq_len) in enumerate(zip(self._contexts, seq_lens, strict=True))
         ]
         targets = [torch.arange(f, f + n) for f, n in zip(first, self._context_blocks, strict=True)]
-        self._targets = torch.cat(targets).to(device)
-        self.slots = torch.cat(slots).to(device)
-        self._metadata = self._build(lengths, seq_lens, table.to(device))
+        self._targets = upload(torch.cat(targets), device)
+        self.slots = upload(torch.cat(slots), device)
+        self._metadata = self._build(lengths, seq_lens, upload(table, device))
         if self._cache is None or len(self._cache) < sum(blocks):
             # Zeros, since a kernel reads whole blocks, and NaN in rows it masks would spread.
             self._cache = torch.zeros_like(self._like[:1]).repeat(sum(blocks), *([1] * (self._like.dim() - 1)))
@@ -60,9 +62,9 @@ class ScratchCache:
         starts = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
         lens = torch.tensor(seq_lens, dtype=torch.int32)
         common = CommonAttentionMetadata(
-            query_start_loc=starts.to(device),
+            query_start_loc=upload(starts, device),
             query_start_loc_cpu=starts,
-            seq_lens=lens.to(device),
+            seq_lens=upload(lens, device),
             num_reqs=len(lengths),
             num_actual_tokens=sum(lengths),
             max_query_len=max(lengths),

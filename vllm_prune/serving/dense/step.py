@@ -28,8 +28,8 @@ class DenseVideo:
     """Index of each token's cell in the grid, [N1]."""
     groups: torch.Tensor
     """The group in which each token competes, [N1]."""
-    start: torch.Tensor
-    """The video's first position, a scalar."""
+    start: int
+    """The video's first position."""
     info: MediumInfo
     prompt: list[int] | torch.Tensor
     """Token ids of the whole prompt."""

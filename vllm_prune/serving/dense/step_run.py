@@ -18,6 +18,7 @@ from vllm_prune.serving.dense.rows import DenseRows
 from vllm_prune.serving.dense.scratch import ScratchCache
 from vllm_prune.serving.dense.step import DenseStep, VideoRows
 from vllm_prune.serving.trace import VideoOutcome
+from vllm_prune.serving.upload import upload
 
 
 class StepRun:
@@ -35,15 +36,15 @@ class StepRun:
         """`decoder`: vLLM's Qwen2 model; embeds [batch rows, C], positions [3, batch rows]: of the step."""
         self._decoder, self._step, self._dropper, self._scratch = decoder, step, dropper, scratch
         self._num_other = len(step.other_rows)
-        self._other = step.other_rows.to(embeds.device)
+        self._other = upload(step.other_rows, embeds.device)
         self._batch_positions = positions
         self._rows = DenseRows.of(step)
         self._hidden, self._positions = self._gather(embeds, positions)
         self._residual: torch.Tensor | None = None
         self._kept_kv: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
-        self._scratch.lay_out(self._rows.lengths)
         self._leading_rows = self._rows.leading()
-        self._leading_batch_rows = step.leading_batch_rows.to(embeds.device)
+        self._leading_batch_rows = upload(step.leading_batch_rows, embeds.device)
+        self._lay_out()
 
     def _gather(self, embeds: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Embeddings [n, C] and positions [3, n] of other rows and dense rows."""
@@ -96,7 +97,7 @@ class StepRun:
             output[:n] = attention.attn(*(self._to_batch(x) for x in (q, k, v)))[self._other]
         key, value = (x[n:].unflatten(1, (attention.num_kv_heads, dim)).contiguous() for x in (k, v))
         if not n:
-            self._write_slots(attention.attn, key[self._leading()], value[self._leading()], self._leading_batch_rows)
+            self._write_slots(attention.attn, key[self._leading], value[self._leading], self._leading_batch_rows)
         query = q[n:].unflatten(1, (attention.num_heads, dim)).contiguous()
         output[n:] = self._scratch.attend(attention.attn, query, key, value)
         self._kept_kv.append((key, value, self._rows.alive))
@@ -106,34 +107,36 @@ class StepRun:
         """Other rows and leading rows at their places in the batch, zeros elsewhere (these slots are written later)."""
         batch = rows.new_zeros(self._step.num_batch_rows, rows.shape[1])
         batch[self._other] = rows[: self._num_other]
-        batch[self._leading_batch_rows] = rows[self._num_other + self._leading()]
+        batch[self._leading_batch_rows] = rows[self._num_other + self._leading]
         return batch
 
-    def _leading(self) -> torch.Tensor:
-        """The dense rows before the first video of each request, as numbered now.
+    def _lay_out(self) -> None:
+        """Follows a change of the dense rows: room in the scratch cache, and where the leading rows are now.
 
-        Their blocks may already serve other requests of this step as a cached prefix, so every layer writes their keys
-        and values before it attends.
+        Leading rows are those before the first video of each request. Their blocks may already serve other requests of
+        this step as a cached prefix, so every layer writes their keys and values before it attends.
         """
-        return torch.searchsorted(self._rows.alive, self._leading_rows).to(self._hidden.device)
+        self._scratch.lay_out(self._rows.lengths)
+        self._leading = upload(torch.searchsorted(self._rows.alive, self._leading_rows), self._hidden.device)
 
     def _drop(self, index: int, attention: Any, q: torch.Tensor, k: torch.Tensor) -> None:
         """Goes on with other rows and those dense rows that stay behind pruning layer `index`."""
         assert self._residual is not None
         hidden = self._hidden[self._num_other :] + self._residual[self._num_other :]
         kept = self._dropper.choose(index, self._rows, attention, (q, k), hidden)
-        rows = torch.cat((torch.arange(self._num_other), self._num_other + kept)).to(hidden.device)
+        rows = upload(torch.cat((torch.arange(self._num_other), self._num_other + kept)), hidden.device)
         self._hidden, self._residual = self._hidden[rows], self._residual[rows]
         self._positions = self._positions[:, rows]
         self._rows = self._rows.select(kept)
         if index < self._dropper.last_layer:
-            self._scratch.lay_out(self._rows.lengths)
+            self._lay_out()
 
     def _return_to_batch(self) -> None:
         """Stage 3: kept rows to their batch rows, their keys and values to the paged cache."""
         assert self._residual is not None
-        rows = torch.cat((self._step.other_rows, self._step.dense_batch_rows)).to(self._hidden.device)
-        self._write_cache(self._step.dense_batch_rows.to(self._hidden.device))
+        dense_rows = upload(self._step.dense_batch_rows, self._hidden.device)
+        rows = torch.cat((self._other, dense_rows))
+        self._write_cache(dense_rows)
         order = torch.empty_like(rows)
         order[rows] = torch.arange(len(rows), device=rows.device)
         self._hidden, self._residual = self._hidden[order], self._residual[order]
@@ -151,8 +154,10 @@ class StepRun:
         return VideoOutcome(trace, kept, positions, self._dropper.importance[video])
 
     def _write_cache(self, batch_rows: torch.Tensor) -> None:
+        found_in: torch.Tensor | None = None
         for layer, (key, value, alive) in zip(self._decoder.layers, self._kept_kv, strict=False):
-            kept = torch.searchsorted(alive, self._rows.alive).to(key.device)
+            if alive is not found_in:  # the same for all layers between two pruning layers
+                kept, found_in = upload(torch.searchsorted(alive, self._rows.alive), key.device), alive
             self._write_slots(layer.self_attn.attn, key[kept], value[kept], batch_rows)
 
     def _write_slots(self, attention: Any, key: torch.Tensor, value: torch.Tensor, batch_rows: torch.Tensor) -> None:
