@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import Any
 
@@ -11,6 +12,7 @@ from vllm.forward_context import get_forward_context
 
 from vllm_prune.config import PruneConfigError
 from vllm_prune.serving.dense.drop import RowDropper
+from vllm_prune.serving.dense.fused_layers import fused_layers, has_fused_kernels
 from vllm_prune.serving.dense.key_reader import KeyReader
 from vllm_prune.serving.dense.refusals import check_resolved
 from vllm_prune.serving.dense.scratch import ScratchCache, make_metadata_builder
@@ -89,7 +91,8 @@ class DensePrefix:
         begin = time.perf_counter()
         dropper = RowDropper(step, len(self._decoder.layers), self._context_keys)
         run = StepRun(self._decoder, step, dropper, self._scratch(step), inputs_embeds, positions)
-        hidden = run.run()
+        with fused_layers(self._decoder.layers) if has_fused_kernels() else contextlib.nullcontext():
+            hidden = run.run()
         if self._trace is not None:
             for request in step.requests:
                 outcomes = [run.outcome(rows) for rows in request.videos]
