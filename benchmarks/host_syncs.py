@@ -53,8 +53,8 @@ def render(figures: dict[str, Any], before: dict[str, Any] | None) -> str:
     lines = [
         "# Waits of the host for the device, and kernel launches",
         "",
-        f"`{figures['command']}`. Counted with emulated CUDA tensors, on a machine without a GPU; what a wait costs there "
-        "is not measured. Launches are those of plain PyTorch layers.",
+        f"`{figures['command']}`. Counted with emulated CUDA tensors, on a machine without a GPU; what a wait costs "
+        "there is not measured. Launches are those of plain PyTorch layers.",
         "",
         "| configuration | phase | waits before | waits | launches before | launches |",
         "|---|---|---|---|---|---|",
