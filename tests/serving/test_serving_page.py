@@ -233,3 +233,30 @@ def test_the_cells_open_nothing_but_data_urls(page_server, tmp_path):
 
 def test_it_is_off_unless_asked_for(server):
     assert httpx.get(f"{server.root}/prune").status_code == 404
+
+
+def test_traces_that_cannot_be_written_are_counted_and_end_nothing(page_server):
+    """A file in the folder's place, as unwritable as a full disk; then the folder is back."""
+    folder = Path(os.environ["XDG_CACHE_HOME"]) / "vllm-prune" / "page"
+
+    def ask_keeping(ratio):
+        prune = {"stage1": False, "method": "uniform", "keep_ratio": ratio}
+        assert page_server.ask(*ABOUT_CLIP, prune=prune).usage.completion_tokens
+
+    ask_keeping(0.61)
+    aside = folder.rename(folder.with_name("aside"))
+    folder.write_text("a file")
+    for ratio in (0.62, 0.63):
+        ask_keeping(ratio)
+    assert page_server.metric("vllm_prune:lost_traces_total") == 2
+    assert page_server.log().count("cannot be written") == 1
+    folder.unlink()
+    aside.rename(folder)
+    before = len(list(folder.glob("*.npz")))
+    ask_keeping(0.64)
+    assert len(list(folder.glob("*.npz"))) == before + 1
+    assert page_server.metric("vllm_prune:lost_traces_total") == 2
+    assert (folder.stat().st_mode & 0o777, {path.stat().st_mode & 0o777 for path in folder.iterdir()}) == (
+        0o700,
+        {0o600},
+    )
