@@ -8,9 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from serving_cases import ask
+from serving_engine import prune
 
 from vllm_prune.config import PruneConfigError
 from vllm_prune.serving import trace_folder
+from vllm_prune.serving.trace import TraceWriter
 from vllm_prune.serving.trace_folder import TraceFolder
 from vllm_prune.trace_limits import TraceLimits
 
@@ -124,3 +127,21 @@ assert (folder.take_lost(), os.listdir(sys.argv[1])) == (2, [written[1].name])
 def test_a_write_that_stops_half_way_leaves_nothing(tmp_path):
     done = subprocess.run([sys.executable, "-c", FULL, str(tmp_path)], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("config", ["default", {"method": "uniform", "keep_ratio": 0.5}])
+def test_the_engine_answers_without_a_place_for_traces(engine, tmp_path, monkeypatch, config):
+    """One that needs no question is written when it is encoded, one that has one after the first layers."""
+    question = "What is red?"
+    expected = engine.run([prune(ask(16, 112, 112, seed=71, question=question), config)])[0].token_ids
+    engine.forget()
+    writer = TraceWriter(str(tmp_path / "traces"))
+    for owner in (engine.model, engine.model._encoder_rows, engine.model._dense_prefix):
+        monkeypatch.setattr(owner, "_trace", writer)
+    (tmp_path / "traces").rmdir()
+    (tmp_path / "traces").write_text("a file")
+    lost = []
+    take = writer.take_lost
+    monkeypatch.setattr(writer, "take_lost", lambda: lost.append(take()) or lost[-1])
+    assert engine.run([prune(ask(16, 112, 112, seed=71, question=question), config)])[0].token_ids == expected
+    assert sum(lost) == 1
