@@ -102,14 +102,8 @@ class SmallStep:
         table = torch.zeros(len(lengths), -(-length // BLOCK_SIZE), dtype=torch.int32)
         table[: len(DECODING), :4] = torch.arange(1, 4 * len(DECODING) + 1).view(-1, 4)
         table[-1] = torch.arange(FIRST_BLOCK, FIRST_BLOCK + table.shape[1])
-        metadata = SimpleNamespace(
-            query_start_loc=self._place(torch.tensor(starts, dtype=torch.int32)),
-            seq_lens=self._place(torch.tensor(lengths, dtype=torch.int32)),
-            block_table=self._place(table),
-            lengths=lengths,
-            starts=starts,
-        )
         slots = self._place(_slots(table, lengths, starts, len(embeds)))
+        metadata = self._metadata(starts, lengths, table, slots)
         names = [layer.layer_name for layer in self._model.layers]
         context = SimpleNamespace(
             attn_metadata=dict.fromkeys(names, metadata), slot_mapping=dict.fromkeys(names, slots)
@@ -118,6 +112,16 @@ class SmallStep:
             hidden = self._model.forward(None, positions, None, embeds)
         self._result.values["hidden"] = to_host(hidden)[:-PADDING]
         self._result.values["keys and values"] = torch.stack([to_host(layer.kv_cache) for layer in self._model.layers])
+
+    def _metadata(self, starts: list[int], lengths: list[int], table: torch.Tensor, slots: torch.Tensor) -> Any:
+        """Of the step, for the backend of the small decoder."""
+        return SimpleNamespace(
+            query_start_loc=self._place(torch.tensor(starts, dtype=torch.int32)),
+            seq_lens=self._place(torch.tensor(lengths, dtype=torch.int32)),
+            block_table=self._place(table),
+            lengths=lengths,
+            starts=starts,
+        )
 
 
 def _slots(table: torch.Tensor, lengths: list[int], starts: list[int], num_rows: int) -> torch.Tensor:
