@@ -3,7 +3,8 @@
     PRUNE_TEST_RUNNER=v2 pytest tests/dense
 
 A process has one runner, and the choice has to be made before vLLM is imported; hence an environment variable. V2 comes
-with asynchronous scheduling: two batches are in flight, as on a GPU.
+with asynchronous scheduling: two batches are in flight, as on a GPU. On a machine with a GPU the same tests run there,
+in float32 and through vLLM's Triton backend, the one that has it.
 """
 
 from __future__ import annotations
@@ -15,10 +16,20 @@ from typing import Any
 
 import pytest
 
+from vllm_prune.gpus import list_gpus
+
 VARIABLE = "PRUNE_TEST_RUNNER"
 RUNNER = os.environ.get(VARIABLE, "v1")
 IS_V2 = RUNNER == "v2"
-_MODULES = {"v1": "vllm.v1.worker.cpu_model_runner", "v2": "vllm.v1.worker.cpu.model_runner"}
+ON_GPU = bool(list_gpus())
+_MODULES = (
+    {"v1": "vllm.v1.worker.gpu_model_runner", "v2": "vllm.v1.worker.gpu.model_runner"}
+    if ON_GPU
+    else {"v1": "vllm.v1.worker.cpu_model_runner", "v2": "vllm.v1.worker.cpu.model_runner"}
+)
+OPTIONS: dict[str, Any] = {"attention_backend": "TRITON_ATTN"} if ON_GPU else {}
+"""For `vllm.LLM`, of engines whose numbers are compared."""
+_EXACT = {"NVIDIA_TF32_OVERRIDE": "0"}
 _SHIM = Path(__file__).with_name("v2_on_cpu")
 
 
@@ -26,7 +37,9 @@ def select() -> None:
     """Makes this process and all it starts use the chosen runner. Call before vLLM is imported."""
     if RUNNER not in _MODULES:
         raise pytest.UsageError(f"{VARIABLE}={RUNNER}: is not one of {', '.join(_MODULES)}")
-    if IS_V2:
+    if ON_GPU:
+        os.environ.update(_EXACT, VLLM_USE_V2_MODEL_RUNNER=str(int(IS_V2)))
+    elif IS_V2:
         sys.path.append(str(_SHIM))
         import select_v2
 

@@ -86,7 +86,7 @@ class DenseEngine:
         from vllm_prune import engine_args
 
         self.trace = Path(tempfile.mkdtemp(prefix="dense-trace-"))
-        merged = {**OPTIONS, **options}
+        merged = {**OPTIONS, **runner.OPTIONS, **options}
         self.llm = LLM(**engine_args(model, config, override="any", trace=str(self.trace), **merged))
         self.engine = self.llm.llm_engine
         self.core = self.engine.engine_core.engine_core

@@ -72,7 +72,7 @@ class Engine:
             import runner
             from vllm import LLM
 
-            self.llm = LLM(**{**OPTIONS, **others})
+            self.llm = LLM(**{**OPTIONS, **runner.OPTIONS, **others})
         self.core = self.llm.llm_engine.engine_core.engine_core
         runner.check(self.core)
         self.scheduler = self.core.scheduler
