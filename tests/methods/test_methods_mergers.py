@@ -8,10 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from method_cases import SEEDS, mixed_video, noise, random_video
 
-from vllm_prune.methods import VideoTokens, _kernels, _ragged, compact, create
+from vllm_prune.methods import VideoTokens, _dpc_knn, _kernels, _ragged, compact, create
 from vllm_prune.methods._share import share_budget
 from vllm_prune.methods.fastvid import FastVID, cut_at_transitions, divide
 from vllm_prune.methods.flashvid import FlashVID, grow_trees
+from vllm_prune.methods.merge_frames import merge_frames
 from vllm_prune.methods.tome import ToMe
 
 
@@ -131,3 +132,23 @@ def test_pieces_do_not_change_the_result(name: str, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(_ragged, "_BATCH_BYTES", 1)
     monkeypatch.setattr(_kernels, "_COPY_BYTES", 1)
     assert torch.equal(create(name).assign(tokens, 30).slot, whole.slot)
+
+
+@given(seed=SEEDS, frames=st.integers(2, 12), cells=st.integers(1, 9), data=st.data())
+def test_fewer_tokens_than_frames_never_compare_a_whole_video(seed, frames, cells, data):
+    tokens = random_video(seed, (frames, 1, cells))
+    budget = data.draw(st.integers(1, frames - 1))
+    compared: list[int] = []
+    distances = _dpc_knn.squared_distances
+
+    def counting(points, valid):
+        compared.append(points.shape[1])
+        return distances(points, valid)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_dpc_knn, "squared_distances", counting)
+        found = merge_frames(tokens, budget, cluster_ratio=0.5)
+    assert len(found.anchor) == budget
+    assert found.slot.min() == 0
+    assert torch.equal(found.slot[found.anchor], torch.arange(budget))
+    assert max(compared) <= max(frames, cells)

@@ -18,12 +18,18 @@ def merge_frames(tokens: VideoTokens, budget: int, cluster_ratio: float) -> Assi
     """Merges each frame's tokens so that exactly `budget` (1..N) are left.
 
     At the count of `budget.merged_count` every frame keeps its part of it; at any other, frames share in proportion to
-    size.
+    size. Where there is not one for every frame, each frame is merged into one token and these are merged on.
     """
+    features = to_finite(tokens.features)[0]
     frame = tokens.grid[:, 0]
     size = sizes(frame, tokens.grid_thw[0])
     natural = torch.where(size <= KEEP_SMALL, size, (size.double() * cluster_ratio).long().clamp(min=1))
     quota = natural if int(natural.sum()) == budget else share_budget(budget, size)
-    if bool(((quota == 0) & (size > 0)).any()):
-        frame, quota = torch.zeros_like(frame), quota.new_full((1,), budget)
-    return Assignment.from_roots(cluster_groups(to_finite(tokens.features)[0], frame, quota, _NEIGHBOURS), budget)
+    one_each = (size > 0).long()
+    if int(one_each.sum()) <= budget:
+        return Assignment.from_roots(cluster_groups(features, frame, quota, _NEIGHBOURS), budget)
+    # Not all tokens in one group: distances of a long video's would take gigabytes.
+    root = cluster_groups(features, frame, one_each, _NEIGHBOURS)
+    is_root = root == torch.arange(len(root), device=root.device)
+    merged = cluster_groups(features, is_root.long() - 1, one_each.new_full((1,), budget), _NEIGHBOURS)
+    return Assignment.from_roots(merged[root], budget)
