@@ -74,6 +74,12 @@ def test_what_vllm_chooses_for_graphs_is_looked_at_in_the_worker(micro, mode, re
         check_resolved(config)
 
 
+def test_adapters_of_the_vision_encoder_are_refused_for_any_pruning(micro):
+    query_free = {"method": "uniform", "keep_ratio": 0.5}
+    with pytest.raises(Exception, match=r"enable_tower_connector_lora: vLLM takes"):
+        configure(micro, query_free, "tighten", enable_lora=True, enable_tower_connector_lora=True)
+
+
 def test_weights_that_forward_would_copy_are_refused(micro, monkeypatch):
     configure(micro, "default", "tighten", cpu_offload_gb=0.1)
     monkeypatch.setenv("VLLM_WEIGHT_OFFLOADING_DISABLE_UVA", "1")

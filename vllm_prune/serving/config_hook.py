@@ -60,6 +60,11 @@ class PruneConfigHook(Hooked, VerifyAndUpdateConfig):
                 "ec_transfer_config: encoder rows of pruned videos are understood by the worker that made them only; "
                 "leave it out"
             )
+        if getattr(vllm_config.lora_config, "enable_tower_connector_lora", False):
+            raise PruneConfigError(
+                "enable_tower_connector_lora: vLLM takes the vision encoder's tokens to be as many as a video keeps, "
+                "and would apply adapters to the wrong ones; leave it out"
+            )
         settings = read_settings(vllm_config.model_config.hf_config)
         if settings.may_query:
             check_requested(vllm_config)
