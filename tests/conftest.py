@@ -10,6 +10,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import runner
 
 runner.select()
+collect_ignore = ["v2_on_cpu"]  # looked into for doctests, it would select a runner
 
 # How long an example takes says more of the machine than of the code.
 hypothesis.settings.register_profile("no deadline", deadline=None)
