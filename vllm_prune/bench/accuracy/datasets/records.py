@@ -129,8 +129,11 @@ def read_json_lines(path: Path) -> list[Record]:
 
 def read_parquet(path: Path) -> list[Record]:
     """The rows of a Parquet file."""
-    require("pandas", "pandas", f"{path}: reading Parquet")
-    require("pyarrow", "pyarrow", f"{path}: reading Parquet")
+    try:
+        require("pandas", "pandas", f"{path}: reading Parquet")
+        require("pyarrow", "pyarrow", f"{path}: reading Parquet")
+    except BenchmarkError as error:
+        raise BenchmarkError(f"{error}; or export the file to JSON Lines (.jsonl)") from error
     import pandas
 
     try:
