@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from types import SimpleNamespace
 from typing import Any
 
@@ -122,6 +123,20 @@ def test_one_that_waits_for_room_holds_nothing_from_others():
     manager.free(third)
     manager.free(other)
     assert schedule(manager, one)
+
+
+def test_placeholders_that_are_not_the_videos_are_seen():
+    """vLLM compares them with what is cached, and refuses the request; its encoder's rows would not fit."""
+    manager = EncoderCacheManager(SIZE)
+    right, wrong = request_of(0, [(1, 100, 2)]), request_of(1, [(1, 100, 2)])
+    kept = right.get_num_encoder_embeds(0)
+    place = wrong.mm_features[0].mm_position
+    wrong.mm_features[0] = dataclasses.replace(
+        wrong.mm_features[0], mm_position=PlaceholderRange(offset=place.offset, length=kept + 3)
+    )
+    assert schedule(manager, right)
+    assert manager.get_cached_num_encoder_embeds(right, 0) == kept
+    assert manager.get_cached_num_encoder_embeds(wrong, 0) == kept != wrong.get_num_encoder_embeds(0)
 
 
 def _rows_in_cache(worker: Any) -> int:

@@ -96,3 +96,9 @@ def test_what_an_operator_lets_in():
 
 def test_the_damaged_file_is_an_avi():
     assert identify(kept("crash.avi")).name == "avi"
+
+
+@pytest.mark.parametrize("name", [b"uuid", b"pdin", b"meta", b"udta", b"free", b"skip", b"emsg", b"prft", b"PICT"])
+def test_mp4_may_begin_with_other_boxes(name):
+    box = (16).to_bytes(4, "big") + name + bytes(8)
+    assert identify(box + written("mp4")).name == "mp4"

@@ -172,10 +172,26 @@ def test_a_decoder_has_its_memory():
     """One frame of this file takes more than there is; the next file is decoded all the same."""
     pool = DecoderPool(Limits(processes=1, memory_bytes=400 << 20))
     with pool.lend() as decoder:
-        capture = RemoteCapture(decoder, y4m(16_000, 9_000, 1), "yuv4mpegpipe")
+        capture = RemoteCapture(decoder, y4m(8_000, 8_000, 1), "yuv4mpegpipe")
         assert not (capture.isOpened() and capture.read_rgb([0])[1])
     assert len(read(pool, y4m())) == NUM_FRAMES
     pool.close()
+
+
+@pytest.mark.parametrize(
+    ("file", "wanted", "message"),
+    [
+        (y4m(9_000, 8_000, 1), 1, "frames of 9000x8000 pixels; they may have 67108864"),
+        (y4m(8_000, 8_000, 1), 40, "40 frames of 8000x8000 pixels take 7680000000 bytes; they may take 5368709120"),
+    ],
+    ids=["frame", "all"],
+)
+def test_frames_have_their_memory(pool, file, wanted, message):
+    """Nothing is allocated for what a small file claims to hold."""
+    with pool.lend() as decoder:
+        capture = RemoteCapture(decoder, file, "yuv4mpegpipe")
+        with pytest.raises(UnusableVideo, match=message):
+            capture.read_rgb(range(wanted))
 
 
 def test_many_at_a_time_share_the_decoders(pool):

@@ -128,7 +128,7 @@ def test_a_picture_in_place_of_a_video(connector):
 SHOWN = {
     "one_frame.mp4": "the file has 1 frame(s) and a video needs 2",
     "av1.mp4": "codec is AV1",
-    "crash.avi": "AVI, which this server does not take",
+    "crash.avi": "AVI, which is not let in",
 }
 
 

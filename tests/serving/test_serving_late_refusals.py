@@ -18,6 +18,7 @@ LATE = {
     "biased token": {"logit_bias": {"10000000": 1}},
     "answers of one temperature": {"n": 2},
     "too long a prompt": {"more": text("hello " * 3000)},
+    "cut off before the video": {"extra_body": {"truncate_prompt_tokens": 3}},
     "too long a question for one step": {"more": text("hello " * 1900), "prune": QUERY_AWARE},
 }
 
@@ -33,6 +34,7 @@ def test_a_late_refusal_leaves_nothing_behind(open_server, case):
     with pytest.raises(openai.APIStatusError) as raised:
         open_server.ask(*content, **options)
     assert 400 <= raised.value.status_code < 500
-    assert open_server.ask(film, ASK).prune["videos"][0]["source"] == "encoded"
+    # "withheld" on a server that has seen a salt, which other tests of this session send.
+    assert open_server.ask(film, ASK).prune["videos"][0]["source"] in ("encoded", "withheld")
     assert open_server.ask(film, other, ASK).choices[0].message.content
     assert open_server.ask(other, ASK).choices == before.choices

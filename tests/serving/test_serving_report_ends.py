@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from unittest import mock
 
 import httpx
 import pytest
@@ -22,8 +23,9 @@ from vllm_prune.serving import metrics as metrics_module
 from vllm_prune.serving.metrics import PruneMetrics
 from vllm_prune.serving.report import KVFormat, PromptFacts, RequestReport
 from vllm_prune.serving.report_ends import engine_seconds, state_of
-from vllm_prune.serving.report_log import describe
+from vllm_prune.serving.report_log import describe, write_log
 from vllm_prune.serving.report_notes import EncodedVideo
+from vllm_prune.serving.report_salts import SharedVideos
 
 ASK = text(QUESTION)
 LONG = text(QUESTION * 10)
@@ -125,12 +127,32 @@ def test_one_tenant_is_not_told_of_another(open_server):
     first, second = (salted(open_server, film, salt, LONG) for salt in ("a", "b"))
     assert [told["videos"][0]["source"] for told in (first, second)] == ["withheld", "withheld"]
     assert list(first["seconds"]) == list(second["seconds"]) == ["queue", "prefill", "decode"]
-    assert salted(open_server, film, None, LONG)["videos"][0]["source"] == "withheld"
-    # What a tenant itself has sent is its own; and nothing is kept from those who use no salt.
+    # A stranger is told the same of it as of what nobody has sent.
+    for unknown in (film, clip(804)):
+        told = salted(open_server, unknown, None, LONG)
+        assert (told["videos"][0]["source"], list(told["seconds"])) == ("withheld", list(first["seconds"]))
+    # What a tenant itself has sent is its own; and nothing is kept among those who use no salt.
     assert salted(open_server, film, "a", LONG)["videos"][0]["source"] == "prefix_cache"
-    film = clip(804)
-    assert salted(open_server, film, None, ASK)["videos"][0]["source"] == "encoded"
-    assert salted(open_server, film, None, text("How many?"), ASK)["videos"][0]["source"] != "withheld"
+    assert salted(open_server, film, None, text("How many?"), ASK)["videos"][0]["source"] == "encoder_cache"
+
+
+def test_a_request_id_writes_no_lines_of_its_own():
+    with mock.patch("vllm_prune.serving.report_log.logger.info") as info:
+        write_log("a\nINFO forged" + "b" * 10**5, report(answered=True))
+    shown = info.call_args.args[1]
+    assert shown.startswith("a?INFO forgedb")
+    assert len(shown) < 300
+
+
+def test_without_salts_nothing_is_withheld():
+    shared = SharedVideos()
+    film, other = ({"mm_hashes": {"video": [name]}} for name in ("film", "other"))
+    assert shared.withheld(film) == frozenset()
+    assert shared.withheld({**other, "cache_salt": "a"}) == {0}
+    assert shared.withheld(film) == frozenset()
+    assert shared.withheld(other) == {0}
+    assert shared.withheld(other) == frozenset()
+    assert shared.withheld({**film, "cache_salt": "b"}) == {0}
 
 
 def test_what_is_withheld_is_in_no_line_of_the_log():

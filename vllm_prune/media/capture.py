@@ -7,6 +7,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from vllm_prune.media.errors import UnusableVideo
+from vllm_prune.media.limits import DEFAULT_LIMITS, Limits
 from vllm_prune.media.process import DecoderProcess
 
 _WIDTH, _HEIGHT, _FOURCC = 3, 4, 6  # OpenCV's CAP_PROP_FRAME_WIDTH, _HEIGHT and CAP_PROP_FOURCC
@@ -46,6 +48,7 @@ class RemoteCapture:
         size = height * width * _CHANNELS
         if size == 0:
             return False, None
+        _check_size(1, height, width)
         descriptor, memory = self._decoder.memory.take(size)
         shape = self._decoder.call("retrieve", descriptor, memory=size)
         if shape is None:
@@ -77,6 +80,7 @@ class RemoteCapture:
         height, width = self._size()
         if not wanted or 0 in (height, width):
             return np.empty((0, height, width, _CHANNELS), np.uint8), []
+        _check_size(len(wanted), height, width)
         shape = (len(wanted), height, width, _CHANNELS)
         descriptor, memory = self._decoder.memory.take(math.prod(shape))
         there: list[int] = self._decoder.call(
@@ -90,3 +94,20 @@ class RemoteCapture:
 
     def _size(self) -> tuple[int, int]:
         return max(0, int(self.get(_HEIGHT))), max(0, int(self.get(_WIDTH)))
+
+
+def _check_size(frames: int, height: int, width: int, limits: Limits = DEFAULT_LIMITS) -> None:
+    """Raise UnusableVideo for frames that take more memory than a request may have.
+
+    A file of some hundred bytes can claim gigabytes.
+    """
+    if height * width > limits.frame_pixels:
+        raise UnusableVideo(
+            f"frames of {width}x{height} pixels; they may have {limits.frame_pixels}", "send a smaller video"
+        )
+    size = frames * height * width * _CHANNELS
+    if size > limits.frames_bytes:
+        raise UnusableVideo(
+            f"{frames} frames of {width}x{height} pixels take {size} bytes; they may take {limits.frames_bytes}",
+            "send fewer or smaller frames",
+        )

@@ -36,7 +36,11 @@ class Container:
     """Whether its index counts the frames; others hold at most a duration, from which FFmpeg estimates their number."""
 
 
-_MP4_BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot", b"styp", b"moof", b"sidx")
+_MP4_BOXES = (
+    *(b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot", b"styp", b"moof", b"sidx", b"ssix", b"uuid"),
+    *(b"pdin", b"meta", b"udta", b"mfra", b"prft", b"emsg", b"junk", b"pict", b"PICT"),
+)
+"""What the first one may be, as ISO/IEC 14496-12 and QuickTime's format have them."""
 _TS_SYNC, _TS_PACKETS, _TS_SIZES = 0x47, 5, (188, 192, 204)  # plain, m2ts with a time in front, with error correction
 _TEXT_LOOKED_AT = 4096  # bytes
 _REFERENCES = re.compile(

@@ -60,8 +60,11 @@ def check_container(data: bytes, extra: frozenset[str] = frozenset()) -> Contain
 
 
 def _other_video(container: Container, data: bytes) -> UnusableVideo:
-    remedy = f"{convert_line()}; or start the server with --prune-containers {container.name}"
-    return UnusableVideo(f"the file is {container.label}, which this server does not take", remedy)
+    remedy = (
+        f"{convert_line()}; or let it in, by `vllm-prune serve --prune-containers {container.name}` or, for other "
+        f"commands, {VARIABLE}={container.name}"
+    )
+    return UnusableVideo(f"the file is {container.label}, which is not let in", remedy)
 
 
 def _picture(container: Container, data: bytes) -> UnusableVideo:

@@ -21,12 +21,12 @@ _PENDING = "_vllm_prune_pending_rows"
 class HeldRows:
     """Of one medium of a request."""
 
-    embeds: int
-    """What vLLM counts."""
+    kept: int
+    """K: what vLLM counts, unless the request's placeholders are others than its video's specification says."""
     packed: int
-    """Rows of the model's width in its tensor: ceil(N1 / K) * K; `embeds` where nothing is left to choose."""
+    """Rows of the model's width in its tensor: ceil(N1 / K) * K; `kept` where nothing is left to choose."""
     entering: int
-    """N1, which is what it takes at the least; `embeds` where nothing is left to choose."""
+    """N1, which is what it takes at the least; `kept` where nothing is left to choose."""
 
 
 class _CountedRequest:
@@ -75,9 +75,13 @@ def allocate(manager: Any, request: Any, input_id: int, original: Callable[..., 
 
 
 def cached_embeds(request: Any, input_id: int, stored: int | None) -> int | None:
-    """Embeddings of a cached medium as vLLM counts them, from the rows that are `stored` (None: it is not cached)."""
+    """Embeddings of a cached medium as vLLM counts them, from the rows that are `stored` (None: it is not cached).
+
+    Those of the video itself, not of the request's placeholders: where these are others, as a client of
+    `/inference/v1/generate` may send them, vLLM refuses the request.
+    """
     held = _held(request)[input_id]
-    return held.embeds if stored in (held.packed, held.entering) else stored
+    return held.kept if stored in (held.packed, held.entering) else stored
 
 
 def release(manager: Any, request: Any, start: int) -> None:
@@ -117,9 +121,9 @@ def _held(request: Any) -> list[HeldRows]:
 
 
 def _find(request: Any, input_id: int, feature: Any) -> HeldRows:
-    embeds = request.get_num_encoder_embeds(input_id)
     spec = read_spec(feature)
     if spec is None or not spec.config.query_aware:
+        embeds = request.get_num_encoder_embeds(input_id)
         return HeldRows(embeds, embeds, embeds)
     entering, kept = spec.counts.entering, spec.counts.kept
-    return HeldRows(embeds, -(-entering // kept) * kept, entering)
+    return HeldRows(kept, -(-entering // kept) * kept, entering)

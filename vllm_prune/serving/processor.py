@@ -29,6 +29,7 @@ from vllm_prune.override import ServerSettings
 from vllm_prune.serving.hook import Hooked, hook
 from vllm_prune.serving.length_check import check_length
 from vllm_prune.serving.metrics import observe_refusal
+from vllm_prune.serving.missing_places import told_as_a_mistake_of_the_client
 from vllm_prune.serving.pixel_plan import PixelFormat, config_for, keep_encoded, plan_video
 from vllm_prune.serving.prune_inputs import ProfilingInputs, PruneInputs, fields_of, without_prune
 from vllm_prune.serving.report import FACTS_KEY, PromptFacts
@@ -87,7 +88,8 @@ class PruningProcessorMixin(Hooked, BaseMultiModalProcessor[Any]):
         begin = time.perf_counter()
         try:
             inputs = self._with_resolved_config(inputs)
-            processed = super().apply(inputs, timing_ctx)
+            with told_as_a_mistake_of_the_client():
+                processed = super().apply(inputs, timing_ctx)
             counts = getattr(inputs, REPORT_KEY, ())
             if counts and not isinstance(inputs, ProfilingInputs):
                 self._check_prompt(inputs, processed, counts)

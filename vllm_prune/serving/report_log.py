@@ -7,10 +7,13 @@ from collections.abc import Iterator
 from vllm.logger import init_logger
 
 from vllm_prune.config import ATTENTION, NO_METHOD
+from vllm_prune.config.errors import shorten
 from vllm_prune.serving.report import ENCODED, ENCODER_CACHE, PREFIX_CACHE, UNKNOWN, WITHHELD, RequestReport
 from vllm_prune.serving.report_ends import DONE
 
 logger = init_logger("vllm.vllm_prune")
+
+_LONGEST_ID = 200
 
 _SOURCES = {
     ENCODED: "encoded now",
@@ -23,7 +26,12 @@ _SOURCES = {
 
 def write_log(request_id: str, report: RequestReport) -> None:
     """Logs a finished request."""
-    logger.info("prune %s: %s", request_id, "\n  ".join(describe(report)))
+    logger.info("prune %s: %s", _in_one_line(request_id), "\n  ".join(describe(report)))
+
+
+def _in_one_line(request_id: str) -> str:
+    """A client may choose it, and must not write lines of its own into the log."""
+    return shorten("".join(letter if letter.isprintable() else "?" for letter in request_id), _LONGEST_ID)
 
 
 def describe(report: RequestReport) -> Iterator[str]:

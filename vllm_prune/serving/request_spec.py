@@ -14,6 +14,7 @@ import torch
 from vllm_prune.budget import TokenCounts, plan_counts
 from vllm_prune.config import PruneConfig
 from vllm_prune.spans import TurnFormat
+from vllm_prune.trace_key import checked
 
 FIELD = "prune_spec"
 """Name of the field among a video's multimodal inputs."""
@@ -55,5 +56,5 @@ class VideoSpec:
             num_tokens=fields["num_tokens"],
             per_frame=None if fields["per_frame"] is None else tuple(fields["per_frame"]),
             turn=TurnFormat(reply_start=tuple(fields["turn"]["reply_start"]), num_more=fields["turn"]["num_more"]),
-            trace_key=fields["trace_key"],
+            trace_key=None if fields["trace_key"] is None else checked(fields["trace_key"]),
         )
