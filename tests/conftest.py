@@ -28,3 +28,20 @@ def pytest_collection_modifyitems(config, items):
     for item in items:
         if item.get_closest_marker("long"):
             item.add_marker(skip)
+
+
+_last_of_folder = {}
+
+
+def pytest_collection_finish(session):
+    _last_of_folder.update({item.path.parent: item for item in session.items})
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item):
+    """Ends a folder's engines with its last test: those of all folders together have no room in 24 GB."""
+    result = yield
+    engines = sys.modules.get("dense_engine")
+    if engines is not None and item is _last_of_folder.get(item.path.parent):
+        engines.close_engines(f"{item.nodeid.partition('::')[0].rpartition('/')[0]}/")
+    return result

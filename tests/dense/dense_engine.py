@@ -345,6 +345,8 @@ class RemoteEngine:
     def __init__(self, model: str, config: Any, environment: Mapping[str, str] | None = None, **options: Any) -> None:
         context = multiprocessing.get_context("spawn")
         self._pipe, other = context.Pipe()
+        self.started_by = os.environ.get("PYTEST_CURRENT_TEST", "")
+        """The test that was running."""
         before = dict(os.environ)
         os.environ.update({**ENVIRONMENT, **(environment or {})})
         self._process = context.Process(target=_serve, args=(other, model, config, options))
@@ -353,6 +355,7 @@ class RemoteEngine:
         os.environ.update(before)
         other.close()
         self._ready = False
+        _running.add(self)
 
     def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
         """The result of a method of the engine over there."""
@@ -380,6 +383,9 @@ class RemoteEngine:
         return value
 
     def close(self) -> None:
+        if self not in _running:
+            return
+        _running.remove(self)
         with contextlib.suppress(RemoteError, OSError):
             self.call("close")
         self._process.join(20)
@@ -390,3 +396,12 @@ class RemoteEngine:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+_running: set[RemoteEngine] = set()
+
+
+def close_engines(folder: str) -> None:
+    """Ends those that tests of `folder` started."""
+    for engine in [engine for engine in _running if engine.started_by.startswith(folder)]:
+        engine.close()
