@@ -27,6 +27,7 @@ def _verify() -> None:
     asks = ("request.get_num_encoder_embeds(input_id)",)
     require_source(manager.can_allocate, asks, f"{_TARGET}.can_allocate")
     require_source(manager.allocate, (*asks, "self.num_embeds_by_hash.setdefault("), f"{_TARGET}.allocate")
+    require_leading(manager.get_freed_mm_hashes, ("self",), f"{_TARGET}.get_freed_mm_hashes")
     freed = ("num_encoder_embeds = self.num_embeds_by_hash[mm_hash]",)
     require_source(manager.free_encoder_input, freed, f"{_TARGET}.free_encoder_input")
 
@@ -56,7 +57,16 @@ def _install() -> None:
 
         return cached_embeds(request, input_id, cached(self, request, input_id))
 
+    get_freed = manager.get_freed_mm_hashes
+
+    @functools.wraps(get_freed)
+    def get_freed_mm_hashes(self: Any) -> list[str]:
+        from vllm_prune.serving.encoder_accounting import freed
+
+        return freed(self, functools.partial(get_freed, self))
+
     setattr(can_allocate, _MARK, True)
+    manager.get_freed_mm_hashes = get_freed_mm_hashes
     manager.can_allocate, manager.allocate = can_allocate, allocate
     manager.get_cached_num_encoder_embeds = get_cached_num_encoder_embeds
 
@@ -73,7 +83,8 @@ PATCH = Patch(
     ),
     how=(
         "Hands the three methods that count a request whose media count the rows they really take. For all other media "
-        "the numbers are vLLM's."
+        "the numbers are vLLM's. What workers are told to drop has the videos on which a method failed, also where one "
+        "is scheduled again at once: a V2 runner would give the request the rows of the failure."
     ),
     upstream=("https://github.com/vllm-project/vllm/issues/45098",),
     remove_when="vllm>=0.33",

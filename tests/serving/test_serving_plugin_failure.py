@@ -7,7 +7,6 @@ import json
 import numpy as np
 import openai
 import pytest
-import runner
 from serving_cases import CASES, ask
 from serving_engine import client_id, prune
 from serving_media import data_url, mp4
@@ -85,7 +84,6 @@ def test_a_request_that_found_the_blocks_in_the_cache_fails_too(engine, plugin, 
     assert failure(first) == failure(second)
 
 
-@pytest.mark.skipif(runner.IS_V2, reason="the V2 runner keeps the rows of a failed video for one that follows at once")
 @pytest.mark.parametrize("step_tokens", [None, 20])
 def test_nothing_of_a_failure_stays_in_the_caches(engine, plugin, tmp_path, step_tokens):
     """The method succeeds the second time: what it gets, and what is answered, are as if nothing had been."""

@@ -15,6 +15,7 @@ from vllm_prune.serving.request_spans import read_spec
 
 _ATTRIBUTE = "_vllm_prune_held_rows"
 _PENDING = "_vllm_prune_pending_rows"
+_FORGOTTEN = "_vllm_prune_forgotten_media"
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,23 @@ def release(manager: Any, request: Any, start: int) -> None:
     for input_id in list(manager.get_cached_input_ids(request)):
         if request.mm_features[input_id].mm_position.offset >= start:
             manager.free_encoder_input(request, input_id)
+
+
+def forget(manager: Any, identifier: str) -> None:
+    """Takes a medium that nobody uses out of the cache, as vLLM does to make room, and its rows out of the workers.
+
+    vLLM leaves them there where the medium is scheduled again at once; rows of a failure must be made anew.
+    """
+    manager.num_free_slots += manager.freeable.pop(identifier)
+    del manager.cached[identifier], manager.num_embeds_by_hash[identifier]
+    setattr(manager, _FORGOTTEN, {*getattr(manager, _FORGOTTEN, ()), identifier})
+
+
+def freed(manager: Any, original: Callable[[], list[str]]) -> list[str]:
+    """Media whose rows the workers drop before this step: vLLM's, and those that were forgotten."""
+    forgotten: set[str] = getattr(manager, _FORGOTTEN, set())
+    setattr(manager, _FORGOTTEN, set())
+    return list({*original(), *forgotten})
 
 
 def _counted(manager: Any, request: Any) -> _CountedRequest:

@@ -10,6 +10,8 @@ from typing import Any
 
 from vllm.v1.request import RequestStatus
 
+from vllm_prune.serving.encoder_accounting import forget
+
 
 def end_failed(scheduler: Any, step: Any, failures: Mapping[str, str]) -> dict[str, tuple[Any, str]]:
     """Ends requests in vLLM's scheduler.
@@ -69,9 +71,7 @@ def _blocks_from(scheduler: Any, request: Any, start: int, count: int) -> set[in
 
 
 def _forget_videos(cache: Any, request: Any) -> None:
-    """Takes a request's videos out of vLLM's `EncoderCacheManager`, as it would to make room."""
+    """Takes a request's videos out of vLLM's `EncoderCacheManager`, once nobody uses them."""
     for feature in request.mm_features:
         if feature.modality == "video" and feature.identifier in cache.freeable:
-            cache.num_free_slots += cache.freeable.pop(feature.identifier)
-            del cache.cached[feature.identifier], cache.num_embeds_by_hash[feature.identifier]
-            cache.freed.append(feature.identifier)
+            forget(cache, feature.identifier)
