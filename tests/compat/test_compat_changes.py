@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from compat_check import base_version, check_tree
-from compat_reached import found_in
+from compat_reached import found_in, reached
 from compat_tree import Tree
 from compat_wheels import NoIndexError, python_files, supported_releases
 
@@ -60,7 +60,7 @@ def test_a_renamed_method_is_a_break(copy):
 
 
 def test_a_renamed_attribute_is_a_break(copy):
-    assert found_in(Tree(python_files(base_version()))) > 80
+    assert found_in(Tree(python_files(base_version()))) > 0.6 * len(reached())
     copy.replace("v1/core/sched/scheduler.py", "self.current_step", "self.step_number")
     found = "BREAK vllm.v1.core.sched.scheduler:Scheduler.current_step: is reached in serving/span_scheduling.py"
     assert any(line.startswith(found) for line in copy.findings())
