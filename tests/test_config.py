@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vllm_prune.budget import plan_counts
 from vllm_prune.config import (
     ATTENTION,
     DEFAULT_KEEP_RATIO,
@@ -66,7 +67,27 @@ class TestPresets:
         assert not preset("stage1_only").query_aware
         assert preset("stage2_only").stage1 is None
         assert preset("stage2_only").query_aware
-        assert set(PRESETS) == {"baseline", "stage1_only", "stage2_only", "default", "conservative", "aggressive"}
+        own = {"baseline", "stage1_only", "stage2_only", "default", "conservative", "aggressive"}
+        assert set(PRESETS) == own | {"fastv", "pyramiddrop", "sparsevlm"}
+
+    def test_what_papers_are_known_by(self):
+        last, mean = ({"text": text, "heads": "mean"} for text in ("last", "mean"))
+        found = {name: preset(name) for name in ("fastv", "pyramiddrop", "sparsevlm")}
+        assert {name: config.params for name, config in found.items()} == {
+            "fastv": last,
+            "pyramiddrop": last,
+            "sparsevlm": mean,
+        }
+        assert {name: config.resolved_layers(32) for name, config in found.items()} == {
+            "fastv": (1,),
+            "pyramiddrop": (7, 15, 23),
+            "sparsevlm": (2, 6, 15),
+        }
+        assert {name: plan_counts(config, 576).layers for name, config in found.items()} == {
+            "fastv": (288,),
+            "pyramiddrop": (288, 144, 72),
+            "sparsevlm": (300, 201, 111),
+        }
 
     def test_they_cannot_be_changed(self):
         with pytest.raises(TypeError):
@@ -103,7 +124,9 @@ class TestValues:
         with pytest.raises(PruneConfigError, match="give one of the two"):
             PruneConfig(method="uniform", keep_ratio=0.5, target_token_num=5)
 
-    @pytest.mark.parametrize("layers", [[], [3, 3], [5, 2], [-1], [1.0], ["1"], [True], "3"])
+    @pytest.mark.parametrize(
+        "layers", [[], [3, 3], [5, 2], [-1], [1.0], ["1"], [True], "3", [0.5, 0.5], [0.5, 2], [0.0], [float("nan")]]
+    )
     def test_layers(self, layers):
         with pytest.raises(PruneConfigError, match=r"^layers="):
             PruneConfig(method=ATTENTION, layers=layers)
@@ -158,6 +181,10 @@ class TestValues:
 
     def test_layers_scale_with_the_depth_and_leave_one_to_run(self):
         assert [PruneConfig().resolved_layers(depth) for depth in (2, 6, 28, 36)] == [(0,), (2,), (10,), (13,)]
+        shares = PruneConfig(method=ATTENTION, layers=[0.25, 0.5, 0.75])
+        assert [shares.resolved_layers(depth) for depth in (4, 6, 28)] == [(0, 1, 2), (1, 2, 3), (6, 13, 20)]
+        with pytest.raises(PruneConfigError, match=r"layers=\[0, 1, 2\]: must lie between 0 and 1"):
+            shares.resolved_layers(3)
         with pytest.raises(PruneConfigError, match=r"layers=\[5\]: must lie between 0 and 4"):
             PruneConfig(method=ATTENTION, layers=[5]).resolved_layers(6)
 

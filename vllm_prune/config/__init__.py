@@ -11,10 +11,10 @@ from vllm_prune.config.errors import shorten as shorten
 from vllm_prune.config.methods import ATTENTION as ATTENTION
 from vllm_prune.config.methods import ATTENTION_PARAMS as ATTENTION_PARAMS
 from vllm_prune.config.methods import NO_METHOD as NO_METHOD
-from vllm_prune.config.parsing import DEFAULT_KEEP_RATIO as DEFAULT_KEEP_RATIO
-from vllm_prune.config.parsing import PRESETS as PRESETS
 from vllm_prune.config.parsing import OverridePolicy as OverridePolicy
 from vllm_prune.config.parsing import check_override_policy as check_override_policy
 from vllm_prune.config.parsing import preset as preset
+from vllm_prune.config.presets import DEFAULT_KEEP_RATIO as DEFAULT_KEEP_RATIO
+from vllm_prune.config.presets import PRESETS as PRESETS
 from vllm_prune.config.prune_config import PruneConfig as PruneConfig
 from vllm_prune.config.stage1 import Stage1Config as Stage1Config

@@ -5,20 +5,17 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any, Literal, get_args
 
 from vllm_prune.config.checks import MAX_TEXT, require_bool, require_int, require_known_keys
 from vllm_prune.config.errors import PruneConfigError, brief, require_length, shorten
 from vllm_prune.config.methods import ATTENTION, NO_METHOD
+from vllm_prune.config.presets import PRESETS
 from vllm_prune.config.prune_config import PruneConfig
 from vllm_prune.config.stage1 import Stage1Config
 
 OverridePolicy = Literal["none", "tighten", "any"]
 """What a request may change: nothing; only to fewer tokens; anything."""
-
-DEFAULT_KEEP_RATIO = 0.4
-"""PruneVid's published share of tokens that stage 2 keeps."""
 
 _SAID = 200  # characters of the JSON parser's own message
 
@@ -102,23 +99,6 @@ def _apply_switches(fields: dict[str, Any], changes: Mapping[str, Any]) -> None:
             fields["method"] = ATTENTION
     if "pruning_layer" in changes:
         fields["layers"] = (require_int("pruning_layer", changes["pruning_layer"], 0),)
-
-
-def _stages(tau: float, cluster_ratio: float, temporal_segment_ratio: float, keep_ratio: float) -> PruneConfig:
-    stage1 = Stage1Config(tau=tau, cluster_ratio=cluster_ratio, temporal_segment_ratio=temporal_segment_ratio)
-    return PruneConfig(stage1=stage1, method=ATTENTION, keep_ratio=keep_ratio)
-
-
-PRESETS: Mapping[str, PruneConfig] = MappingProxyType(
-    {
-        "baseline": PruneConfig(),
-        "stage1_only": PruneConfig(stage1=Stage1Config()),
-        "stage2_only": PruneConfig(method=ATTENTION, keep_ratio=DEFAULT_KEEP_RATIO),
-        "default": _stages(0.8, 0.5, 0.25, 0.4),
-        "conservative": _stages(0.9, 0.8, 0.5, 0.6),
-        "aggressive": _stages(0.7, 0.3, 0.25, 0.3),
-    }
-)
 
 
 def preset(name: object) -> PruneConfig:

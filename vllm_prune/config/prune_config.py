@@ -18,6 +18,21 @@ from vllm_prune.config.stage1 import Stage1Config
 _PUBLISHED_LAYER, _PUBLISHED_DEPTH = 10, 28
 
 
+def place_layers(layers: tuple[int, ...] | tuple[float, ...], depth: int) -> tuple[int, ...]:
+    """The indices that `layers` mean in a decoder of `depth` layers.
+
+    Shares that fall on the same layer of a small decoder take the next ones.
+
+    >>> place_layers((0.25, 0.5, 0.75), 28), place_layers((0.1, 0.2), 5), place_layers((3,), 28)
+    ((6, 13, 20), (0, 1), (3,))
+    """
+    placed: list[int] = []
+    for layer in layers:
+        index = layer if isinstance(layer, int) else max(0, round(layer * depth) - 1)
+        placed.append(max(index, placed[-1] + 1) if placed else index)
+    return tuple(placed)
+
+
 @dataclass(frozen=True, kw_only=True)
 class PruneConfig:
     """How the tokens of a video are merged and dropped.
@@ -33,8 +48,9 @@ class PruneConfig:
     """Fraction of the method's input that it keeps, 0 < x <= 1; one value for each of `layers` if several."""
     target_token_num: int | tuple[int, ...] | None = None
     """Number of tokens that a video keeps at the most, in place of `keep_ratio`."""
-    layers: tuple[int, ...] | None = None
-    """Decoder layers after which tokens are dropped ("attention" only); None: 10 of 28, scaled to the model's depth."""
+    layers: tuple[int, ...] | tuple[float, ...] | None = None
+    """Decoder layers after which tokens are dropped ("attention" only): indices from 0, or all of them shares of the
+    depth, 0 < x < 1 (0.25 of 28: after the first 7, index 6). None: index 10 of 28, scaled to the model's depth."""
     params: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Further parameters of a query-free method, such as `{"seed": 1}` of "random"."""
 
@@ -62,14 +78,20 @@ class PruneConfig:
         if floor is not None and self.method == NO_METHOD and isinstance(target, int) and floor > target:
             raise PruneConfigError(f"stage1.min_tokens={floor!r}: must not be above target_token_num={target!r}")
 
-    def _checked_layers(self) -> tuple[int, ...] | None:
+    def _checked_layers(self) -> tuple[int, ...] | tuple[float, ...] | None:
         if self.layers is None:
             return None
         given = self.layers if isinstance(self.layers, list | tuple) else (self.layers,)
         require_length("layers", given, MAX_LAYERS, "entries")
-        layers = tuple(require_int("layers", layer, 0) for layer in given)
+        if given and all(isinstance(layer, float) and 0 < layer < 1 for layer in given):
+            return self._increasing(tuple(given))
+        return self._increasing(tuple(require_int("layers", layer, 0) for layer in given))
+
+    def _increasing(self, layers: Any) -> Any:
         if not layers or any(later <= earlier for earlier, later in itertools.pairwise(layers)):
-            raise PruneConfigError(f"layers={brief(layers)}: must be one or more layer indices in increasing order")
+            raise PruneConfigError(
+                f"layers={brief(layers)}: must be one or more indices, or shares of the depth, in increasing order"
+            )
         return layers
 
     def _checked_per_layer(self, field: str, check: Any) -> Any:
@@ -127,9 +149,10 @@ class PruneConfig:
 
     def resolved_layers(self, depth: int) -> tuple[int, ...]:
         """The pruning layers in a decoder of `depth` layers; raises where one is not below the last layer."""
-        layers = self.layers
-        if layers is None:
-            layers = (min(round(depth * _PUBLISHED_LAYER / _PUBLISHED_DEPTH), depth - 2),)
+        if self.layers is None:
+            layers: tuple[int, ...] = (min(round(depth * _PUBLISHED_LAYER / _PUBLISHED_DEPTH), depth - 2),)
+        else:
+            layers = place_layers(self.layers, depth)
         if layers[-1] > depth - 2:
             raise PruneConfigError(
                 f"layers={brief(layers)}: must lie between 0 and {depth - 2} for a decoder of {depth} layers"
