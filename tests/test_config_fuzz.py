@@ -65,7 +65,7 @@ def test_stage_1_and_its_method_agree_on_tau(tau):
         assert PruneVid(**Stage1Config(tau=tau).merging()).tau == tau
 
 
-@pytest.mark.parametrize("method", ["evs", "vidcom2", "fastvid", "flashvid", "prunevid"])
+@pytest.mark.parametrize("method", ["evs", "vidcom2", "fastvid", "flashvid", "prunevid", "framefusion", "dycoke"])
 def test_methods_that_need_every_token_refuse_stage_1(method):
     said = f"^method='{method}': needs every token of the video, and stage1 merges before it; give \"stage1\": false"
     for value in ({"method": method, "stage1": True}, {"method": method, "keep_ratio": 1.0, "stage1": {"tau": 0.9}}):

@@ -12,7 +12,7 @@ from method_cases import EXTENTS, SEEDS, assign, budgets_of, mixed_video, noise,
 from vllm_prune.methods import Assignment, Method, VideoTokens, compact, create, names
 
 pytestmark = pytest.mark.parametrize("name", names())
-NEED_ALL = {"evs", "fastvid", "flashvid", "prunevid", "vidcom2"}
+NEED_ALL = {"dycoke", "evs", "fastvid", "flashvid", "framefusion", "prunevid", "vidcom2"}
 """Methods that compare a token with others at or near its place in other frames."""
 
 

@@ -23,9 +23,11 @@ _BUILT_IN = MappingProxyType(
     {
         "dart": "vllm_prune.methods.dart:DART",
         "dpp": "vllm_prune.methods.dpp:DPP",
+        "dycoke": "vllm_prune.methods.dycoke:DyCoke",
         "evs": "vllm_prune.methods.evs:EVS",
         "fastvid": "vllm_prune.methods.fastvid:FastVID",
         "flashvid": "vllm_prune.methods.flashvid:FlashVID",
+        "framefusion": "vllm_prune.methods.framefusion:FrameFusion",
         "prunevid": "vllm_prune.methods.prunevid:PruneVid",
         "random": "vllm_prune.methods.random:Random",
         "tome": "vllm_prune.methods.tome:ToMe",
