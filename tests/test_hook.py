@@ -9,7 +9,7 @@ from vllm.multimodal.processing.inputs import ProcessorInputs
 
 import vllm_prune.page
 import vllm_prune.serving
-from vllm_prune.serving.hook import Hooked, MissingHookError, hook, is_hook, is_vllms
+from vllm_prune.hook import Hooked, MissingHookError, hook, is_hook, is_vllms
 
 OTHERS = ("vllm_prune.bench.sweep.forcing",)
 

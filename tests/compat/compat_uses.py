@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import vllm_prune
-from vllm_prune.serving.hook import is_hook, is_vllms
+from vllm_prune.hook import is_hook, is_vllms
 
 PACKAGE = Path(vllm_prune.__file__).parent
 

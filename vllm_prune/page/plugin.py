@@ -16,12 +16,12 @@ from starlette.datastructures import State
 from vllm.plugins.endpoint_plugins.interface import EndpointPlugin
 
 from vllm_prune.config import PRESETS
+from vllm_prune.hook import Hooked, hook
 from vllm_prune.override import ServerSettings
 from vllm_prune.page.document import HEADERS, page
 from vllm_prune.page.enable import PLUGIN
 from vllm_prune.page.find_trace import find_trace
 from vllm_prune.serving.architectures import VARIANTS
-from vllm_prune.serving.hook import Hooked, hook
 from vllm_prune.serving.settings import read_settings
 from vllm_prune.show.errors import ShowError
 

@@ -18,11 +18,11 @@ from vllm.distributed import get_tensor_model_parallel_rank
 from vllm.forward_context import get_forward_context
 from vllm.multimodal.inputs import MultiModalFeatureSpec
 
+from vllm_prune.hook import Hooked, hook
 from vllm_prune.serving import carrier
 from vllm_prune.serving.dense.prefix import DensePrefix
 from vllm_prune.serving.dense.step import DenseVideo, plan_step
 from vllm_prune.serving.encoder_rows import EncoderRows
-from vllm_prune.serving.hook import Hooked, hook
 from vllm_prune.serving.medium_info import MediumInfo
 from vllm_prune.serving.positions import Medium, fill_rows, prompt_positions, unfilled_rows
 from vllm_prune.serving.report_notes import StepRecorder

@@ -24,9 +24,9 @@ from vllm.multimodal.processing.processor import MultiModalProcessingResult
 
 from vllm_prune.budget import TokenCounts
 from vllm_prune.config import PruneConfig, PruneConfigError
+from vllm_prune.hook import Hooked, hook
 from vllm_prune.methods.still_cells import StillPlan
 from vllm_prune.override import ServerSettings
-from vllm_prune.serving.hook import Hooked, hook
 from vllm_prune.serving.length_check import check_length
 from vllm_prune.serving.metrics import observe_refusal
 from vllm_prune.serving.missing_places import told_as_a_mistake_of_the_client

@@ -9,7 +9,7 @@ from typing import Any
 from vllm.inputs import MultiModalHashes
 from vllm.multimodal.processing.inputs import ProcessorInputs
 
-from vllm_prune.serving.hook import Hooked, hook
+from vllm_prune.hook import Hooked, hook
 from vllm_prune.serving.settings import REQUEST_KEY, TRACE_KEY
 
 

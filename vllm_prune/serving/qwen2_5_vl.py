@@ -16,8 +16,8 @@ from vllm.model_executor.models.qwen2_5_vl import (
 )
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
+from vllm_prune.hook import Hooked, hook
 from vllm_prune.serving.encoder_batches import encoder_batches
-from vllm_prune.serving.hook import Hooked, hook
 from vllm_prune.serving.model import PruningModelMixin
 from vllm_prune.serving.partial_encoder import encode_cells, encode_on_all_ranks
 from vllm_prune.serving.processor import PruningProcessorMixin

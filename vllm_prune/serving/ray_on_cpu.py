@@ -8,7 +8,7 @@ from typing import Any
 import ray
 from vllm.v1.executor.ray_executor_v2 import RayWorkerProc
 
-from vllm_prune.serving.hook import Hooked, hook
+from vllm_prune.hook import Hooked, hook
 
 THREADS = "OMP_NUM_THREADS"
 

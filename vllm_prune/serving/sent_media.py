@@ -24,7 +24,7 @@ from vllm.multimodal.cache.base import MultiModalCache
 from vllm.multimodal.inputs import MultiModalFeatureSpec, MultiModalKwargsItem
 from vllm.utils.cache import CacheInfo, LRUCache
 
-from vllm_prune.serving.hook import Hooked, hook
+from vllm_prune.hook import Hooked, hook
 
 Updates = Sequence[Any]
 """vLLM's `ResolvedPromptUpdate`s of one medium."""

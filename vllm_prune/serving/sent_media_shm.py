@@ -17,7 +17,7 @@ from typing import Any
 from vllm.multimodal.cache.shm import ShmObjectStoreSenderCache
 from vllm.multimodal.inputs import MultiModalFeatureSpec, MultiModalKwargsItem
 
-from vllm_prune.serving.hook import Hooked, hook
+from vllm_prune.hook import Hooked, hook
 
 _LAST_ID = "monotonic_id"
 """Field of a handle: which writing of the medium it is of."""

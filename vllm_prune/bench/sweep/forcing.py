@@ -11,7 +11,7 @@ import torch
 from vllm import SamplingParams
 from vllm.v1.sample.logits_processor import AdapterLogitsProcessor
 
-from vllm_prune.serving.hook import Hooked, hook
+from vllm_prune.hook import Hooked, hook
 
 _KEY = "vllm_prune_answer"
 
