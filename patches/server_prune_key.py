@@ -76,11 +76,11 @@ def _wrap_check(original: Any) -> Any:
 def _wrap_init(original: Any) -> Any:
     @functools.wraps(original)
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
-        from vllm_prune.serving.architectures import is_variant
+        from vllm_prune.serving.wire.architectures import is_variant
 
         original(self, *args, **kwargs)
         if is_variant(self.model_config.architecture):
-            from vllm_prune.serving.settings import read_settings
+            from vllm_prune.serving.wire.settings import read_settings
 
             settings = read_settings(self.model_config.hf_config)
             self.trust_request_mm_kwargs = _KnowsPrune(self.trust_request_mm_kwargs, settings)

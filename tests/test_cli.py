@@ -16,7 +16,7 @@ from vllm_prune.cli.chat import parse_prune, video_url
 from vllm_prune.cli.main import main
 from vllm_prune.config import PRESETS, PruneConfig
 from vllm_prune.engine import engine_args
-from vllm_prune.serving.settings import read_settings
+from vllm_prune.serving.wire.settings import read_settings
 
 ARCHITECTURE = "Qwen2_5_VLForConditionalGeneration"
 

@@ -6,8 +6,8 @@ from typing import Any
 
 from vllm_prune.config import OverridePolicy, PruneConfig, check_override_policy
 from vllm_prune.override import ServerSettings
-from vllm_prune.serving.architectures import variant_of
-from vllm_prune.serving.settings import settings_to_hf_override
+from vllm_prune.serving.wire.architectures import variant_of
+from vllm_prune.serving.wire.settings import settings_to_hf_override
 from vllm_prune.trace_limits import TraceLimits
 
 

@@ -22,8 +22,8 @@ def _register_variants() -> None:
     from vllm.model_executor.models import ModelRegistry
     from vllm.model_executor.models.config import MODELS_CONFIG_MAP
 
-    from vllm_prune.serving.architectures import VARIANTS
     from vllm_prune.serving.config_hook import PruneConfigHook
+    from vllm_prune.serving.wire.architectures import VARIANTS
 
     known = ModelRegistry.get_supported_archs()
     for name, path in VARIANTS.values():

@@ -17,7 +17,7 @@ from vllm.forward_context import override_forward_context
 
 from vllm_prune.config import PruneConfig
 from vllm_prune.methods import dpp
-from vllm_prune.serving.request_spec import VideoSpec
+from vllm_prune.serving.wire.request_spec import VideoSpec
 from vllm_prune.spans import TurnFormat
 
 GRID = (16, 14, 14)

@@ -24,8 +24,8 @@ from vllm_prune.serving.metrics import PruneMetrics
 from vllm_prune.serving.report import KVFormat, PromptFacts, RequestReport
 from vllm_prune.serving.report_ends import engine_seconds, state_of
 from vllm_prune.serving.report_log import describe, write_log
-from vllm_prune.serving.report_notes import EncodedVideo
 from vllm_prune.serving.report_salts import SharedVideos
+from vllm_prune.serving.wire.notes import EncodedVideo
 
 ASK = text(QUESTION)
 LONG = text(QUESTION * 10)

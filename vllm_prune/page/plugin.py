@@ -21,8 +21,8 @@ from vllm_prune.override import ServerSettings
 from vllm_prune.page.document import HEADERS, page
 from vllm_prune.page.enable import PLUGIN
 from vllm_prune.page.find_trace import find_trace
-from vllm_prune.serving.architectures import VARIANTS
-from vllm_prune.serving.settings import read_settings
+from vllm_prune.serving.wire.architectures import VARIANTS
+from vllm_prune.serving.wire.settings import read_settings
 from vllm_prune.show.errors import ShowError
 
 PATH, SERVER_PATH, CELLS_PATH = "/prune", "/v1/prune/server", "/v1/prune/cells"

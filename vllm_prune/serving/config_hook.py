@@ -13,7 +13,7 @@ from vllm.model_executor.models.config import VerifyAndUpdateConfig
 from vllm_prune.config import PruneConfigError
 from vllm_prune.hook import Hooked, hook
 from vllm_prune.serving.dense.refusals import check_requested
-from vllm_prune.serving.settings import REQUEST_KEY, read_settings, write_max_step_tokens
+from vllm_prune.serving.wire.settings import REQUEST_KEY, read_settings, write_max_step_tokens
 
 _PRUNING_ENABLED = 0.5
 """Any rate above 0 makes vLLM's runners strip extra columns and recompute positions; how much is ours to say."""

@@ -12,9 +12,9 @@ from vllm_prune.serving.failures import select_tokens
 from vllm_prune.serving.medium_info import MediumInfo, MediumTable
 from vllm_prune.serving.query_free import over_all_cells, place_tokens, temporal_segments
 from vllm_prune.serving.rank_check import check_same_on_ranks
-from vllm_prune.serving.report_notes import StepRecorder
-from vllm_prune.serving.request_spec import VideoSpec
 from vllm_prune.serving.trace import TraceWriter, VideoOutcome, VideoTrace
+from vllm_prune.serving.wire.notes import StepRecorder
+from vllm_prune.serving.wire.request_spec import VideoSpec
 
 
 class EncoderRows:

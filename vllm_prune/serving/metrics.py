@@ -11,10 +11,10 @@ from typing import Any
 from prometheus_client import Counter, Histogram
 
 from vllm_prune.config import PruneConfigError
-from vllm_prune.serving.architectures import is_variant
 from vllm_prune.serving.metrics_reasons import reason_of
 from vllm_prune.serving.report import RequestReport
 from vllm_prune.serving.report_ends import DONE
+from vllm_prune.serving.wire.architectures import is_variant
 
 MODALITY = "video"
 _LABELS = ("model_name", "method", "preset", "modality")

@@ -25,11 +25,11 @@ from vllm_prune.serving.dense.step import DenseVideo, plan_step
 from vllm_prune.serving.encoder_rows import EncoderRows
 from vllm_prune.serving.medium_info import MediumInfo
 from vllm_prune.serving.positions import Medium, fill_rows, prompt_positions, unfilled_rows
-from vllm_prune.serving.report_notes import StepRecorder
-from vllm_prune.serving.request_spec import VideoSpec
-from vllm_prune.serving.settings import read_settings
 from vllm_prune.serving.trace import TraceWriter
 from vllm_prune.serving.upload import upload
+from vllm_prune.serving.wire.notes import StepRecorder
+from vllm_prune.serving.wire.request_spec import VideoSpec
+from vllm_prune.serving.wire.settings import read_settings
 
 _DELTA = "mrope_position_delta"
 """Attribute of a prompt's position tensor that remembers its delta (see `_prompt_delta`)."""

@@ -33,10 +33,10 @@ from vllm_prune.serving.missing_places import told_as_a_mistake_of_the_client
 from vllm_prune.serving.pixel_plan import PixelFormat, config_for, keep_encoded, plan_video
 from vllm_prune.serving.prune_inputs import ProfilingInputs, PruneInputs, fields_of, without_prune
 from vllm_prune.serving.report import FACTS_KEY, PromptFacts
-from vllm_prune.serving.request_spec import CELLS_FIELD, FIELD, VideoSpec
 from vllm_prune.serving.sent_media import KnownItem
-from vllm_prune.serving.settings import REQUEST_KEY, TRACE_KEY, read_max_step_tokens, read_settings
 from vllm_prune.serving.span_check import check_spans
+from vllm_prune.serving.wire.request_spec import CELLS_FIELD, FIELD, VideoSpec
+from vllm_prune.serving.wire.settings import REQUEST_KEY, TRACE_KEY, read_max_step_tokens, read_settings
 from vllm_prune.spans import TurnFormat
 
 REPORT_KEY = "prune_report"

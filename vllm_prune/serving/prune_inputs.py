@@ -10,7 +10,7 @@ from vllm.inputs import MultiModalHashes
 from vllm.multimodal.processing.inputs import ProcessorInputs
 
 from vllm_prune.hook import Hooked, hook
-from vllm_prune.serving.settings import REQUEST_KEY, TRACE_KEY
+from vllm_prune.serving.wire.settings import REQUEST_KEY, TRACE_KEY
 
 
 def without_prune(kwargs: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from vllm_prune.serving.model import PruningModelMixin
 from vllm_prune.serving.partial_encoder import encode_cells, encode_on_all_ranks
 from vllm_prune.serving.processor import PruningProcessorMixin
 from vllm_prune.serving.prune_inputs import without_prune
-from vllm_prune.serving.request_spec import CELLS_FIELD, FIELD, VideoSpec
+from vllm_prune.serving.wire.request_spec import CELLS_FIELD, FIELD, VideoSpec
 
 
 class PruneQwen2_5_VLProcessingInfo(Hooked, Qwen2_5_VLProcessingInfo):

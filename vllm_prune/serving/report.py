@@ -8,7 +8,7 @@ from typing import Any
 from vllm_prune.budget import TokenCounts
 from vllm_prune.config import PRESETS, PruneConfig
 from vllm_prune.serving.report_ends import DONE
-from vllm_prune.serving.report_notes import EncodedVideo, RequestNotes
+from vllm_prune.serving.wire.notes import EncodedVideo, RequestNotes
 
 FACTS_KEY = "prune_facts"
 """Key of the processed input under which the processor leaves the `PromptFacts` of a request with videos."""

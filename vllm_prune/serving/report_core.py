@@ -11,7 +11,7 @@ from typing import Any
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
 
 from vllm_prune.serving.failures_core import end_failed
-from vllm_prune.serving.report_notes import ATTRIBUTE, RequestNotes, StepNotes
+from vllm_prune.serving.wire.notes import ATTRIBUTE, RequestNotes, StepNotes
 
 _PENDING = "_vllm_prune_pending_notes"
 

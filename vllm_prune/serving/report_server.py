@@ -19,9 +19,9 @@ from vllm_prune.serving import metrics
 from vllm_prune.serving.report import FACTS_KEY, KVFormat, PromptFacts, RequestReport
 from vllm_prune.serving.report_ends import engine_seconds, state_of, worse
 from vllm_prune.serving.report_log import write_log
-from vllm_prune.serving.report_notes import RequestNotes
 from vllm_prune.serving.report_salts import withheld
-from vllm_prune.serving.settings import read_settings
+from vllm_prune.serving.wire.notes import RequestNotes
+from vllm_prune.serving.wire.settings import read_settings
 
 _KNOWN = "_vllm_prune_server"
 _REPORT = "_vllm_prune_report"

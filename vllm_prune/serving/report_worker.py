@@ -6,7 +6,7 @@ from typing import Any
 
 from vllm.v1.outputs import AsyncModelRunnerOutput
 
-from vllm_prune.serving.report_notes import ATTRIBUTE, StepRecorder
+from vllm_prune.serving.wire.notes import ATTRIBUTE, StepRecorder
 
 
 def take_notes(worker: Any) -> StepRecorder | None:

@@ -9,7 +9,7 @@ import hashlib
 from dataclasses import dataclass
 from typing import Any
 
-from vllm_prune.serving.request_spec import FIELD, VideoSpec
+from vllm_prune.serving.wire.request_spec import FIELD, VideoSpec
 from vllm_prune.spans import Span, dense_spans
 
 _ATTRIBUTE = "_vllm_prune_spans"

@@ -16,7 +16,7 @@ from vllm_prune.config import PruneConfig
 from vllm_prune.estimate import VideoShape, read_dims
 from vllm_prune.estimate.dims import read_config
 from vllm_prune.estimate.video import read_limits
-from vllm_prune.serving.architectures import variant_of
+from vllm_prune.serving.wire.architectures import variant_of
 from vllm_prune.show.errors import ShowError
 from vllm_prune.show.media import load_video, to_frames
 from vllm_prune.show.story import Frames, Panel, Story, label_of, make_panel

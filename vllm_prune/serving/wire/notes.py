@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from vllm_prune.serving.report_clock import Stopwatch
+from vllm_prune.serving.wire.clock import Stopwatch
 
 ATTRIBUTE = "prune_notes"
 """Of vLLM's `ModelRunnerOutput`."""

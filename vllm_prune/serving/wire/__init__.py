@@ -1,0 +1,1 @@
+"""What crosses between the processes; imports neither of their rooms."""
