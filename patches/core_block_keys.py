@@ -31,7 +31,7 @@ def _install() -> None:
     def _gen_mm_extra_hash_keys(
         request: Any, start_token_idx: int, end_token_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[list[Any], int]:
-        from vllm_prune.serving.request_spans import block_keys
+        from vllm_prune.serving.core.spans import block_keys
 
         keys, next_mm_idx = original(request, start_token_idx, end_token_idx, *args, **kwargs)
         if request.mm_features:

@@ -40,20 +40,20 @@ def _install() -> None:
     def can_allocate(
         self: Any, request: Any, input_id: int, encoder_compute_budget: int, num_embeds_to_schedule: int
     ) -> bool:
-        from vllm_prune.serving.encoder_accounting import can_allocate as count_and_ask
+        from vllm_prune.serving.core.encoder_accounting import can_allocate as count_and_ask
 
         original = functools.partial(fits, self)
         return count_and_ask(self, request, input_id, encoder_compute_budget, num_embeds_to_schedule, original)
 
     @functools.wraps(take)
     def allocate(self: Any, request: Any, input_id: int) -> None:
-        from vllm_prune.serving.encoder_accounting import allocate as count_and_take
+        from vllm_prune.serving.core.encoder_accounting import allocate as count_and_take
 
         count_and_take(self, request, input_id, functools.partial(take, self))
 
     @functools.wraps(cached)
     def get_cached_num_encoder_embeds(self: Any, request: Any, input_id: int) -> int | None:
-        from vllm_prune.serving.encoder_accounting import cached_embeds
+        from vllm_prune.serving.core.encoder_accounting import cached_embeds
 
         return cached_embeds(request, input_id, cached(self, request, input_id))
 
@@ -61,7 +61,7 @@ def _install() -> None:
 
     @functools.wraps(get_freed)
     def get_freed_mm_hashes(self: Any) -> list[str]:
-        from vllm_prune.serving.encoder_accounting import freed
+        from vllm_prune.serving.core.encoder_accounting import freed
 
         return freed(self, functools.partial(get_freed, self))
 

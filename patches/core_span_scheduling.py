@@ -38,7 +38,7 @@ def _install() -> None:
     def _try_schedule_encoder_inputs(
         self: Any, request: Any, num_computed_tokens: int, num_new_tokens: int, *args: Any, **kwargs: Any
     ) -> tuple[Any, ...]:
-        from vllm_prune.serving.span_scheduling import schedule_encoder_inputs
+        from vllm_prune.serving.core.scheduling import schedule_encoder_inputs
 
         def original(num_new_tokens: int) -> tuple[Any, ...]:
             return schedule_encoder(self, request, num_computed_tokens, num_new_tokens, *args, **kwargs)
@@ -47,7 +47,7 @@ def _install() -> None:
 
     @functools.wraps(find_hit)
     def _get_local_prefix_cache_hit(self: Any, request: Any, *args: Any, **kwargs: Any) -> tuple[Any, int, int, bool]:
-        from vllm_prune.serving.span_scheduling import clip_prefix_hit
+        from vllm_prune.serving.core.scheduling import clip_prefix_hit
 
         return clip_prefix_hit(self, request, *find_hit(self, request, *args, **kwargs))
 

@@ -44,7 +44,7 @@ def _install() -> None:
     def update_from_output(
         self: Any, scheduler_output: Any, model_runner_output: Any, *args: Any, **kwargs: Any
     ) -> Any:
-        from vllm_prune.serving.report_core import update_from_output as update
+        from vllm_prune.serving.core.report import update_from_output as update
 
         def unchanged() -> Any:
             return original(self, scheduler_output, model_runner_output, *args, **kwargs)

@@ -62,7 +62,7 @@ def test_a_renamed_method_is_a_break(copy):
 def test_a_renamed_attribute_is_a_break(copy):
     assert found_in(Tree(python_files(base_version()))) > 0.6 * len(reached())
     copy.replace("v1/core/sched/scheduler.py", "self.current_step", "self.step_number")
-    found = "BREAK vllm.v1.core.sched.scheduler:Scheduler.current_step: is reached in serving/span_scheduling.py"
+    found = "BREAK vllm.v1.core.sched.scheduler:Scheduler.current_step: is reached in serving/core/scheduling.py"
     assert any(line.startswith(found) for line in copy.findings())
 
 

@@ -17,7 +17,7 @@ from vllm.v1.request import Request
 
 from vllm_prune.config import PruneConfig
 from vllm_prune.patches.core_encoder_rows import PATCH
-from vllm_prune.serving.encoder_accounting import begin_request, release
+from vllm_prune.serving.core.encoder_accounting import begin_request, release
 from vllm_prune.serving.wire.request_spec import FIELD, VideoSpec
 from vllm_prune.spans import TurnFormat
 

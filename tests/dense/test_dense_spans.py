@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from vllm.v1.core.encoder_cache_manager import EncoderCacheManager
 
-from vllm_prune.serving.request_spans import RequestSpan
-from vllm_prune.serving.span_scheduling import clip_prefix_hit, schedule_encoder_inputs
+from vllm_prune.serving.core.scheduling import clip_prefix_hit, schedule_encoder_inputs
+from vllm_prune.serving.core.spans import RequestSpan
 from vllm_prune.spans import Span, TurnFormat, clip_hit, clip_to_spans, dense_spans
 
 TEXT, VIDEO, END, REPLY, NEWLINE = 1, 6, 2, 3, 4

@@ -1,7 +1,7 @@
 """A method that fails on one video fails the requests that use the video, and nothing else.
 
 In the worker, the video's rows become zeros that carry the reason (`MediumInfo.failure`). Every step that uses such a
-row reports it, and the engine core ends the request (`failures_core.py`).
+row reports it, and the engine core ends the request (`core/failures.py`).
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
     worker           `StepRecorder` collects while the model runs; `StepNotes` travels as an attribute of vLLM's
                      `ModelRunnerOutput`, whatever the executor (they all hand that object over whole)
-    engine core      `report_core.py` finds out which requests the notes are about: `RequestNotes`, as JSON in the
+    engine core      `core/report.py` finds out which requests the notes are about: `RequestNotes`, as JSON in the
                      `trace_headers` of the request's next `EngineCoreOutput`, which otherwise only tracing reads
     API server       `report_server.py` adds them to the request's report
 

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from vllm_prune.serving.encoder_accounting import begin_request, release
-from vllm_prune.serving.request_spans import RequestSpan, read_spec, request_spans
+from vllm_prune.serving.core.encoder_accounting import begin_request, release
+from vllm_prune.serving.core.spans import RequestSpan, read_spec, request_spans
 from vllm_prune.spans import clip_hit, clip_to_spans
 
 EncoderSchedule = tuple[Any, ...]

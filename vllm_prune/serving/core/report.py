@@ -10,7 +10,7 @@ from typing import Any
 
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
 
-from vllm_prune.serving.failures_core import end_failed
+from vllm_prune.serving.core.failures import end_failed
 from vllm_prune.serving.wire.notes import ATTRIBUTE, RequestNotes, StepNotes
 
 _PENDING = "_vllm_prune_pending_notes"

@@ -10,7 +10,7 @@ from typing import Any
 
 from vllm.v1.request import RequestStatus
 
-from vllm_prune.serving.encoder_accounting import forget
+from vllm_prune.serving.core.encoder_accounting import forget
 
 
 def end_failed(scheduler: Any, step: Any, failures: Mapping[str, str]) -> dict[str, tuple[Any, str]]:
