@@ -28,7 +28,7 @@ TP = 2
 
 def watch(worker: Any) -> None:
     """On every rank: times the steps that prefill, and the reductions in them, from now on."""
-    from vllm_prune.serving.dense import choose
+    from vllm_prune.serving.worker.dense import choose
 
     worker.tp_times = []
     execute, reduce = worker.model_runner.execute_model, torch.distributed.all_reduce

@@ -34,7 +34,7 @@ def _install() -> None:
 
     @functools.wraps(execute_model)
     def execute(self: Any, *args: Any, **kwargs: Any) -> Any:
-        from vllm_prune.serving.report_worker import attach_notes, require_dense_step, take_notes
+        from vllm_prune.serving.worker.report import attach_notes, require_dense_step, take_notes
 
         take_notes(self)  # whatever vLLM's profiling or a step that failed left there
         output = execute_model(self, *args, **kwargs)
@@ -43,7 +43,7 @@ def _install() -> None:
 
     @functools.wraps(sample_tokens)
     def sample(self: Any, *args: Any, **kwargs: Any) -> Any:
-        from vllm_prune.serving.report_worker import attach_notes, take_notes
+        from vllm_prune.serving.worker.report import attach_notes, take_notes
 
         return attach_notes(sample_tokens(self, *args, **kwargs), take_notes(self))
 

@@ -17,7 +17,7 @@ from vllm_prune.config.checks import MAX_INTEGER, MAX_LAYERS, MAX_PARAM_TEXT, MA
 from vllm_prune.methods import VideoTokens
 from vllm_prune.methods.prunevid import PruneVid
 from vllm_prune.override import ServerSettings
-from vllm_prune.serving.query_free import competing_groups, merge_and_select
+from vllm_prune.serving.worker.query_free import competing_groups, merge_and_select
 
 GRID = (4, 4, 4)
 BASES = [PruneConfig(), preset("stage1_only"), PruneConfig(method="uniform", keep_ratio=0.5), preset("default")]

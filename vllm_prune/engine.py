@@ -27,7 +27,7 @@ def engine_args(
         model: Folder or hub name.
         config: Configuration, preset's name, or what `PruneConfig.parse` reads.
         override: What a request may change by `mm_processor_kwargs={"prune": ...}`.
-        trace: Folder for a trace of what was decided about every video (see `serving/trace.py`).
+        trace: Folder for a trace of what was decided about every video (see `serving/worker/trace.py`).
         trace_limits: What that folder may hold; the oldest traces make room.
         log: Whether every request with videos is described in the log.
         others: Any further argument of `vllm.LLM`; a dictionary of `hf_overrides` is merged.

@@ -22,7 +22,7 @@ class ServerSettings:
     config: PruneConfig
     override: OverridePolicy = "tighten"
     trace: str | None = None
-    """Folder for traces (see `serving/trace.py`)."""
+    """Folder for traces (see `serving/worker/trace.py`)."""
     trace_limits: TraceLimits = dataclasses.field(default_factory=TraceLimits)
     log: bool = False
     """Whether every request with videos is described in the log (see `serving/report_log.py`)."""

@@ -14,7 +14,7 @@ from vllm_prune.bench.throughput.workload import read_clip
 from vllm_prune.config import PruneConfig
 from vllm_prune.methods.base import Assignment
 from vllm_prune.methods.still_cells import plan_runs
-from vllm_prune.serving.query_free import over_all_cells
+from vllm_prune.serving.worker.query_free import over_all_cells
 from vllm_prune.show.sheet import SheetOptions, save_sheet
 from vllm_prune.show.story import Frames, Panel, Story, make_panel
 from vllm_prune.show.trace_file import TracedVideo

@@ -294,7 +294,7 @@ class DenseEngine:
 
 
 def _watch_rank(worker: Any) -> None:
-    from vllm_prune.serving.dense.rows import DenseRows
+    from vllm_prune.serving.worker.dense.rows import DenseRows
 
     select = DenseRows.select
     worker.digest, worker.drops = hashlib.sha256(), 0

@@ -14,10 +14,10 @@ from torch import Tensor
 from vllm.forward_context import get_forward_context
 from vllm.multimodal.inputs import MultiModalFeatureSpec, PlaceholderRange
 
-from vllm_prune.serving.dense.prefix import DensePrefix
-from vllm_prune.serving.encoder_rows import EncoderRows
-from vllm_prune.serving.model import PruningModelMixin
 from vllm_prune.serving.wire.notes import StepRecorder
+from vllm_prune.serving.worker.dense.prefix import DensePrefix
+from vllm_prune.serving.worker.encoder_rows import EncoderRows
+from vllm_prune.serving.worker.model import PruningModelMixin
 
 WIDTH, HEADS, KV_HEADS, DIM, BLOCK_SIZE, NUM_BLOCKS, LAYERS = 64, 4, 2, 16, 16, 200, 28
 

@@ -20,7 +20,7 @@ from small_decoder import BLOCK_SIZE, DIM, HEADS, KV_HEADS
 from small_step import Result, SmallStep, alone
 
 from vllm_prune import engine_args
-from vllm_prune.serving.dense.scratch import ScratchCache, make_metadata_builder
+from vllm_prune.serving.worker.dense.scratch import ScratchCache, make_metadata_builder
 
 SEGMENTS = 16
 CONFIGS = {

@@ -10,8 +10,8 @@ from vllm import _custom_ops as ops
 from vllm.platforms import current_platform
 from vllm.v1.attention.backends import cpu_attn
 
-from vllm_prune.serving.dense.key_reader import KeyReader
-from vllm_prune.serving.dense.scratch import ScratchCache
+from vllm_prune.serving.worker.dense.key_reader import KeyReader
+from vllm_prune.serving.worker.dense.scratch import ScratchCache
 
 pytestmark = pytest.mark.skipif(not current_platform.is_cpu(), reason="the CPU's backend")
 HEADS, GROUPS = 6, 2

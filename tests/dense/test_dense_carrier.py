@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllm_prune.serving import carrier
+from vllm_prune.serving.worker import carrier
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 

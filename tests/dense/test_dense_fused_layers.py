@@ -14,7 +14,7 @@ from vllm.config import CompilationConfig, VllmConfig, set_current_vllm_config
 from vllm.model_executor.layers.layernorm import RMSNorm
 from vllm.model_executor.layers.rotary_embedding import get_rope
 
-from vllm_prune.serving.dense.fused_layers import fused_layers, has_fused_kernels
+from vllm_prune.serving.worker.dense.fused_layers import fused_layers, has_fused_kernels
 
 ROPE = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [2, 3, 3]}
 

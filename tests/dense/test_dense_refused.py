@@ -63,7 +63,7 @@ def test_what_requests_may_ask_for_counts_too(micro):
 def test_what_vllm_chooses_for_graphs_is_looked_at_in_the_worker(micro, mode, refused):
     from vllm.config import CUDAGraphMode
 
-    from vllm_prune.serving.dense.refusals import check_resolved
+    from vllm_prune.serving.refusals import check_resolved
 
     config = configure(micro, "default", "tighten")
     config.compilation_config.cudagraph_mode = CUDAGraphMode[mode]

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from vllm_prune.budget import TokenCounts
-from vllm_prune.serving.dense.rows import DenseRows
-from vllm_prune.serving.dense.step import Batch, DenseVideo, plan_step
-from vllm_prune.serving.medium_info import MediumInfo
+from vllm_prune.serving.worker.dense.rows import DenseRows
+from vllm_prune.serving.worker.dense.step import Batch, DenseVideo, plan_step
+from vllm_prune.serving.worker.medium_info import MediumInfo
 
 
 def video(row: int, entering: int, kept: int) -> DenseVideo:

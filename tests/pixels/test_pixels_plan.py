@@ -34,7 +34,7 @@ from vllm_prune.methods.still_cells import (
 )
 from vllm_prune.override import ServerSettings
 from vllm_prune.serving.pixel_plan import PixelFormat, keep_encoded, plan_video
-from vllm_prune.serving.query_free import merge_and_select, over_all_cells, place_tokens
+from vllm_prune.serving.worker.query_free import merge_and_select, over_all_cells, place_tokens
 
 PLANNERS = {
     "runs": lambda cells, tau: plan_runs(cells, tau),

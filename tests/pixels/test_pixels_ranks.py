@@ -13,7 +13,7 @@ from pixel_clips import to_cells
 from pixel_encoder import read_encoder, watch_encoder
 
 from vllm_prune.methods.still_cells import plan_runs
-from vllm_prune.serving.partial_encoder import split_frames
+from vllm_prune.serving.worker.partial_encoder import split_frames
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 8])

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from vllm_prune.serving.rank_check import check_same_on_ranks
+from vllm_prune.serving.worker.rank_check import check_same_on_ranks
 
 
 def actor_and_process(worker: Any) -> tuple[str, int]:

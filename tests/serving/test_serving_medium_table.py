@@ -13,9 +13,9 @@ from serving_engine import prune
 
 from vllm_prune.budget import plan_counts
 from vllm_prune.config import PruneConfig
-from vllm_prune.serving import carrier
-from vllm_prune.serving.medium_info import MediumInfo, MediumTable
-from vllm_prune.serving.trace import TraceWriter
+from vllm_prune.serving.worker import carrier
+from vllm_prune.serving.worker.medium_info import MediumInfo, MediumTable
+from vllm_prune.serving.worker.trace import TraceWriter
 
 
 def read_info(rows: torch.Tensor) -> int:

@@ -12,9 +12,9 @@ from serving_cases import ask
 from serving_engine import prune
 
 from vllm_prune.config import PruneConfigError
-from vllm_prune.serving import trace_folder
-from vllm_prune.serving.trace import TraceWriter
-from vllm_prune.serving.trace_folder import TraceFolder
+from vllm_prune.serving.worker import trace_folder
+from vllm_prune.serving.worker.trace import TraceWriter
+from vllm_prune.serving.worker.trace_folder import TraceFolder
 from vllm_prune.trace_limits import TraceLimits
 
 
@@ -113,7 +113,7 @@ def test_a_file_in_its_place_is_logged_once_and_every_trace_counted(tmp_path, mo
 
 FULL = """
 import os, resource, sys
-from vllm_prune.serving.trace_folder import TraceFolder
+from vllm_prune.serving.worker.trace_folder import TraceFolder
 from vllm_prune.trace_limits import TraceLimits
 folder = TraceFolder(sys.argv[1], TraceLimits())
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))

@@ -12,8 +12,8 @@ from vllm_prune.budget import plan_counts
 from vllm_prune.config import PruneConfig
 from vllm_prune.methods import VideoTokens
 from vllm_prune.methods.attention_importance import select_top
-from vllm_prune.serving.query_free import merge_and_select, temporal_segments
-from vllm_prune.serving.trace import TraceWriter, VideoOutcome, VideoTrace
+from vllm_prune.serving.worker.query_free import merge_and_select, temporal_segments
+from vllm_prune.serving.worker.trace import TraceWriter, VideoOutcome, VideoTrace
 from vllm_prune.show import Panel, Story, read_trace
 from vllm_prune.show.story import Frames, label_of, make_panel
 

@@ -12,7 +12,7 @@ from vllm.model_executor.models.config import VerifyAndUpdateConfig
 
 from vllm_prune.config import PruneConfigError
 from vllm_prune.hook import Hooked, hook
-from vllm_prune.serving.dense.refusals import check_requested
+from vllm_prune.serving.refusals import check_requested
 from vllm_prune.serving.wire.settings import REQUEST_KEY, read_settings, write_max_step_tokens
 
 _PRUNING_ENABLED = 0.5

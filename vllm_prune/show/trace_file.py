@@ -1,4 +1,4 @@
-"""Reads what `serving/trace.py` wrote."""
+"""Reads what `serving/worker/trace.py` wrote."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from vllm_prune.config import PruneConfig
-from vllm_prune.serving.trace import FORMAT
+from vllm_prune.serving.worker.trace import FORMAT
 from vllm_prune.show.errors import ShowError
 
 _REQUIRED = ("grid", "config", "slot", "anchor", "layers", "counts", "kept")
@@ -18,7 +18,7 @@ _REQUIRED = ("grid", "config", "slot", "anchor", "layers", "counts", "kept")
 
 @dataclass(frozen=True)
 class TracedVideo:
-    """One video of a trace; the fields are those of `serving/trace.py`."""
+    """One video of a trace; the fields are those of `serving/worker/trace.py`."""
 
     grid: tuple[int, int, int]
     config: PruneConfig

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from vllm_prune.serving.dense.step import DenseRequest, DenseStep, VideoRows
+from vllm_prune.serving.worker.dense.step import DenseRequest, DenseStep, VideoRows
 
 
 @dataclass(frozen=True)

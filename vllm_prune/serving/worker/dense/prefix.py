@@ -11,14 +11,14 @@ from vllm.config import VllmConfig
 from vllm.forward_context import get_forward_context
 
 from vllm_prune.config import PruneConfigError
-from vllm_prune.serving.dense.drop import RowDropper
-from vllm_prune.serving.dense.fused_layers import fused_layers, has_fused_kernels
-from vllm_prune.serving.dense.key_reader import KeyReader
-from vllm_prune.serving.dense.refusals import check_resolved
-from vllm_prune.serving.dense.scratch import ScratchCache, make_metadata_builder
-from vllm_prune.serving.dense.step import Batch, DenseRequest, DenseStep
-from vllm_prune.serving.dense.step_run import StepRun
-from vllm_prune.serving.trace import TraceWriter
+from vllm_prune.serving.refusals import check_resolved
+from vllm_prune.serving.worker.dense.drop import RowDropper
+from vllm_prune.serving.worker.dense.fused_layers import fused_layers, has_fused_kernels
+from vllm_prune.serving.worker.dense.key_reader import KeyReader
+from vllm_prune.serving.worker.dense.scratch import ScratchCache, make_metadata_builder
+from vllm_prune.serving.worker.dense.step import Batch, DenseRequest, DenseStep
+from vllm_prune.serving.worker.dense.step_run import StepRun
+from vllm_prune.serving.worker.trace import TraceWriter
 
 SUPPORTED_BACKENDS = ("FLASH_ATTN", "TRITON_ATTN", "CPU_ATTN")
 """Backends that write keys and values apart from attention and name their metadata alike."""

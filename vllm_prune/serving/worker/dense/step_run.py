@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from vllm.forward_context import get_forward_context
 
-from vllm_prune.serving.dense.drop import RowDropper
-from vllm_prune.serving.dense.rows import DenseRows
-from vllm_prune.serving.dense.scratch import ScratchCache
-from vllm_prune.serving.dense.step import DenseStep, VideoRows
-from vllm_prune.serving.trace import VideoOutcome
-from vllm_prune.serving.upload import upload
+from vllm_prune.serving.worker.dense.drop import RowDropper
+from vllm_prune.serving.worker.dense.rows import DenseRows
+from vllm_prune.serving.worker.dense.scratch import ScratchCache
+from vllm_prune.serving.worker.dense.step import DenseStep, VideoRows
+from vllm_prune.serving.worker.trace import VideoOutcome
+from vllm_prune.serving.worker.upload import upload
 
 
 class StepRun:

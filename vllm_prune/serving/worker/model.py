@@ -19,17 +19,17 @@ from vllm.forward_context import get_forward_context
 from vllm.multimodal.inputs import MultiModalFeatureSpec
 
 from vllm_prune.hook import Hooked, hook
-from vllm_prune.serving import carrier
-from vllm_prune.serving.dense.prefix import DensePrefix
-from vllm_prune.serving.dense.step import DenseVideo, plan_step
-from vllm_prune.serving.encoder_rows import EncoderRows
-from vllm_prune.serving.medium_info import MediumInfo
-from vllm_prune.serving.positions import Medium, fill_rows, prompt_positions, unfilled_rows
-from vllm_prune.serving.trace import TraceWriter
-from vllm_prune.serving.upload import upload
 from vllm_prune.serving.wire.notes import StepRecorder
 from vllm_prune.serving.wire.request_spec import VideoSpec
 from vllm_prune.serving.wire.settings import read_settings
+from vllm_prune.serving.worker import carrier
+from vllm_prune.serving.worker.dense.prefix import DensePrefix
+from vllm_prune.serving.worker.dense.step import DenseVideo, plan_step
+from vllm_prune.serving.worker.encoder_rows import EncoderRows
+from vllm_prune.serving.worker.medium_info import MediumInfo
+from vllm_prune.serving.worker.positions import Medium, fill_rows, prompt_positions, unfilled_rows
+from vllm_prune.serving.worker.trace import TraceWriter
+from vllm_prune.serving.worker.upload import upload
 
 _DELTA = "mrope_position_delta"
 """Attribute of a prompt's position tensor that remembers its delta (see `_prompt_delta`)."""

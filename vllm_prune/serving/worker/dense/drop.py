@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
-from vllm_prune.serving.dense.choose import choose_tokens, measure_importance
-from vllm_prune.serving.dense.rows import DenseRows, LiveRequest
-from vllm_prune.serving.dense.step import DenseRequest, DenseStep, VideoRows
-from vllm_prune.serving.rank_check import check_same_on_ranks
-from vllm_prune.serving.upload import upload
+from vllm_prune.serving.worker.dense.choose import choose_tokens, measure_importance
+from vllm_prune.serving.worker.dense.rows import DenseRows, LiveRequest
+from vllm_prune.serving.worker.dense.step import DenseRequest, DenseStep, VideoRows
+from vllm_prune.serving.worker.rank_check import check_same_on_ranks
+from vllm_prune.serving.worker.upload import upload
 
 ContextKeys = Callable[[int, DenseRequest], torch.Tensor]
 """Keys [context, G, D] that a request has in the paged cache of a layer."""

@@ -12,10 +12,10 @@ import torch
 
 from vllm_prune.budget import TokenCounts
 from vllm_prune.config import PruneConfig
-from vllm_prune.serving import carrier
-from vllm_prune.serving.positions import medium_extent, medium_offsets
-from vllm_prune.serving.trace import VideoTrace
-from vllm_prune.serving.upload import upload
+from vllm_prune.serving.worker import carrier
+from vllm_prune.serving.worker.positions import medium_extent, medium_offsets
+from vllm_prune.serving.worker.trace import VideoTrace
+from vllm_prune.serving.worker.upload import upload
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ import torch
 
 from vllm_prune.budget import TokenCounts
 from vllm_prune.methods.base import Assignment
-from vllm_prune.serving.trace_folder import TraceFolder
+from vllm_prune.serving.worker.trace_folder import TraceFolder
 from vllm_prune.trace_key import file_name
 from vllm_prune.trace_limits import TraceLimits
 

@@ -9,7 +9,7 @@ from vllm_prune.config import PruneConfig
 from vllm_prune.methods.attention_importance import attention_importance, select_top, select_top_by_group
 from vllm_prune.methods.base import VideoTokens
 from vllm_prune.methods.dpp import DPP
-from vllm_prune.serving.dense.step import DenseVideo
+from vllm_prune.serving.worker.dense.step import DenseVideo
 
 
 def measure_importance(

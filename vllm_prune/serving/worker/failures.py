@@ -13,7 +13,7 @@ from vllm.logger import init_logger
 from vllm_prune.budget import TokenCounts
 from vllm_prune.config import ATTENTION, NO_METHOD, PruneConfig
 from vllm_prune.methods.base import Assignment, VideoTokens
-from vllm_prune.serving.query_free import competing_groups, merge_and_select
+from vllm_prune.serving.worker.query_free import competing_groups, merge_and_select
 
 logger = init_logger("vllm.vllm_prune")
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import torch
 
-from vllm_prune.serving.medium_info import MediumInfo
+from vllm_prune.serving.worker.medium_info import MediumInfo
 
 
 @dataclass(frozen=True, eq=False)

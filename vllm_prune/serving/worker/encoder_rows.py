@@ -7,14 +7,14 @@ import time
 
 import torch
 
-from vllm_prune.serving import carrier
-from vllm_prune.serving.failures import select_tokens
-from vllm_prune.serving.medium_info import MediumInfo, MediumTable
-from vllm_prune.serving.query_free import over_all_cells, place_tokens, temporal_segments
-from vllm_prune.serving.rank_check import check_same_on_ranks
-from vllm_prune.serving.trace import TraceWriter, VideoOutcome, VideoTrace
 from vllm_prune.serving.wire.notes import StepRecorder
 from vllm_prune.serving.wire.request_spec import VideoSpec
+from vllm_prune.serving.worker import carrier
+from vllm_prune.serving.worker.failures import select_tokens
+from vllm_prune.serving.worker.medium_info import MediumInfo, MediumTable
+from vllm_prune.serving.worker.query_free import over_all_cells, place_tokens, temporal_segments
+from vllm_prune.serving.worker.rank_check import check_same_on_ranks
+from vllm_prune.serving.worker.trace import TraceWriter, VideoOutcome, VideoTrace
 
 
 class EncoderRows:

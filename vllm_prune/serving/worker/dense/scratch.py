@@ -13,7 +13,7 @@ import torch
 from vllm.config import VllmConfig, set_current_vllm_config
 from vllm.v1.attention.backend import CommonAttentionMetadata
 
-from vllm_prune.serving.upload import upload
+from vllm_prune.serving.worker.upload import upload
 
 
 class ScratchCache:
