@@ -29,7 +29,7 @@ def _install() -> None:
 
     @functools.wraps(beam_search)
     def search(self: Any, prompt: Any, request_id: str, *args: Any, **kwargs: Any) -> Any:
-        from vllm_prune.serving.report_beams import report_search
+        from vllm_prune.serving.api.beams import report_search
 
         outputs = beam_search(self, prompt, request_id, *args, **kwargs)
         return report_search(self.engine_client.vllm_config, prompt, request_id, outputs)

@@ -31,7 +31,7 @@ def _install() -> None:
 
     @functools.wraps(original)
     def __init__(self: Any, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
-        from vllm_prune.serving.metrics import start
+        from vllm_prune.serving.api.metrics import start
 
         original(self, vllm_config, *args, **kwargs)
         start(vllm_config)

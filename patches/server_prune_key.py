@@ -24,7 +24,7 @@ class _KnowsPrune:
     def check(self, mm_processor_kwargs: dict[str, Any]) -> None:
         """Refuses a `prune` that the server does not know or allow, whether or not the request has a video."""
         from vllm_prune.config import PruneConfigError
-        from vllm_prune.serving.metrics import observe_refusal
+        from vllm_prune.serving.api.metrics import observe_refusal
 
         try:
             self._settings.resolve(mm_processor_kwargs.get(_KEY))

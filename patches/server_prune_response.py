@@ -45,7 +45,7 @@ def _install() -> None:
     async def full_generator(self: Any, request: Any, result_generator: Any, *args: Any, **kwargs: Any) -> Any:
         from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionResponse
 
-        from vllm_prune.serving.report_response import FIELD, WatchedOutputs
+        from vllm_prune.serving.api.response import FIELD, WatchedOutputs
 
         outputs = WatchedOutputs(result_generator)
         response = await full(self, request, outputs, *args, **kwargs)
@@ -57,7 +57,7 @@ def _install() -> None:
     async def stream_generator(
         self: Any, request: Any, result_generator: Any, *args: Any, **kwargs: Any
     ) -> AsyncIterator[str]:
-        from vllm_prune.serving.report_response import WatchedOutputs, add_to_chunk
+        from vllm_prune.serving.api.response import WatchedOutputs, add_to_chunk
 
         outputs = WatchedOutputs(result_generator)
         async for chunk in stream(self, request, outputs, *args, **kwargs):

@@ -48,7 +48,7 @@ def _wrap_inputs(inputs: type[Any]) -> None:
 
     @functools.wraps(process_inputs)
     def process(self: Any, request_id: str, prompt: Any, *args: Any, **kwargs: Any) -> Any:
-        from vllm_prune.serving.report_server import begin
+        from vllm_prune.serving.api.request_reports import begin
 
         begin(self.vllm_config, request_id, prompt)
         return process_inputs(self, request_id, prompt, *args, **kwargs)
@@ -62,14 +62,14 @@ def _wrap_outputs(processor: type[Any], request_state: type[Any]) -> None:
 
     @functools.wraps(add_request)
     def add(self: Any, request: Any, *args: Any, **kwargs: Any) -> None:
-        from vllm_prune.serving.report_server import queue
+        from vllm_prune.serving.api.request_reports import queue
 
         add_request(self, request, *args, **kwargs)
         queue(request, self.request_states[request.request_id])
 
     @functools.wraps(process_outputs)
     def process(self: Any, engine_core_outputs: Any, *args: Any, **kwargs: Any) -> Any:
-        from vllm_prune.serving.report_server import finish, receive
+        from vllm_prune.serving.api.request_reports import finish, receive
 
         reported = receive(self.request_states, engine_core_outputs)
         result = process_outputs(self, engine_core_outputs, *args, **kwargs)
@@ -78,7 +78,7 @@ def _wrap_outputs(processor: type[Any], request_state: type[Any]) -> None:
 
     @functools.wraps(make_request_output)
     def make(self: Any, *args: Any, **kwargs: Any) -> Any:
-        from vllm_prune.serving.report_server import report_of
+        from vllm_prune.serving.api.request_reports import report_of
 
         output, report = make_request_output(self, *args, **kwargs), report_of(self)
         if output is not None and report is not None:

@@ -50,7 +50,7 @@ def _install() -> None:
 def _connected(make: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(make)
     def make_connected(*args: Any, renderer: Any = None, **kwargs: Any) -> Any:
-        from vllm_prune.serving.sending import connect
+        from vllm_prune.serving.api.sending import connect
 
         made = make(*args, renderer=renderer, **kwargs)
         if renderer is not None:

@@ -25,7 +25,7 @@ class ServerSettings:
     """Folder for traces (see `serving/worker/trace.py`)."""
     trace_limits: TraceLimits = dataclasses.field(default_factory=TraceLimits)
     log: bool = False
-    """Whether every request with videos is described in the log (see `serving/report_log.py`)."""
+    """Whether every request with videos is described in the log (see `serving/api/log.py`)."""
 
     @property
     def may_prune(self) -> bool:

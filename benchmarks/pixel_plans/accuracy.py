@@ -19,8 +19,8 @@ from vllm_prune.bench.throughput.configurations import Configuration
 from vllm_prune.budget import plan_counts
 from vllm_prune.embedded import model_path
 from vllm_prune.methods.still_cells import StillPlan
-from vllm_prune.serving import processor
-from vllm_prune.serving.pixel_plan import plan_video
+from vllm_prune.serving.api import processor
+from vllm_prune.serving.api.pixel_plan import plan_video
 
 from . import planned
 from .variations import KINDS, LEVELS, ROWS, Variation

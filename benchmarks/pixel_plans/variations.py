@@ -14,7 +14,7 @@ import torch
 from vllm_prune.budget import plan_counts
 from vllm_prune.config import PruneConfig
 from vllm_prune.methods.still_cells import StillPlan, stand_ins
-from vllm_prune.serving import pixel_plan, processor
+from vllm_prune.serving.api import pixel_plan, processor
 
 from .planned import NAME as PLANNED
 

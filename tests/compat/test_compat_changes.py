@@ -97,6 +97,8 @@ def test_comments_and_annotations_are_no_change(copy):
 def test_a_name_that_moved_is_a_break(copy):
     copy.replace("multimodal/processing/context.py", "class TimingContext", "class Timings")
     assert any(
-        found.startswith("BREAK vllm.multimodal.processing.context:TimingContext: is imported in serving/processor.py")
+        found.startswith(
+            "BREAK vllm.multimodal.processing.context:TimingContext: is imported in serving/api/processor.py"
+        )
         for found in copy.findings()
     )

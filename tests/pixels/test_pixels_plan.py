@@ -33,7 +33,7 @@ from vllm_prune.methods.still_cells import (
     stand_ins,
 )
 from vllm_prune.override import ServerSettings
-from vllm_prune.serving.pixel_plan import PixelFormat, keep_encoded, plan_video
+from vllm_prune.serving.api.pixel_plan import PixelFormat, keep_encoded, plan_video
 from vllm_prune.serving.worker.query_free import merge_and_select, over_all_cells, place_tokens
 
 PLANNERS = {

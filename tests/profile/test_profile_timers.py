@@ -60,7 +60,7 @@ def test_a_stage_that_fails_is_counted_and_forgotten():
 
 
 def test_every_place_is_put_back():
-    from vllm_prune.serving.processor import PruningProcessorMixin
+    from vllm_prune.serving.api.processor import PruningProcessorMixin
     from vllm_prune.serving.worker.dense.drop import RowDropper
     from vllm_prune.serving.worker.dense.step_run import StepRun
 

@@ -16,7 +16,7 @@ from serving_plugin import wayward
 from serving_server import text, video
 
 from vllm_prune.config import PruneConfigError
-from vllm_prune.serving.metrics_reasons import OTHER, OVERRIDE, reason_of
+from vllm_prune.serving.api.metrics_reasons import OTHER, OVERRIDE, reason_of
 
 DASHBOARD = Path(__file__).parents[2] / "launch" / "grafana" / "vllm-prune.json"
 ASK = text(QUESTION)

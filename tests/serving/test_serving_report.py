@@ -17,9 +17,9 @@ from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionStrea
 
 from vllm_prune.budget import plan_counts
 from vllm_prune.config import PruneConfig
-from vllm_prune.serving.report import KVFormat, PromptFacts, RequestReport
-from vllm_prune.serving.report_log import describe
-from vllm_prune.serving.report_response import add_to_chunk
+from vllm_prune.serving.api.log import describe
+from vllm_prune.serving.api.report import KVFormat, PromptFacts, RequestReport
+from vllm_prune.serving.api.response import add_to_chunk
 from vllm_prune.serving.wire.clock import Stopwatch
 from vllm_prune.serving.wire.notes import EncodedVideo, RequestNotes, StepRecorder
 

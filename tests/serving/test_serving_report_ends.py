@@ -19,12 +19,12 @@ from vllm.v1.metrics.stats import RequestStateStats
 
 from vllm_prune.budget import plan_counts
 from vllm_prune.config import PruneConfig
-from vllm_prune.serving import metrics as metrics_module
-from vllm_prune.serving.metrics import PruneMetrics
-from vllm_prune.serving.report import KVFormat, PromptFacts, RequestReport
-from vllm_prune.serving.report_ends import engine_seconds, state_of
-from vllm_prune.serving.report_log import describe, write_log
-from vllm_prune.serving.report_salts import SharedVideos
+from vllm_prune.serving.api import metrics as metrics_module
+from vllm_prune.serving.api.ends import engine_seconds, state_of
+from vllm_prune.serving.api.log import describe, write_log
+from vllm_prune.serving.api.metrics import PruneMetrics
+from vllm_prune.serving.api.report import KVFormat, PromptFacts, RequestReport
+from vllm_prune.serving.api.salts import SharedVideos
 from vllm_prune.serving.wire.notes import EncodedVideo
 
 ASK = text(QUESTION)
@@ -137,7 +137,7 @@ def test_one_tenant_is_not_told_of_another(open_server):
 
 
 def test_a_request_id_writes_no_lines_of_its_own():
-    with mock.patch("vllm_prune.serving.report_log.logger.info") as info:
+    with mock.patch("vllm_prune.serving.api.log.logger.info") as info:
         write_log("a\nINFO forged" + "b" * 10**5, report(answered=True))
     shown = info.call_args.args[1]
     assert shown.startswith("a?INFO forgedb")

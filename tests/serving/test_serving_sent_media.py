@@ -22,8 +22,8 @@ from vllm.multimodal.inputs import (
 from vllm.multimodal.processing.processor import PromptUpdateDetails, ResolvedPromptUpdate, UpdateMode
 from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
-from vllm_prune.serving.sending import _send
-from vllm_prune.serving.sent_media import KnownItem, SentMediaCache
+from vllm_prune.serving.api.sending import _send
+from vllm_prune.serving.api.sent_media import KnownItem, SentMediaCache
 
 CAPACITY_GB = 1e-5
 """Room for about ten media of 1,000 bytes."""

@@ -12,8 +12,8 @@ from test_serving_sent_media import medium, updates
 from vllm.multimodal.cache.shm import ShmObjectStoreReceiverCache, ShmObjectStoreSenderCache
 from vllm.multimodal.inputs import MultiModalFeatureSpec, PlaceholderRange
 
-from vllm_prune.serving.sending import _send
-from vllm_prune.serving.sent_media_shm import SentShmCache
+from vllm_prune.serving.api.sending import _send
+from vllm_prune.serving.api.sent_media_shm import SentShmCache
 
 ROOM = 20_000
 """Bytes, for some five media."""

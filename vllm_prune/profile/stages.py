@@ -29,7 +29,7 @@ STAGES = (*(DECODE_VIDEO, PREPROCESS, PLAN, ENCODER, STAGE1, DENSE, CHOICE, COMP
 @contextlib.contextmanager
 def timed_stages(timers: Timers, model: Any) -> Iterator[None]:
     """Times the stages of every request that `model`, a pruning variant in this process, computes."""
-    from vllm_prune.serving.processor import PruningProcessorMixin
+    from vllm_prune.serving.api.processor import PruningProcessorMixin
     from vllm_prune.serving.worker.dense.drop import RowDropper
     from vllm_prune.serving.worker.dense.step_run import StepRun
 

@@ -17,8 +17,8 @@ from vllm.model_executor.models.qwen2_5_vl import (
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
 from vllm_prune.hook import Hooked, hook
-from vllm_prune.serving.processor import PruningProcessorMixin
-from vllm_prune.serving.prune_inputs import without_prune
+from vllm_prune.serving.api.processor import PruningProcessorMixin
+from vllm_prune.serving.api.prune_inputs import without_prune
 from vllm_prune.serving.wire.request_spec import CELLS_FIELD, FIELD, VideoSpec
 from vllm_prune.serving.worker.encoder_batches import encoder_batches
 from vllm_prune.serving.worker.model import PruningModelMixin

@@ -4,7 +4,7 @@
                      `ModelRunnerOutput`, whatever the executor (they all hand that object over whole)
     engine core      `core/report.py` finds out which requests the notes are about: `RequestNotes`, as JSON in the
                      `trace_headers` of the request's next `EngineCoreOutput`, which otherwise only tracing reads
-    API server       `report_server.py` adds them to the request's report
+    API server       `api/request_reports.py` adds them to the request's report
 
 Rank 0's output is the one that vLLM's scheduler gets to see, so rank 0's notes are.
 """

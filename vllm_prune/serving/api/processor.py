@@ -27,14 +27,14 @@ from vllm_prune.config import PruneConfig, PruneConfigError
 from vllm_prune.hook import Hooked, hook
 from vllm_prune.methods.still_cells import StillPlan
 from vllm_prune.override import ServerSettings
-from vllm_prune.serving.length_check import check_length
-from vllm_prune.serving.metrics import observe_refusal
-from vllm_prune.serving.missing_places import told_as_a_mistake_of_the_client
-from vllm_prune.serving.pixel_plan import PixelFormat, config_for, keep_encoded, plan_video
-from vllm_prune.serving.prune_inputs import ProfilingInputs, PruneInputs, fields_of, without_prune
-from vllm_prune.serving.report import FACTS_KEY, PromptFacts
-from vllm_prune.serving.sent_media import KnownItem
-from vllm_prune.serving.span_check import check_spans
+from vllm_prune.serving.api.length_check import check_length
+from vllm_prune.serving.api.metrics import observe_refusal
+from vllm_prune.serving.api.missing_places import told_as_a_mistake_of_the_client
+from vllm_prune.serving.api.pixel_plan import PixelFormat, config_for, keep_encoded, plan_video
+from vllm_prune.serving.api.prune_inputs import ProfilingInputs, PruneInputs, fields_of, without_prune
+from vllm_prune.serving.api.report import FACTS_KEY, PromptFacts
+from vllm_prune.serving.api.sent_media import KnownItem
+from vllm_prune.serving.api.span_check import check_spans
 from vllm_prune.serving.wire.request_spec import CELLS_FIELD, FIELD, VideoSpec
 from vllm_prune.serving.wire.settings import REQUEST_KEY, TRACE_KEY, read_max_step_tokens, read_settings
 from vllm_prune.spans import TurnFormat

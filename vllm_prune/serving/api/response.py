@@ -10,7 +10,7 @@ import json
 from collections.abc import AsyncIterator
 from typing import Any
 
-from vllm_prune.serving.report import RequestReport
+from vllm_prune.serving.api.report import RequestReport
 
 FIELD = "prune"
 _PREFIX = "data: "

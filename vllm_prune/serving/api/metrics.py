@@ -11,9 +11,9 @@ from typing import Any
 from prometheus_client import Counter, Histogram
 
 from vllm_prune.config import PruneConfigError
-from vllm_prune.serving.metrics_reasons import reason_of
-from vllm_prune.serving.report import RequestReport
-from vllm_prune.serving.report_ends import DONE
+from vllm_prune.serving.api.ends import DONE
+from vllm_prune.serving.api.metrics_reasons import reason_of
+from vllm_prune.serving.api.report import RequestReport
 from vllm_prune.serving.wire.architectures import is_variant
 
 MODALITY = "video"

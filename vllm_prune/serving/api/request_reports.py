@@ -15,11 +15,11 @@ from typing import Any
 from vllm.exceptions import GracefulHTTPError
 from vllm.utils.torch_utils import kv_cache_dtype_str_to_dtype
 
-from vllm_prune.serving import metrics
-from vllm_prune.serving.report import FACTS_KEY, KVFormat, PromptFacts, RequestReport
-from vllm_prune.serving.report_ends import engine_seconds, state_of, worse
-from vllm_prune.serving.report_log import write_log
-from vllm_prune.serving.report_salts import withheld
+from vllm_prune.serving.api import metrics
+from vllm_prune.serving.api.ends import engine_seconds, state_of, worse
+from vllm_prune.serving.api.log import write_log
+from vllm_prune.serving.api.report import FACTS_KEY, KVFormat, PromptFacts, RequestReport
+from vllm_prune.serving.api.salts import withheld
 from vllm_prune.serving.wire.notes import RequestNotes
 from vllm_prune.serving.wire.settings import read_settings
 
@@ -30,7 +30,7 @@ _REPORT = "_vllm_prune_report"
 _under_way: ContextVar[tuple[str, RequestReport] | None] = ContextVar("vllm_prune_report", default=None)
 
 searched: ContextVar[RequestReport | None] = ContextVar("vllm_prune_searched", default=None)
-"""The report of a beam search under way, of which every step is a request to the engine (`report_beams.py`)."""
+"""The report of a beam search under way, of which every step is a request to the engine (`api/beams.py`)."""
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ import time
 from collections.abc import AsyncGenerator
 from typing import Any
 
-from vllm_prune.serving.report import RequestReport
-from vllm_prune.serving.report_server import conclude, new_report, searched
+from vllm_prune.serving.api.report import RequestReport
+from vllm_prune.serving.api.request_reports import conclude, new_report, searched
 
 
 async def report_search(

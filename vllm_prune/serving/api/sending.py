@@ -19,8 +19,8 @@ from vllm.multimodal.cache.shm import ShmObjectStoreSenderCache
 from vllm.multimodal.inputs import MultiModalFeatureSpec, MultiModalKwargsItem
 from vllm.v1.engine.core_client import AsyncMPClient
 
-from vllm_prune.serving.sent_media import KnownItem, ProcessedItem, SentMediaCache, Updates
-from vllm_prune.serving.sent_media_shm import SentShmCache
+from vllm_prune.serving.api.sent_media import KnownItem, ProcessedItem, SentMediaCache, Updates
+from vllm_prune.serving.api.sent_media_shm import SentShmCache
 from vllm_prune.serving.wire.architectures import is_variant
 
 logger = init_logger("vllm.vllm_prune")

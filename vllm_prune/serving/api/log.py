@@ -8,8 +8,8 @@ from vllm.logger import init_logger
 
 from vllm_prune.config import ATTENTION, NO_METHOD
 from vllm_prune.config.errors import shorten
-from vllm_prune.serving.report import ENCODED, ENCODER_CACHE, PREFIX_CACHE, UNKNOWN, WITHHELD, RequestReport
-from vllm_prune.serving.report_ends import DONE
+from vllm_prune.serving.api.ends import DONE
+from vllm_prune.serving.api.report import ENCODED, ENCODER_CACHE, PREFIX_CACHE, UNKNOWN, WITHHELD, RequestReport
 
 logger = init_logger("vllm.vllm_prune")
 

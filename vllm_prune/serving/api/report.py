@@ -7,7 +7,7 @@ from typing import Any
 
 from vllm_prune.budget import TokenCounts
 from vllm_prune.config import PRESETS, PruneConfig
-from vllm_prune.serving.report_ends import DONE
+from vllm_prune.serving.api.ends import DONE
 from vllm_prune.serving.wire.notes import EncodedVideo, RequestNotes
 
 FACTS_KEY = "prune_facts"
@@ -77,7 +77,7 @@ class RequestReport:
     engine_s: dict[str, float] = field(default_factory=dict)
     """Times of vLLM's own: queue, prefill, decode."""
     withheld: frozenset[int] = frozenset()
-    """Numbers of the videos of which it must not be told whether they were there already (`report_salts.py`)."""
+    """Numbers of the videos of which it must not be told whether they were there already (`api/salts.py`)."""
     failure: str = ""
     answered: bool = False
     """Whether it came to a token."""
