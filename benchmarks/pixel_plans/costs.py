@@ -106,7 +106,7 @@ class Bench:
     @contextmanager
     def _watched(self) -> Iterator[None]:
         from vllm_prune.serving.api import processor
-        from vllm_prune.serving.qwen2_5_vl import PruneQwen2_5_VLProcessor as Processor
+        from vllm_prune.serving.families.qwen2_5_vl import PruneQwen2_5_VLProcessor as Processor
 
         core = self._llm.llm_engine.engine_core
         visual = core.engine_core.model_executor.driver_worker.worker.model_runner.model.visual

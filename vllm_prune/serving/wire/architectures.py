@@ -3,7 +3,7 @@
 VARIANTS = {
     "Qwen2_5_VLForConditionalGeneration": (
         "PruneQwen2_5_VLForConditionalGeneration",
-        "vllm_prune.serving.qwen2_5_vl:PruneQwen2_5_VLForConditionalGeneration",
+        "vllm_prune.serving.families.qwen2_5_vl:PruneQwen2_5_VLForConditionalGeneration",
     ),
 }
 """Architecture in a model's config.json -> (name of the variant's architecture, "module:class")."""
