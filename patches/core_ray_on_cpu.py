@@ -65,14 +65,14 @@ def _install() -> None:
     # Imported when an executor starts: the module itself imports the one that this patch waits for.
     @functools.wraps(build_runtime_env)
     def _build_runtime_env(self: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        from vllm_prune.serving import ray_on_cpu
+        from vllm_prune.serving.ray import on_cpu as ray_on_cpu
 
         # The actor's class is pickled by name: so its process needs no patch, only this package.
         module.RayWorkerProc = ray_on_cpu.CpuRayWorkerProc
         return ray_on_cpu.with_threads(build_runtime_env(self, *args, **kwargs))
 
     def _get_actor_resource_kwargs() -> dict[str, Any]:
-        from vllm_prune.serving import ray_on_cpu
+        from vllm_prune.serving.ray import on_cpu as ray_on_cpu
 
         return ray_on_cpu.actor_resources()
 

@@ -28,7 +28,7 @@ def _install() -> None:
 
     @functools.wraps(original)
     def _wait_until_pg_ready(current_placement_group: Any, *args: Any, **kwargs: Any) -> None:
-        from vllm_prune.serving.ray_placement import wait_for_placement
+        from vllm_prune.serving.ray.placement import wait_for_placement
 
         wait_for_placement(current_placement_group)
         original(current_placement_group, *args, **kwargs)

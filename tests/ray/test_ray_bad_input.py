@@ -12,7 +12,7 @@ import pytest
 from ray_head import RayNode, free_port
 from ray_server import RayServer
 
-from vllm_prune.serving.ray_placement import DEFAULT_WAIT_S, WAIT, no_room, wait_seconds
+from vllm_prune.serving.ray.placement import DEFAULT_WAIT_S, WAIT, no_room, wait_seconds
 
 REFUSED_AT_ONCE_S = 45  # by the command itself, before vLLM starts
 REFUSED_WITHIN_S = 150  # of which most is vLLM's start on a busy machine
@@ -65,7 +65,7 @@ def test_a_head_that_goes_away_ends_the_server_and_a_new_one_serves_again(tmp_pa
 REFUSE_GPUS = """
 import ray
 ray.init(logging_level="error", log_to_driver=False)
-from vllm_prune.serving.ray_on_cpu import actor_resources
+from vllm_prune.serving.ray.on_cpu import actor_resources
 actor_resources()
 """
 

@@ -97,7 +97,7 @@ def test_ranks_that_keep_different_tokens_are_found(on_ray):
 
 
 def test_the_servers_thread_count_reaches_the_workers(monkeypatch):
-    from vllm_prune.serving.ray_on_cpu import with_threads
+    from vllm_prune.serving.ray.on_cpu import with_threads
 
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     assert with_threads({}) == {}
