@@ -18,9 +18,9 @@ _STEP, _INPUTS = "vllm.v1.core.sched.output:SchedulerOutput", "vllm.multimodal.p
 # File below serving/ -> variable -> its class; only variables that mean the same in the whole file.
 _VARIABLES = {
     "config_hook": {"vllm_config": _CONFIG, "model_config": _MODEL_CONFIG, "scheduler": "vllm.config:SchedulerConfig"},
-    "dense/drop": {"attention": "vllm.model_executor.models.qwen2:Qwen2Attention"},
-    "dense/key_reader": {"layer": "vllm.model_executor.layers.attention:Attention"},
-    "failures_core": {
+    "worker/dense/drop": {"attention": "vllm.model_executor.models.qwen2:Qwen2Attention"},
+    "worker/dense/key_reader": {"layer": "vllm.model_executor.layers.attention:Attention"},
+    "core/failures": {
         "cache": _ENCODER_CACHE,
         "cached": "vllm.v1.core.sched.output:CachedRequestData",
         "feature": _FEATURE,
@@ -29,21 +29,21 @@ _VARIABLES = {
         "scheduler": _SCHEDULER,
         "step": _STEP,
     },
-    "metrics": {"vllm_config": _CONFIG},
-    "model": {"vllm_config": _CONFIG, "feature": _FEATURE},
-    "partial_encoder": {"encoder": "vllm.model_executor.models.qwen2_5_vl:Qwen2_5_VisionTransformer"},
-    "processor": {"inputs": _INPUTS},
-    "report_core": {"feature": _FEATURE, "scheduler": _SCHEDULER, "step": _STEP},
-    "report_server": {
+    "api/metrics": {"vllm_config": _CONFIG},
+    "worker/model": {"vllm_config": _CONFIG, "feature": _FEATURE},
+    "worker/partial_encoder": {"encoder": "vllm.model_executor.models.qwen2_5_vl:Qwen2_5_VisionTransformer"},
+    "api/processor": {"inputs": _INPUTS},
+    "core/report": {"feature": _FEATURE, "scheduler": _SCHEDULER, "step": _STEP},
+    "api/request_reports": {
         "cache": "vllm.config:CacheConfig",
-        "model": _MODEL_CONFIG,
+        "worker/model": _MODEL_CONFIG,
         "output": "vllm.v1.engine:EngineCoreOutput",
         "state": "vllm.v1.engine.output_processor:RequestState",
         "stats": "vllm.v1.metrics.stats:RequestStateStats",
         "vllm_config": _CONFIG,
     },
-    "request_spans": {"feature": _FEATURE, "request": _REQUEST},
-    "span_scheduling": {"request": _REQUEST, "scheduler": _SCHEDULER},
+    "core/spans": {"feature": _FEATURE, "request": _REQUEST},
+    "core/scheduling": {"request": _REQUEST, "scheduler": _SCHEDULER},
 }
 
 _LEADS_TO = {

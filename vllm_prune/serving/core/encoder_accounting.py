@@ -1,8 +1,8 @@
 """What a video takes of vLLM's encoder cache, in rows of the model's width. Called by `patches/core_encoder_rows.py`.
 
 Runs in the engine core. vLLM counts the embeddings of a medium's placeholders: K for a pruned video. Where the question
-chooses, a row of the cache holds ceil(N1 / K) tokens (see `carrier.py`), and the cache would grow to that many times
-its own budget.
+chooses, a row of the cache holds ceil(N1 / K) tokens (see `worker/carrier.py`), and the cache would grow to that many
+times its own budget.
 """
 
 from __future__ import annotations

@@ -80,7 +80,7 @@ class PruneQwen2_5_VLForConditionalGeneration(PruningModelMixin, Qwen2_5_VLForCo
         return rows
 
     def _in_batches(self, inputs: Any) -> Iterator[Any]:
-        """Videos as vLLM parsed them, in parts that the encoder takes in one call (see `encoder_batches.py`)."""
+        """Videos as vLLM parsed them, in parts that the encoder takes in one call (see `worker/encoder_batches.py`)."""
         if inputs["type"] != "pixel_values_videos":  # encoded by the client
             yield inputs
             return
