@@ -11,49 +11,72 @@ _LONG = 1024
 
 
 def greedy_map(
-    rows: Callable[[Tensor], Tensor], diagonal: Tensor, weight: Tensor, valid: Tensor, steps: int, memory: int
+    rows: Callable[[Tensor], Tensor],
+    diagonal: Tensor,
+    weight: Tensor,
+    valid: Tensor,
+    steps: int,
+    memory: int,
+    first: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Pick tokens one after the other, each time the one that adds most to the log-determinant; S segments together.
 
     The kernel of a segment is diag(r) C diag(r) with cosines C and relevance r, so the gain of a token is r^2 times
     what C leaves of it: only C is factorised (Cholesky updates of Chen et al., NeurIPS 2018), and the scale of r never
-    harms precision.
+    harms precision. What the picks explain of a token is added up from 0: float32 resolves 1e-7 there as well, where
+    a remainder of almost 1 would make tokens tie that do not.
 
     rows: from picks [S] to the rows of C they stand for, [S, n]. diagonal: [S, n] of C, 1 (or 0: like nothing).
     weight: [S, n], r^2, in (0, 1]. valid: [S, n], False at padding. steps: picks made in every segment, 1..n.
     memory: picks remembered exactly. With fewer than `steps` the factorisation starts afresh when it is full; with 0
-        there is none: a token is left 1 - max cos^2 to any pick, an upper bound of the exact value.
+        there is none: of a token max cos^2 to any pick is explained, a lower bound of the exact value.
+    first: [S], the first pick of each segment; see `first_picks`.
 
-    Returns picks and gains, each [S, steps]. A token that earlier picks explain up to rounding comes after all others,
-    by weight, with a gain in [-2, -1]. Ties keep the earlier token; past the length of a segment picks mean nothing.
-    Nothing waits for the device in the loop, and any prefix of the picks is the choice for a smaller budget.
+    Returns picks and gains less 1, each [S, steps]. A token that earlier picks explain up to rounding comes after all
+    others, by weight, with a value in [-3, -2]. Ties keep the earlier token; past the length of a segment picks mean
+    nothing. Nothing waits for the device in the loop, and any prefix of the picks is the choice for a smaller budget.
     """
     segments, length = diagonal.shape
     noise = 100 * torch.finfo(diagonal.dtype).eps
-    leftover = weight - 2
+    loss, leftover = weight - 1, weight - 3
     closed = torch.zeros_like(diagonal).masked_fill_(~valid, -torch.inf)
-    residual = diagonal.clone()
+    explained = 1 - diagonal
     basis = diagonal.new_empty(segments, min(memory, steps), length)
     picks = torch.empty(segments, steps, dtype=torch.int64, device=diagonal.device)
     gains = diagonal.new_empty(segments, steps)
     for step in range(steps):
         if memory and step and step % memory == 0:
-            residual = diagonal.clone()
-        left = torch.nn.functional.threshold(residual, noise, -torch.inf)  # several times as fast as `where`
-        score = torch.maximum(weight * left, leftover) + closed
-        pick = score.argmax(1, keepdim=True)
+            explained = 1 - diagonal
+        # -Inf for what is explained; several times as fast as `where`.
+        left = torch.nn.functional.threshold(-explained, noise - 1, -torch.inf)
+        score = torch.maximum(torch.addcmul(loss, weight, left), leftover) + closed
+        pick = score.argmax(1, keepdim=True) if step else first[:, None]
         picks[:, step : step + 1] = pick
         gains[:, step : step + 1] = score.gather(1, pick)
         closed.scatter_(1, pick, -torch.inf)
         row = rows(pick.squeeze(1))
         if memory:
             known = basis[:, : step % memory]
-            column = _orthogonalize(row, known, pick, residual, noise)
+            column = _orthogonalize(row, known, pick, explained, noise)
             basis[:, step % memory] = column
-            residual.addcmul_(column, column, value=-1)
+            explained.addcmul_(column, column)
         else:
-            residual = residual.minimum(1 - row.square())
+            explained = explained.maximum(row.square())
     return picks, gains
+
+
+def first_picks(likeness: Tensor, diagonal: Tensor, weight: Tensor, valid: Tensor) -> Tensor:
+    """[S] int64: the first pick of each segment, of the tokens that add most the one nearest to the segment's mean.
+
+    Without a relevance every token adds as much: then it is the choice of where to begin. Ties up to rounding keep the
+    earlier token.
+
+    likeness: [S, n], each token's summed cosines to its segment. diagonal, weight, valid: as for `greedy_map`.
+    """
+    gain = (weight - 3 * (1 - diagonal)).masked_fill_(~valid, -torch.inf)
+    likeness = likeness.masked_fill(gain < gain.amax(1, keepdim=True), -torch.inf)
+    rounding = 8 * torch.finfo(likeness.dtype).eps * likeness.shape[1] ** 0.5
+    return (likeness >= likeness.amax(1, keepdim=True) - rounding).to(torch.uint8).argmax(1)
 
 
 def append_explained(picks: Tensor, gains: Tensor, weight: Tensor, valid: Tensor, steps: int) -> tuple[Tensor, Tensor]:
@@ -61,13 +84,13 @@ def append_explained(picks: Tensor, gains: Tensor, weight: Tensor, valid: Tensor
 
     weight, valid: [S, n], as for `greedy_map`.
     """
-    leftover = (weight - 2).masked_fill(~valid, -torch.inf).scatter(1, picks, -torch.inf)
+    leftover = (weight - 3).masked_fill(~valid, -torch.inf).scatter(1, picks, -torch.inf)
     ordered = leftover.sort(dim=1, descending=True, stable=True)
     more = steps - picks.shape[1]
     return torch.cat((picks, ordered.indices[:, :more]), 1), torch.cat((gains, ordered.values[:, :more]), 1)
 
 
-def _orthogonalize(row: Tensor, known: Tensor, pick: Tensor, residual: Tensor, noise: float) -> Tensor:
+def _orthogonalize(row: Tensor, known: Tensor, pick: Tensor, explained: Tensor, noise: float) -> Tensor:
     """[S, n]: the next Cholesky column, from the kernel row of the pick and the columns [S, m, n] before it.
 
     A pick with less than noise left comes when every other token has as little: nothing is divided by zero.
@@ -78,7 +101,7 @@ def _orthogonalize(row: Tensor, known: Tensor, pick: Tensor, residual: Tensor, n
         new = torch.stack([torch.addmv(line, columns.mT, own, alpha=-1) for line, columns, own in pairs])
     else:
         new = torch.baddbmm(row[:, None], part.mT, known, alpha=-1).squeeze(1)
-    return new * residual.gather(1, pick).clamp(min=noise).rsqrt()
+    return new * (1 - explained.gather(1, pick)).clamp(min=noise).rsqrt()
 
 
 def times_vectors(matrices: Tensor, vectors: Tensor) -> Tensor:

@@ -13,11 +13,13 @@ from torch import Tensor
 _TILE = 4096  # entries of earlier columns read at a time
 
 
-def greedy_map(kernel: Tensor, weight: Tensor, valid: Tensor, steps: int, exact: bool) -> tuple[Tensor, Tensor]:
-    """Picks and gains, each [S, steps], as `_greedy_map.greedy_map` has them; one program for each segment.
+def greedy_map(
+    kernel: Tensor, weight: Tensor, valid: Tensor, steps: int, first: Tensor, exact: bool
+) -> tuple[Tensor, Tensor]:
+    """Picks and gains less 1, each [S, steps], as `_greedy_map.greedy_map` has them; one program for each segment.
 
     kernel: [S, n, n] cosines, float32 or float64, diagonal 1 (or 0: like nothing). weight, valid: [S, n].
-    exact: remember every pick; else a token is left 1 - max cos^2 to any pick.
+    first: [S] int64, the first picks. exact: remember every pick; else max cos^2 to any pick is explained.
     """
     segments, length = weight.shape
     kernel, weight = kernel.contiguous(), weight.contiguous()
@@ -28,7 +30,7 @@ def greedy_map(kernel: Tensor, weight: Tensor, valid: Tensor, steps: int, exact:
     noise = 100 * torch.finfo(kernel.dtype).eps
     shape = {"EXACT": exact, "WIDTH": width, "ROWS": max(1, _TILE // width), "num_warps": 4 if width <= 512 else 8}
     with torch.cuda.device_of(kernel):
-        _pick[(segments,)](kernel, weight, valid.sum(1), columns, picks, gains, length, steps, noise, **shape)
+        _pick[(segments,)](kernel, weight, valid.sum(1), first, columns, picks, gains, length, steps, noise, **shape)
     return picks, gains
 
 
@@ -37,6 +39,7 @@ def _pick(  # type: ignore[no-untyped-def]
     kernel,
     weight,
     count,
+    first,
     columns,
     picks,
     gains,
@@ -54,28 +57,29 @@ def _pick(  # type: ignore[no-untyped-def]
     token = tl.arange(0, WIDTH)
     inside = token < length
     relevance = tl.load(weight + segment * length + token, mask=inside, other=0)
-    residual = tl.load(kernel + token * (length + 1), mask=inside, other=0)
+    explained = 1 - tl.load(kernel + token * (length + 1), mask=inside, other=0)
     is_open = token < tl.load(count + segment)
+    start = tl.load(first + segment).to(tl.int32)
     for step in range(steps):
-        score = tl.where(residual > noise, relevance * residual, relevance - 2)
+        score = tl.where(explained < 1 - noise, (relevance - 1) - relevance * explained, relevance - 3)
         score = tl.where(is_open, score, -float("inf"))
-        pick = tl.argmax(score, 0)  # of equals the first
+        pick = tl.where(step == 0, start, tl.argmax(score, 0))  # of equals the first
         tl.store(picks + segment * steps + step, pick.to(tl.int64))
-        tl.store(gains + segment * steps + step, tl.max(score, 0))
+        tl.store(gains + segment * steps + step, tl.sum(tl.where(token == pick, score, 0), 0))
         is_open = is_open & (token != pick)
         new = tl.load(kernel + pick * length + token, mask=inside, other=0)
         if EXACT:
-            for first in range(0, step, ROWS):
-                row = first + tl.arange(0, ROWS)
+            for known_first in range(0, step, ROWS):
+                row = known_first + tl.arange(0, ROWS)
                 known = row < step
                 part = tl.load(columns + row * length + pick, mask=known, other=0)
                 place = row[:, None] * length + token[None, :]
                 block = tl.load(columns + place, mask=known[:, None] & inside[None, :], other=0)
                 new -= tl.sum(block * part[:, None], 0)
-            left = tl.sum(tl.where(token == pick, residual, 0), 0)
+            left = 1 - tl.sum(tl.where(token == pick, explained, 0), 0)
             column = new / tl.sqrt(tl.maximum(left, noise))
             tl.store(columns + step * length + token, column, mask=inside)
             tl.debug_barrier()  # other threads of the program read this column in the next step
-            residual -= column * column
+            explained += column * column
         else:
-            residual = tl.minimum(residual, 1 - new * new)
+            explained = tl.maximum(explained, new * new)

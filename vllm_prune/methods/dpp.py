@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from vllm_prune.methods._checks import check_budget, check_integer, check_quota, check_range, check_relevance
-from vllm_prune.methods._greedy_map import append_explained, greedy_map, times_vectors
+from vllm_prune.methods._greedy_map import append_explained, first_picks, greedy_map, times_vectors
 from vllm_prune.methods._kernels import cosine_kernel, sketch
 from vllm_prune.methods._ragged import Batch, batches, sizes
 from vllm_prune.methods._segments import token_segments
@@ -52,9 +52,12 @@ class DPP:
     exact_limit, greedy_limit: tokens in a segment, 1 <= exact_limit <= greedy_limit < 2**31.
     rank: numbers a token is projected to by "lowrank", 1 <= rank <= 256.
 
-    Deterministic: ties keep the earlier token. Tokens with NaN or Inf, zero vectors and duplicates come last. On a GPU
-    with Triton all picks of a batch of segments are one kernel, unless mode is "lowrank" or a segment has more than
-    4096 tokens.
+    Of the tokens that add most at first (all of them, without a relevance) the one nearest to its segment's mean is
+    picked; the paper leaves this to rounding.
+
+    Deterministic: later ties keep the earlier token. Tokens with NaN or Inf, zero vectors and duplicates come last. On
+    a GPU with Triton all picks of a batch of segments are one kernel, unless mode is "lowrank" or a segment has more
+    than 4096 tokens.
     """
 
     mode: Literal["auto", "exact", "greedy", "lowrank"] = "auto"
@@ -92,7 +95,7 @@ class DPP:
     def rank_tokens(
         self, features: Tensor, segment: Tensor, quota: Tensor, relevance: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """What each token adds to its segment's choice of `quota` [S] tokens, and when it was picked; both [N].
+        """What each token adds to its segment's choice of `quota` [S] tokens, less 1, and when it was picked; both [N].
 
         features: [N, C]. segment: [N] int64, from 0 to S - 1; some may be empty. quota: 0 to the segment's tokens,
         unequal if you like; ValueError otherwise. The gain is -Inf for tokens not chosen; it never rises
@@ -135,21 +138,24 @@ class DPP:
         if mode == "lowrank":
             points = sketch(features, batch, self.rank)
             diagonal = points.any(2).to(points.dtype)  # exactly 1, so that equal tokens tie
+            likeness = times_vectors(points, points.sum(1))
             memory = points.shape[2]
         else:
             kernel = cosine_kernel(features, batch)
-            if fits_triton(kernel):
-                from vllm_prune.methods import _greedy_map_triton  # needs Triton, which CPU builds of PyTorch lack
-
-                return _greedy_map_triton.greedy_map(kernel, weight, batch.valid, steps, exact=mode == "exact")
             diagonal = kernel.diagonal(dim1=1, dim2=2)
+            likeness = kernel.sum(2)
             memory = steps if mode == "exact" else 0
+        first = first_picks(likeness, diagonal, weight, batch.valid)
+        if mode != "lowrank" and fits_triton(kernel):
+            from vllm_prune.methods import _greedy_map_triton  # needs Triton, which CPU builds of PyTorch lack
+
+            return _greedy_map_triton.greedy_map(kernel, weight, batch.valid, steps, first, exact=mode == "exact")
 
         def rows(pick: Tensor) -> Tensor:
             row = (points if mode == "lowrank" else kernel).flatten(0, 1).index_select(0, each + pick)
             return times_vectors(points, row) if mode == "lowrank" else row
 
-        return greedy_map(rows, diagonal, weight, batch.valid, steps, memory)
+        return greedy_map(rows, diagonal, weight, batch.valid, steps, memory, first)
 
 
 def fits_triton(kernel: Tensor) -> bool:
