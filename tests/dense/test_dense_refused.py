@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 from typing import Any
 
 import pytest
+from dense_cases import VIDEO, Case, chat, compare, video
+from dense_engine import RemoteEngine, RemoteError
 
 from vllm_prune import engine_args
 
@@ -85,3 +89,26 @@ def test_weights_that_forward_would_copy_are_refused(micro, monkeypatch):
     monkeypatch.setenv("VLLM_WEIGHT_OFFLOADING_DISABLE_UVA", "1")
     with pytest.raises(Exception, match=r"VLLM_WEIGHT_OFFLOADING_DISABLE_UVA: .*copied by its forward"):
         configure(micro, "default", "tighten", cpu_offload_gb=0.1)
+
+
+@pytest.fixture
+def windowed(micro, tmp_path) -> str:
+    """The model with a sliding window in every layer; vLLM itself refuses one in some."""
+    folder = shutil.copytree(micro, tmp_path / "windowed")
+    fields = json.loads((folder / "config.json").read_text())
+    fields["text_config"] |= {"use_sliding_window": True, "sliding_window": 512, "max_window_layers": 0}
+    del fields["text_config"]["layer_types"]
+    (folder / "config.json").write_text(json.dumps(fields))
+    return str(folder)
+
+
+def test_layers_with_a_sliding_window_are_refused_in_the_worker(windowed):
+    message = r"sliding_window=512 in the checkpoint, in layers 0, 1, 2, 3, 4, 5: .*--disable-sliding-window"
+    with RemoteEngine(windowed, "default") as engine, pytest.raises(RemoteError, match=message):
+        engine.call("free_blocks")
+
+
+def test_without_their_windows_they_answer(windowed, oracle):
+    case = Case(chat(VIDEO + "What colour is the flash?"), (video(1),))
+    with RemoteEngine(windowed, "default", max_model_len=512, disable_sliding_window=True) as engine:
+        compare([case], engine.run([case.prompt()]), oracle)

@@ -6,8 +6,9 @@ in every worker, where vLLM has resolved what it decides after that, also from e
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import vllm.envs as envs
 from vllm.config import CompilationMode, CUDAGraphMode, VllmConfig
@@ -41,6 +42,26 @@ def check_resolved(vllm_config: VllmConfig) -> None:
     """
     _check(_requested(vllm_config))
     _check(_resolved(vllm_config))
+
+
+def check_windows(attention: Sequence[Any]) -> None:
+    """Raises for layers with a sliding window, as a checkpoint may have them.
+
+    Args:
+        attention: vLLM's `Attention` of every layer of the decoder.
+
+    Raises:
+        PruneConfigError: Names the window, the layers, the reason and the remedy.
+    """
+    windows = {index: layer.sliding_window for index, layer in enumerate(attention) if layer.sliding_window is not None}
+    if windows:
+        sizes, layers = (", ".join(map(str, sorted(set(found)))) for found in (windows.values(), windows))
+        raise PruneConfigError(
+            f"sliding_window={sizes} in the checkpoint, in layers {layers}: cannot be combined with method "
+            f'"attention", or with --prune-override any, which allows it: vLLM frees blocks outside the window, whose '
+            f"keys the question has to see; start with --disable-sliding-window, which limits --max-model-len to the "
+            f"window, or choose a query-free method and --prune-override tighten"
+        )
 
 
 def _check(refusals: Iterator[Refusal]) -> None:

@@ -11,7 +11,7 @@ from vllm.config import VllmConfig
 from vllm.forward_context import get_forward_context
 
 from vllm_prune.config import PruneConfigError
-from vllm_prune.serving.refusals import check_resolved
+from vllm_prune.serving.refusals import check_resolved, check_windows
 from vllm_prune.serving.worker.dense.drop import RowDropper
 from vllm_prune.serving.worker.dense.fused_layers import fused_layers, has_fused_kernels
 from vllm_prune.serving.worker.dense.key_reader import KeyReader
@@ -38,6 +38,7 @@ class DensePrefix:
     def check_supported(self) -> None:
         """Raises for a configuration without dense prefixes, or a backend whose cache is not written on its own."""
         check_resolved(self._config)
+        check_windows(self._attention)
         name = self._attention[0].get_attn_backend().get_name()
         if name not in SUPPORTED_BACKENDS:
             raise PruneConfigError(
