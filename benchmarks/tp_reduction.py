@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import statistics
 import sys
 import tempfile
@@ -145,7 +146,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("-o", "--output", type=Path, required=True)
     args = parser.parse_args()
-    result = run(args)
+    result = {"command": shlex.join(["python", "-m", "benchmarks.tp_reduction", *sys.argv[1:]]), **run(args)}
     args.output.mkdir(parents=True, exist_ok=True)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     (args.output / f"tp-reduction-{device}.json").write_text(json.dumps(result, indent=2) + "\n")

@@ -6,5 +6,5 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-bash launch/setup.sh --extras test,bench,ray
+bash launch/setup.sh --extras test,bench,ray,docs
 exec "${VLLM_PRUNE_VENV:-.venv}/bin/python" -m pytest "$@"

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from vllm_prune.methods import Assignment, VideoTokens
+from vllm_prune.methods import Assignment, VideoTokens, check_budget
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,5 +19,6 @@ class LargestNorm:
 
     def assign(self, tokens: VideoTokens, budget: int) -> Assignment:
         """Exactly `budget` tokens, each kept as it is."""
+        check_budget(budget, tokens.num_tokens)
         norm = tokens.features.float().nan_to_num().norm(p=self.order, dim=1)
         return Assignment.from_kept(norm.topk(budget).indices, tokens.num_tokens)

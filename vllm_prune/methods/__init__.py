@@ -7,6 +7,7 @@ Pure torch on tensors; nothing here imports vLLM or the rest of the package, so 
     merged = compact(tokens, assignment)
 """
 
+from vllm_prune.methods._checks import check_budget as check_budget
 from vllm_prune.methods.base import Assignment as Assignment
 from vllm_prune.methods.base import Method as Method
 from vllm_prune.methods.base import VideoTokens as VideoTokens
