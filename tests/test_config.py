@@ -68,7 +68,7 @@ class TestPresets:
         assert preset("stage2_only").stage1 is None
         assert preset("stage2_only").query_aware
         own = {"baseline", "stage1_only", "stage2_only", "default", "conservative", "aggressive"}
-        assert set(PRESETS) == own | {"fastv", "pyramiddrop", "sparsevlm"}
+        assert set(PRESETS) == own | {"fastv", "pyramiddrop", "sparsevlm", "framefusion", "framefusion_dpp", "dtd"}
 
     def test_what_papers_are_known_by(self):
         last, mean = ({"text": text, "heads": "mean"} for text in ("last", "mean"))
@@ -178,6 +178,19 @@ class TestValues:
         config = PruneConfig(method="random", params=params)
         params["seed"] = 2
         assert config.params == {"seed": 1}
+
+    def test_stage_1_by_another_method(self):
+        config = PruneConfig.parse({"stage1": {"method": "framefusion"}})
+        assert config.to_dict()["stage1"]["method"] == "framefusion"
+        assert (config.finds_segments, PruneConfig.parse({"stage1": {}}).finds_segments) == (False, True)
+        for stage1, said in (
+            ({"method": "dpp"}, r"stage1\.method='dpp': must be one of prunevid, framefusion, "),
+            ({"method": "tome", "where": "processor"}, r"stage1\.method='tome': looks at features; give where="),
+        ):
+            with pytest.raises(PruneConfigError, match=said):
+                PruneConfig.parse({"stage1": stage1})
+        with pytest.raises(PruneConfigError, match=r'params\.quota="segment": needs stage1 with where="encoder"'):
+            PruneConfig.parse({"preset": "framefusion", "params": {"quota": "segment"}})
 
     def test_layers_scale_with_the_depth_and_leave_one_to_run(self):
         assert [PruneConfig().resolved_layers(depth) for depth in (2, 6, 28, 36)] == [(0,), (2,), (10,), (13,)]

@@ -22,7 +22,7 @@ def question_rows(medium: Tensor, video: int) -> Tensor:
     return rows
 
 
-def importance(weights: Tensor, text: str) -> Tensor:
+def importance(weights: Tensor, text: str, heads: str = "max") -> Tensor:
     """[n]: attention `weights` [heads, questions, n] to a video's n tokens, over question rows, then over heads."""
     if text == "max":
         per_head = weights.amax(dim=1)
@@ -32,7 +32,7 @@ def importance(weights: Tensor, text: str) -> Tensor:
         per_head = weights[:, -1]
     else:
         raise ValueError(f'text={text!r}; use "max", "mean" or "last"')
-    return per_head.amax(dim=0)
+    return per_head.mean(dim=0) if heads == "mean" else per_head.amax(dim=0)
 
 
 def top_k(scores: Tensor, count: int) -> Tensor:

@@ -23,6 +23,8 @@ class Pruning:
     """Index of each video's medium -> tokens left after each of `layers`."""
     text: str = "max"
     """How importance goes over the question: "max", "mean" or "last"."""
+    heads: str = "max"
+    """And then over heads: "max" or "mean"."""
     scores: dict[int, list[Tensor]] = field(default_factory=dict)
     """Index of each video's medium -> importance of the tokens still there, at each of `layers`."""
 
@@ -60,7 +62,7 @@ def choose_rows(weights: Tensor, start: int, medium: Tensor, pruning: Pruning, s
         if len(tokens) == 0:
             continue  # in another span
         questions = question_rows(medium, video)
-        scores = importance(weights[:, questions][:, :, start + tokens], pruning.text)
+        scores = importance(weights[:, questions][:, :, start + tokens], pruning.text, pruning.heads)
         pruning.scores.setdefault(video, []).append(scores)
         kept[tokens] = False
         kept[tokens[top_k(scores, pruning.targets[video][step])]] = True

@@ -77,13 +77,16 @@ def plan_pruning(
     """Stages 2 and 3 of `config` for this prompt, or None where the question decides nothing."""
     if config.method != ATTENTION:
         return None
-    if "quota" in config.params:
-        raise NotImplementedError('the oracle has no params["quota"]')
+    unknown = {"quota", "selector"} & set(config.params)
+    if config.params.get("selector") == "topk":
+        unknown.discard("selector")
+    if unknown:
+        raise NotImplementedError(f"the oracle has no params {sorted(unknown)}")
     layers = config.resolved_layers(len(model.model.language_model.layers))
     alone = dataclasses.replace(config, stage1=None)
     videos = [index for index, medium in enumerate(prompt.media) if medium.kind == "video"]
     targets = {index: plan_counts(alone, tokens[index].num_tokens).layers for index in videos}
-    return Pruning(layers, targets, config.params.get("text", "max"))
+    return Pruning(layers, targets, config.params.get("text", "max"), config.params.get("heads", "max"))
 
 
 def prefill(

@@ -35,7 +35,8 @@ def merge(tokens: VideoTokens, config: PruneConfig) -> VideoTokens:
     """N tokens to N1: stage 1, then a query-free method, as far as `config` has them."""
     counts = plan_counts(config, tokens.num_tokens)
     if config.stage1 is not None:
-        stage1 = create("prunevid", **config.stage1.merging())
+        own = config.stage1.method == "prunevid"
+        stage1 = create(config.stage1.method, **config.stage1.merging() if own else {})
         tokens = compact(tokens, stage1.assign(tokens, counts.stage1))
     return select(tokens, config)
 

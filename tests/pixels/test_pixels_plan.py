@@ -27,6 +27,7 @@ from vllm_prune.methods.still_cells import (
     StillPlan,
     describe_cells,
     lower_to,
+    plan_changes,
     plan_runs,
     plan_segments,
     raise_to,
@@ -39,6 +40,7 @@ from vllm_prune.serving.worker.query_free import merge_and_select, over_all_cell
 PLANNERS = {
     "runs": lambda cells, tau: plan_runs(cells, tau),
     "segments": lambda cells, tau: plan_segments(cells, tau, 0.1),
+    "previous": plan_changes,
 }
 TAUS = (0.7, 0.8, 0.9)
 FORMAT = PixelFormat(merge=2, patch=14, scale=(1.0, 1.0, 1.0), black=(0.0, 0.0, 0.0))
@@ -100,6 +102,24 @@ def test_slow_change_adds_up_against_the_last_encoded_version():
     encoded = plan_runs(to_cells(clip), 0.8).encoded[:, 0]
     assert 4 <= int(encoded.sum()) < 16
     assert int(plan_runs(to_cells(clip), 0.8).encoded[:, 1:].sum()) == 15
+
+
+@pytest.mark.parametrize("tau", TAUS)
+def test_changes_are_those_since_the_frame_before(tau):
+    """Differential token drop, by its definition, in float64; slow change is its blind spot."""
+    clip = noisy(with_square(still(16)), 4.0)
+    clip[:, :28, :28] += np.linspace(0, 20, 16)[:, None, None, None]
+    cells = to_cells(clip).double()
+    mean = cells.mean(2)
+    expected = torch.ones(len(cells), cells.shape[3], dtype=torch.bool)
+    for frame in range(1, len(cells)):
+        light = (mean[frame] / mean[frame - 1]).median(1).values.clamp(1 / 1.4, 1.4)
+        apart = (cells[frame] - cells[frame - 1] * light[:, None, None]).square().mean((0, 1)).sqrt()
+        expected[frame] = torch.exp(-apart / 9) < tau
+    found = plan_changes(cells.float(), tau).encoded
+    assert torch.equal(found, expected)
+    assert 0 < int(found[1:].sum()) < found[1:].numel()
+    assert not bool(plan_changes(to_cells(clip), 0.7).encoded[1:, 0].all())
 
 
 @pytest.mark.parametrize("planner", PLANNERS)

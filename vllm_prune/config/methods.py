@@ -38,7 +38,9 @@ def check_attention(params: Mapping[str, Any], *, finds_segments: bool) -> None:
     if params.get("quota") != "segment":
         return
     if not finds_segments:
-        raise PruneConfigError('params.quota="segment": needs stage1 with where="encoder", which finds the segments')
+        raise PruneConfigError(
+            'params.quota="segment": needs stage1 with where="encoder" and method="prunevid", which finds the segments'
+        )
     if params.get("selector") == "dpp":
         raise PruneConfigError('params.quota="segment": the selector "dpp" shares the budget among frames by itself')
 

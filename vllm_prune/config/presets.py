@@ -23,6 +23,16 @@ def _attention(text: str, **fields: Any) -> PruneConfig:
     return PruneConfig(method=ATTENTION, params={"text": text, "heads": "mean"}, **fields)
 
 
+def _after_fusion(selector: str) -> PruneConfig:
+    return PruneConfig(
+        stage1=Stage1Config(method="framefusion", cluster_ratio=0.5),
+        method=ATTENTION,
+        keep_ratio=0.6,
+        layers=(1,),
+        params={"text": "mean", "heads": "mean", "selector": selector},
+    )
+
+
 PRESETS: Mapping[str, PruneConfig] = MappingProxyType(
     {
         "baseline": PruneConfig(),
@@ -40,5 +50,11 @@ PRESETS: Mapping[str, PruneConfig] = MappingProxyType(
         # SparseVLM (ICML 2025, arXiv:2410.04417, section 3): progressively, by the mean attention of the text. The
         # layers (2, 6, 15 of 32) and shares are those published for keeping 192 of 576 tokens on average.
         "sparsevlm": _attention("mean", layers=(0.09, 0.21, 0.5), keep_ratio=(0.52, 0.67, 0.55)),
+        # FrameFusion (ICCV 2025, arXiv:2501.01986, section 4): similar tokens merged, then the least important dropped,
+        # to 30% in all; importance is the accumulated attention. Behind the merging a conditional DPP may choose.
+        "framefusion": _after_fusion("topk"),
+        "framefusion_dpp": _after_fusion("dpp"),
+        # TimeChat-Online's differential token drop (ACM MM 2025, arXiv:2504.17343) on pixels: the count follows them.
+        "dtd": PruneConfig(stage1=Stage1Config(where="processor", still="previous", cluster_ratio=1.0)),
     }
 )

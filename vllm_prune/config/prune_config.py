@@ -118,7 +118,7 @@ class PruneConfig:
             if self.stage1 is None and self.target_token_num is not None:
                 raise PruneConfigError(f"target_token_num={brief(self.target_token_num)}: needs stage1 or a method")
         elif self.method == ATTENTION:
-            check_attention(self.params, finds_segments=self.stage1 is not None and not self.plans_on_pixels)
+            check_attention(self.params, finds_segments=self.finds_segments)
         else:
             check_query_free(self.method, self.params, merged_before=self.stage1 is not None)
 
@@ -135,6 +135,11 @@ class PruneConfig:
     def plans_on_pixels(self) -> bool:
         """Whether still cells are found before the vision encoder."""
         return self.stage1 is not None and self.stage1.where == "processor"
+
+    @property
+    def finds_segments(self) -> bool:
+        """Whether stage 1 cuts a video into segments, by its features."""
+        return self.stage1 is not None and self.stage1.method == "prunevid" and not self.plans_on_pixels
 
     @property
     def query_aware(self) -> bool:

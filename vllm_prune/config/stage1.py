@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from vllm_prune.config.checks import require_choice, require_int, require_ratio
 from vllm_prune.config.errors import PruneConfigError
 
+MergingMethod = Literal["prunevid", "framefusion", "dycoke", "fastvid", "flashvid", "tome"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Stage1Config:
-    """PruneVid's spatial-temporal merging (ACL 2025, section 3.2)."""
+    """Merging before the method: PruneVid's in space and time (ACL 2025, section 3.2), or another method's."""
 
+    method: MergingMethod = "prunevid"
+    """The method that merges; `tau` and `temporal_segment_ratio` are of PruneVid's, `cluster_ratio` of all."""
     tau: float = 0.8
     """Mean pairwise cosine similarity above which a cell of a segment is static; published range 0.7-0.9."""
     cluster_ratio: float = 0.5
@@ -23,8 +27,9 @@ class Stage1Config:
 
     where: Literal["encoder", "processor"] = "encoder"
     """After the vision encoder, on its features; or before it, on pixels, so that still cells are never encoded."""
-    still: Literal["runs", "segments"] = "runs"
-    """Before the encoder, a cell is compared with its last encoded version; or with its first one in the segment."""
+    still: Literal["runs", "segments", "previous"] = "runs"
+    """Before the encoder, a cell is compared with its last encoded version; with its first one in the segment; or with
+    the frame before (TimeChat-Online's differential token drop)."""
     max_tokens: int | None = None
     """Before the encoder, where the count follows the content: tokens that stage 1 leaves at the most."""
     min_tokens: int | None = None
@@ -39,7 +44,8 @@ class Stage1Config:
         if self.tau == 1:
             raise PruneConfigError("stage1.tau=1.0: must be below 1; no cell is ever more alike than that")
         require_choice("stage1.where", self.where, ("encoder", "processor"))
-        require_choice("stage1.still", self.still, ("runs", "segments"))
+        require_choice("stage1.still", self.still, ("runs", "segments", "previous"))
+        require_choice("stage1.method", self.method, get_args(MergingMethod))
         require_choice("stage1.without_pixels", self.without_pixels, ("refuse", "encoder"))
         for name in ("max_tokens", "min_tokens"):
             if getattr(self, name) is not None:
@@ -55,7 +61,7 @@ class Stage1Config:
         return fields
 
     def merging(self) -> dict[str, Any]:
-        """Parameters of the method "prunevid", which does it on features."""
+        """What is published: parameters of the method "prunevid", which merges by features."""
         names = ("tau", "cluster_ratio", "temporal_segment_ratio")
         return {name: getattr(self, name) for name in names}
 
@@ -68,6 +74,10 @@ class Stage1Config:
             for name in ("max_tokens", "min_tokens"):
                 if getattr(self, name) is not None:
                     raise PruneConfigError(f'stage1.{name}={getattr(self, name)!r}: needs stage1.where="processor"')
+        elif self.method != "prunevid":
+            raise PruneConfigError(
+                f'stage1.method={self.method!r}: looks at features; give where="encoder", or method="prunevid"'
+            )
         self._check_without_pixels()
         if self.max_tokens is not None and self.min_tokens is not None and self.min_tokens > self.max_tokens:
             raise PruneConfigError(

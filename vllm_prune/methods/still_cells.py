@@ -95,6 +95,21 @@ def plan_segments(cells: Tensor, tau: float, temporal_segment_ratio: float) -> S
     return StillPlan(_novelty(apart), encoded, segment)
 
 
+def plan_changes(cells: Tensor, tau: float) -> StillPlan:
+    """A cell is encoded when it is not `tau` like the frame before; what changes slowly enough is never seen again.
+
+    Differential token drop on pixels (TimeChat-Online: Yao et al., ACM MM 2025, arXiv:2504.17343, section 3).
+    cells, tau: as for `plan_runs`.
+    """
+    mean = cells.mean(2)
+    apart = mean.new_full((len(cells), cells.shape[3]), torch.inf)
+    same = torch.ones_like(mean[0])
+    for frame in range(1, len(cells)):
+        gain = _gain(mean[frame], mean[frame - 1], same, same[:, :1])
+        apart[frame] = _squared_change(cells[frame], cells[frame - 1], gain)
+    return StillPlan(_novelty(apart), apart > _apart_at(tau), torch.zeros(len(cells), dtype=torch.int64))
+
+
 def raise_to(plan: StillPlan, minimum: int) -> StillPlan:
     """The plan with the newest of the cells left out encoded as well, until there are `minimum` (<= all of them)."""
     missing = minimum - int(plan.encoded.sum())

@@ -10,7 +10,15 @@ import torch
 
 from vllm_prune.budget import stage1_limits
 from vllm_prune.config import PruneConfig, PruneConfigError
-from vllm_prune.methods.still_cells import StillPlan, describe_cells, lower_to, plan_runs, plan_segments, raise_to
+from vllm_prune.methods.still_cells import (
+    StillPlan,
+    describe_cells,
+    lower_to,
+    plan_changes,
+    plan_runs,
+    plan_segments,
+    raise_to,
+)
 
 
 @dataclass(frozen=True)
@@ -58,6 +66,8 @@ def plan_video(
     cells = describe_cells(patches, grid, merge=pixels.merge, patch=pixels.patch, scale=scale, black=black)
     if stage1.still == "segments":
         plan = plan_segments(cells, stage1.tau, stage1.temporal_segment_ratio)
+    elif stage1.still == "previous":
+        plan = plan_changes(cells, stage1.tau)
     else:
         plan = plan_runs(cells, stage1.tau)
     floor, ceiling = stage1_limits(config, plan.encoded.numel())

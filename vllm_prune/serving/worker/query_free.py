@@ -47,8 +47,8 @@ def _check_foreign(chosen: object) -> None:
 
 
 def temporal_segments(tokens: VideoTokens, config: PruneConfig) -> torch.Tensor | None:
-    """[t], the segment that stage 1 puts each step of the grid of an unpruned video in; None without stage 1."""
-    if config.stage1 is None or config.plans_on_pixels:
+    """[t], the segment that stage 1 puts each step of the grid of an unpruned video in; None where it cuts none."""
+    if config.stage1 is None or not config.finds_segments:
         return None
     return PruneVid(temporal_segment_ratio=config.stage1.temporal_segment_ratio).plan(tokens).segment
 
@@ -56,6 +56,8 @@ def temporal_segments(tokens: VideoTokens, config: PruneConfig) -> torch.Tensor 
 def _merge(tokens: VideoTokens, stage1: Stage1Config, count: int) -> Assignment:
     if stage1.where == "processor":
         return merge_frames(tokens, count, stage1.cluster_ratio)
+    if stage1.method != "prunevid":
+        return registry.create(stage1.method).assign(tokens, count)
     return _prunevid(stage1).assign(tokens, count)
 
 
