@@ -6,13 +6,18 @@ paged cache of FlashAttention's layout.
 
 from __future__ import annotations
 
+import functools
 from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from vllm.config import VllmConfig
 from vllm.forward_context import get_forward_context
+from vllm.model_executor.layers.attention import Attention
 from vllm.multimodal.inputs import MultiModalFeatureSpec, PlaceholderRange
+from vllm.v1.attention.backend import AttentionType
+from vllm.v1.kv_cache_interface import FullAttentionSpec
 
 from vllm_prune.serving.wire.notes import StepRecorder
 from vllm_prune.serving.worker.dense.prefix import DensePrefix
@@ -53,6 +58,8 @@ class _Linear:
 class _Backend:
     """Attention and the writing of a paged cache [blocks, G, block size, 2 D]."""
 
+    scale = DIM**-0.5
+
     def do_kv_cache_update(self, layer: Any, key: Tensor, value: Tensor, cache: Tensor, slots: Tensor) -> None:
         block, row = slots.clamp(min=0) // BLOCK_SIZE, slots.clamp(min=0) % BLOCK_SIZE
         at = cache.transpose(1, 2)
@@ -73,59 +80,81 @@ class _Backend:
             out[start:stop] = (scores.softmax(2) @ values).transpose(0, 1)
 
 
-class _Attention:
-    num_heads, num_kv_heads, head_size = HEADS, KV_HEADS, DIM
+class _CacheKind:
+    """vLLM's `AttentionBackend`, as far as the metadata goes."""
 
-    def __init__(self, index: int, place: Any) -> None:
-        self.layer_name, self.impl = f"layer {index}", _Backend()
-        self.kv_cache = place(torch.zeros(NUM_BLOCKS, BLOCK_SIZE, KV_HEADS, 2 * DIM)).transpose(1, 2)
+    @staticmethod
+    def get_name() -> str:
+        return "SMALL"
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        context = get_forward_context()
-        key, value = k.view(-1, KV_HEADS, DIM), v.view(-1, KV_HEADS, DIM)
-        self.impl.do_kv_cache_update(self, key, value, self.kv_cache, context.slot_mapping[self.layer_name])
-        out = torch.zeros_like(q).view(-1, HEADS, DIM)
-        metadata = context.attn_metadata[self.layer_name]
-        self.impl.forward(self, q.view(-1, HEADS, DIM), key, value, self.kv_cache, metadata, out)
-        return out.flatten(1)
+    @staticmethod
+    def get_builder_cls() -> Any:
+        return _MetadataBuilder
 
 
-class _SelfAttention:
-    q_size, kv_size, num_heads, total_num_heads = HEADS * DIM, KV_HEADS * DIM, HEADS, HEADS
-    num_kv_heads, head_dim, scaling = KV_HEADS, DIM, DIM**-0.5
+def _make_attention(index: int, place: Any) -> Attention:
+    """vLLM's module, without its constructor, which asks for a backend of the device."""
+    attention = Attention.__new__(Attention)
+    nn.Module.__init__(attention)
+    attention.num_heads, attention.num_kv_heads = HEADS, KV_HEADS
+    attention.head_size = attention.head_size_v = DIM
+    attention.attn_type, attention.sliding_window, attention.use_mm_prefix = AttentionType.DECODER, None, False
+    attention.kv_sharing_target_layer_name = None
+    attention.layer_name, attention.impl, attention.attn_backend = f"layer {index}", _Backend(), _CacheKind
+    attention.kv_cache = place(torch.zeros(NUM_BLOCKS, BLOCK_SIZE, KV_HEADS, 2 * DIM)).transpose(1, 2)
+    attention.get_kv_cache_spec = lambda _: FullAttentionSpec(
+        block_size=BLOCK_SIZE, num_kv_heads=KV_HEADS, head_size=DIM, dtype=torch.float32
+    )
+    attention.forward = functools.partial(_attend, attention)
+    return attention
 
+
+def _attend(attention: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """vLLM's `Attention.forward`, without its operators."""
+    context = get_forward_context()
+    key, value = k.view(-1, KV_HEADS, DIM), v.view(-1, KV_HEADS, DIM)
+    slots = context.slot_mapping[attention.layer_name]
+    attention.impl.do_kv_cache_update(attention, key, value, attention.kv_cache, slots)
+    out = torch.zeros_like(q).view(-1, HEADS, DIM)
+    metadata = context.attn_metadata[attention.layer_name]
+    attention.impl.forward(attention, q.view(-1, HEADS, DIM), key, value, attention.kv_cache, metadata, out)
+    return out.flatten(1)
+
+
+class _SelfAttention(nn.Module):
     def __init__(self, index: int, weights: _Weights, place: Any) -> None:
+        super().__init__()
         self.qkv_proj = _Linear(weights, WIDTH, (HEADS + 2 * KV_HEADS) * DIM)
         self.o_proj = _Linear(weights, HEADS * DIM, WIDTH)
-        self.attn = _Attention(index, place)
+        self.attn = _make_attention(index, place)
 
-    def rotary_emb(self, positions: Tensor, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, positions: Tensor, hidden: Tensor) -> Tensor:
+        qkv, _ = self.qkv_proj(hidden)
+        q, k, v = qkv.split([HEADS * DIM, KV_HEADS * DIM, KV_HEADS * DIM], dim=-1)
         angle = (positions.float() * torch.arange(1, 4, device=q.device)[:, None]).sum(0)[:, None] * 1e-2
-        return q * angle.cos(), k * angle.cos()
+        return self.o_proj(self.attn(q * angle.cos(), k * angle.cos(), v.contiguous()))[0]
 
 
-class _Layer:
-    hidden_size = WIDTH
-
+class _Layer(nn.Module):
     def __init__(self, index: int, weights: _Weights, place: Any) -> None:
+        super().__init__()
         self.self_attn = _SelfAttention(index, weights, place)
         self.input_layernorm, self.post_attention_layernorm = _Norm(weights), _Norm(weights)
         project = _Linear(weights, WIDTH, WIDTH)
         self.mlp = lambda x: project(x)[0]
 
-    def __call__(self, positions: Tensor, hidden: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
-        hidden, residual = self.input_layernorm(hidden, residual)
-        attention = self.self_attn
-        qkv, _ = attention.qkv_proj(hidden)
-        q, k, v = qkv.split([attention.q_size, attention.kv_size, attention.kv_size], dim=-1)
-        q, k = attention.rotary_emb(positions, q, k)
-        hidden, _ = attention.o_proj(attention.attn(q, k.contiguous(), v.contiguous()))
-        hidden, residual = self.post_attention_layernorm(hidden, residual)
+    def forward(self, positions: Tensor, hidden_states: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
+        if residual is None:
+            residual, hidden = hidden_states, self.input_layernorm(hidden_states)
+        else:
+            hidden, residual = self.input_layernorm(hidden_states, residual)
+        hidden, residual = self.post_attention_layernorm(self.self_attn(positions, hidden), residual)
         return self.mlp(hidden), residual
 
 
 class _MetadataBuilder:
-    kv_cache_spec = SimpleNamespace(block_size=BLOCK_SIZE)
+    def __init__(self, spec: Any, *_: Any) -> None:
+        assert spec.block_size == BLOCK_SIZE
 
     def build(self, common_prefix_len: int, common_attn_metadata: Any) -> SimpleNamespace:
         common = common_attn_metadata
@@ -158,10 +187,8 @@ class SmallModel(PruningModelMixin, _Embedding):
         layers = [_Layer(index, weights, place) for index in range(LAYERS)]
         self.embedding = weights(100, WIDTH)
         self._embed_width, self._max_dense_rows = WIDTH, 0
-        self._dense_prefix = DensePrefix(
-            None, SimpleNamespace(model=SimpleNamespace(layers=layers, norm=_Norm(weights))), None
-        )
-        self._dense_prefix._builder = _MetadataBuilder()
+        self.language_model = SimpleNamespace(model=SimpleNamespace(layers=layers, norm=_Norm(weights)))
+        self._dense_prefix = DensePrefix(VllmConfig(), self.decoder_view(), None)
         self._encoder_rows, self.notes = EncoderRows(None), StepRecorder()
         self._gathered: list[Any] = []
         self._dense_videos: list[Any] = []

@@ -20,7 +20,8 @@ from small_decoder import BLOCK_SIZE, DIM, HEADS, KV_HEADS
 from small_step import Result, SmallStep, alone
 
 from vllm_prune import engine_args
-from vllm_prune.serving.worker.dense.scratch import ScratchCache, make_metadata_builder
+from vllm_prune.serving.worker.dense.paged_cache import make_metadata_builder
+from vllm_prune.serving.worker.dense.scratch import ScratchCache
 
 SEGMENTS = 16
 CONFIGS = {
@@ -48,7 +49,8 @@ def _triton_metadata(**known: Any) -> Any:
 
 
 class _TritonBuilder:
-    kv_cache_spec = SimpleNamespace(block_size=BLOCK_SIZE)
+    def __init__(self, spec: Any, *_: Any) -> None:
+        assert spec.block_size == BLOCK_SIZE
 
     def build(self, common_prefix_len: int, common_attn_metadata: Any) -> Any:
         common = common_attn_metadata
@@ -70,8 +72,9 @@ class _TritonStep(SmallStep):
         from vllm.v1.attention.backends.triton_attn import TritonAttentionImpl
 
         super().__init__(lambda tensor: tensor, Counts(), config)
-        self._model._dense_prefix._builder = _TritonBuilder()
+        backend = SimpleNamespace(get_builder_cls=lambda: _TritonBuilder)
         for layer in self._model.layers:
+            layer.attn_backend = backend
             layer.impl = TritonAttentionImpl(HEADS, DIM, DIM**-0.5, KV_HEADS, None, None, "auto")
             layer._q_scale = layer._k_scale = layer._v_scale = torch.ones(1)
 
@@ -123,6 +126,7 @@ def hopper(micro, monkeypatch) -> Any:
         layer_name="layer",
         get_attn_backend=lambda: flash_attn.FlashAttentionBackend,
         get_kv_cache_spec=lambda _: spec,
+        kv_cache=torch.empty(0),
     )
     asked: list[dict[str, Any]] = []
 
@@ -134,7 +138,7 @@ def hopper(micro, monkeypatch) -> Any:
     monkeypatch.setattr(flash_attn, "get_flash_attn_version", lambda **_: 3)
     monkeypatch.setattr(flash_attn, "get_scheduler_metadata", schedule, raising=False)
     monkeypatch.setattr(flash_attn, "_get_sliding_window_configs", lambda _: {(-1, -1)})
-    builder = make_metadata_builder(config, [layer], torch.device("cpu"))
+    builder = make_metadata_builder(config, layer, 16)
     assert builder.aot_schedule
     return builder, asked
 

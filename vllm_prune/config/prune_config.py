@@ -152,15 +152,22 @@ class PruneConfig:
         ratios = self.keep_ratio if isinstance(self.keep_ratio, tuple) else (self.keep_ratio,)
         return all(ratio == 1.0 for ratio in ratios)
 
-    def resolved_layers(self, depth: int) -> tuple[int, ...]:
-        """The pruning layers in a decoder of `depth` layers; raises where one is not below the last layer."""
+    def resolved_layers(self, depth: int, levels: int = 0) -> tuple[int, ...]:
+        """The pruning layers in a decoder of `depth` layers, the first `levels` of which add rows of the encoder.
+
+        Raises:
+            PruneConfigError: One is not below the last layer, or is above the last that adds rows.
+        """
+        first, last = max(levels - 1, 0), depth - 2
         if self.layers is None:
-            layers: tuple[int, ...] = (min(round(depth * _PUBLISHED_LAYER / _PUBLISHED_DEPTH), depth - 2),)
+            published = round(depth * _PUBLISHED_LAYER / _PUBLISHED_DEPTH)
+            layers: tuple[int, ...] = (min(max(published, first), last),)
         else:
             layers = place_layers(self.layers, depth)
-        if layers[-1] > depth - 2:
+        if layers[0] < first or layers[-1] > last:
+            adding = f", the first {levels} of which add rows of the vision encoder (deepstack)" if first else ""
             raise PruneConfigError(
-                f"layers={brief(layers)}: must lie between 0 and {depth - 2} for a decoder of {depth} layers"
+                f"layers={brief(layers)}: must lie between {first} and {last} for a decoder of {depth} layers{adding}"
             )
         return layers
 

@@ -23,6 +23,7 @@ from vllm_prune.serving.wire.notes import StepRecorder
 from vllm_prune.serving.wire.request_spec import VideoSpec
 from vllm_prune.serving.wire.settings import read_settings
 from vllm_prune.serving.worker import carrier
+from vllm_prune.serving.worker.dense.decoder_view import DecoderView
 from vllm_prune.serving.worker.dense.prefix import DensePrefix
 from vllm_prune.serving.worker.dense.step import DenseVideo, plan_step
 from vllm_prune.serving.worker.encoder_rows import EncoderRows
@@ -53,9 +54,10 @@ class PruningModelMixin(Hooked):
         trace = None if trace_folder is None else TraceWriter(trace_folder, settings.trace_limits)
         self._trace = trace
         self._encoder_rows = EncoderRows(trace)
-        self._dense_prefix = DensePrefix(vllm_config, self.language_model, trace)
+        self._dense_prefix: DensePrefix | None = None
         self._max_dense_rows = 0
         if settings.may_query:
+            self._dense_prefix = DensePrefix(vllm_config, self.decoder_view(), trace)
             self._dense_prefix.check_supported()
             self._max_dense_rows = vllm_config.scheduler_config.max_num_batched_tokens
         # One entry for every medium with rows in the step being prepared: None where nothing is left to choose, and the
@@ -63,6 +65,10 @@ class PruningModelMixin(Hooked):
         self._gathered: list[DenseVideo | str | None] = []
         self.notes = StepRecorder()
         self._dense_videos: list[DenseVideo] = []
+
+    def decoder_view(self) -> DecoderView:
+        """The decoder, as a dense prefix uses it."""
+        return DecoderView(self.language_model)
 
     def take_notes(self) -> StepRecorder:
         """What was noted since the last call."""
@@ -222,6 +228,7 @@ class PruningModelMixin(Hooked):
         """vLLM's own forward, unless the step prefills a video whose tokens the question chooses."""
         videos, self._dense_videos = self._dense_videos, []
         if videos and inputs_embeds is not None:
+            assert self._dense_prefix is not None  # no video's tokens wait for a choice elsewhere
             step = plan_step(videos, self._is_media_row, self._dense_prefix.batch(), len(inputs_embeds))
             with self.notes.dense_prefix(inputs_embeds.device, self._dense_prefix.attention_shapes(step)):
                 return self._dense_prefix.run(step, inputs_embeds, positions)
@@ -234,7 +241,7 @@ class PruningModelMixin(Hooked):
 
     def _reserve_while_profiling(self, inputs_embeds: torch.Tensor | None) -> torch.Tensor | None:
         """Memory of a dense prefix, in the dummy step by which vLLM finds out how much its paged cache may have."""
-        if not self._max_dense_rows or inputs_embeds is None or len(inputs_embeds) < self._max_dense_rows:
+        if self._dense_prefix is None or inputs_embeds is None or len(inputs_embeds) < self._max_dense_rows:
             return None
         profiling = get_forward_context().attn_metadata is None
         return self._dense_prefix.reserve_memory(self._max_dense_rows) if profiling else None

@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 
 from vllm_prune.serving.worker.dense.choose import choose_tokens, measure_importance
+from vllm_prune.serving.worker.dense.decoder_view import DecoderView
+from vllm_prune.serving.worker.dense.paged_cache import PagedCache
 from vllm_prune.serving.worker.dense.rows import DenseRows, LiveRequest
-from vllm_prune.serving.worker.dense.step import DenseRequest, DenseStep, VideoRows
+from vllm_prune.serving.worker.dense.step import DenseStep, VideoRows
 from vllm_prune.serving.worker.rank_check import check_same_on_ranks
 from vllm_prune.serving.worker.upload import upload
-
-ContextKeys = Callable[[int, DenseRequest], torch.Tensor]
-"""Keys [context, G, D] that a request has in the paged cache of a layer."""
 
 
 class RowDropper:
     """Lets the questions of one step choose, and remembers the importance they chose by."""
 
-    def __init__(self, step: DenseStep, depth: int, context_keys: ContextKeys) -> None:
-        """`depth`: layers of the decoder."""
-        self._schedule = _pruning_schedule(step, depth)
-        self._context_keys = context_keys
+    def __init__(self, step: DenseStep, decoder: DecoderView, paged: PagedCache) -> None:
+        self._schedule = _pruning_schedule(step, decoder)
+        self._attention, self._paged = decoder.attention, paged
         self.importance: dict[VideoRows, dict[int, torch.Tensor]] = {}
         """By pruning layer, of the tokens that were left before its choice."""
 
@@ -37,28 +32,28 @@ class RowDropper:
         return layer in self._schedule
 
     def choose(
-        self, layer: int, rows: DenseRows, attention: Any, qk: tuple[torch.Tensor, torch.Tensor], hidden: torch.Tensor
+        self, layer: int, rows: DenseRows, query: torch.Tensor, key: torch.Tensor, hidden: torch.Tensor
     ) -> torch.Tensor:
         """Rows that stay, [m], increasing, as `rows` numbers them.
 
         Args:
             layer: A pruning layer.
             rows: The dense rows that are left, n of them.
-            attention: The layer's attention module.
-            qk: Queries [n, H * D] and keys [n, G * D] of the dense rows, this rank's heads.
+            query: Of the dense rows, this rank's heads, [n, H, D].
+            key: Likewise, [n, G, D].
             hidden: Hidden states behind the layer, [n, C].
         """
-        query = qk[0].unflatten(1, (attention.num_heads, attention.head_dim))
-        key = qk[1].unflatten(1, (attention.num_kv_heads, attention.head_dim))
+        attention = self._attention[layer]
         keep = torch.ones(len(rows.alive), dtype=torch.bool)
         all_chosen = []
         for live in rows.requests():
             pruned = [video for video in live.request.videos if video in self._schedule[layer]]
             if not pruned:
                 continue
-            keys = torch.cat((self._context_keys(layer, live.request), key[live.start : live.end]))
+            context = self._paged.keys(attention, live.request.index, live.request.context)
+            keys = torch.cat((context, key[live.start : live.end]))
             for video in pruned:
-                importance = self._measure(rows, live, video, query, keys, attention.scaling)
+                importance = self._measure(rows, live, video, query, keys, attention.impl.scale)
                 self.importance.setdefault(video, {})[layer] = importance
                 first, last = rows.video_range(live, video)
                 left = upload(rows.tokens_left(live, video), importance.device)
@@ -88,12 +83,12 @@ class RowDropper:
         return measure_importance(query[question], question + to_key + 1, keys, tokens, scaling, config)
 
 
-def _pruning_schedule(step: DenseStep, depth: int) -> dict[int, dict[VideoRows, int]]:
+def _pruning_schedule(step: DenseStep, decoder: DecoderView) -> dict[int, dict[VideoRows, int]]:
     """For every pruning layer, which videos it prunes and to how many tokens."""
     schedule: dict[int, dict[VideoRows, int]] = {}
     for request in step.requests:
         for rows in request.videos:
             info = rows.video.info
-            for layer, count in zip(info.config.resolved_layers(depth), info.counts.layers, strict=True):
+            for layer, count in zip(decoder.pruning_layers(info.config), info.counts.layers, strict=True):
                 schedule.setdefault(layer, {})[rows] = count
     return schedule

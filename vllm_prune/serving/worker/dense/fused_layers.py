@@ -11,7 +11,9 @@ import contextlib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from torch import nn
 from vllm import envs, ir
+from vllm.model_executor.layers.rotary_embedding.base import RotaryEmbeddingBase
 from vllm.platforms import current_platform
 
 _KERNEL = "vllm_c"
@@ -25,15 +27,20 @@ def has_fused_kernels() -> bool:
     return current_platform.is_cuda() and not envs.VLLM_BATCH_INVARIANT
 
 
+def rotary_embeddings(layers: Iterable[nn.Module]) -> list[RotaryEmbeddingBase]:
+    """Those of decoder layers, each once: layers with the same parameters share one."""
+    found = (module for layer in layers for module in layer.modules() if isinstance(module, RotaryEmbeddingBase))
+    return list({id(module): module for module in found}.values())
+
+
 @contextlib.contextmanager
-def fused_layers(layers: Iterable[Any]) -> Iterator[None]:
-    """Norms of any layer, and the rotary embeddings of `layers`, run fused kernels."""
+def fused_layers(rotary: Iterable[RotaryEmbeddingBase]) -> Iterator[None]:
+    """Norms of any layer, and the rotary embeddings `rotary`, run fused kernels."""
     with contextlib.ExitStack() as stack:
         for operation in (ir.ops.rms_norm, ir.ops.fused_add_rms_norm):
             stack.enter_context(operation.set_priority(_kernel_first(operation)))
-        # Layers with the same parameters share one.
-        for rotary in {id(layer.self_attn.rotary_emb): layer.self_attn.rotary_emb for layer in layers}.values():
-            stack.enter_context(_on_cuda(rotary))
+        for embedding in rotary:
+            stack.enter_context(_on_cuda(embedding))
         yield
 
 

@@ -10,9 +10,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from vllm.config import VllmConfig, set_current_vllm_config
+from vllm.model_executor.layers.attention import Attention
 from vllm.v1.attention.backend import CommonAttentionMetadata
 
+from vllm_prune.serving.worker.dense.paged_cache import PagedCache, step_metadata
+from vllm_prune.serving.worker.dense.step import DenseStep
 from vllm_prune.serving.worker.upload import upload
 
 
@@ -24,7 +26,7 @@ class ScratchCache:
 
         Args:
             builder: vLLM's metadata builder of the layers' backend.
-            kv_cache: Any layer's cache, [blocks, ...].
+            kv_cache: The cache of any of the layers, [blocks, ...].
             block_size: Tokens of a block.
             contexts: Tokens before the dense rows, for every request.
             tables: vLLM's block table [n] of every request.
@@ -95,9 +97,33 @@ class ScratchCache:
         return output.flatten(1)
 
 
-def make_metadata_builder(vllm_config: VllmConfig, layers: list[Any], device: torch.device) -> Any:
-    """A metadata builder of the layers' backend, for the scratch cache."""
-    backend = layers[0].get_attn_backend()
-    spec = layers[0].get_kv_cache_spec(vllm_config)
-    with set_current_vllm_config(vllm_config):
-        return backend.get_builder_cls()(spec, [layer.layer_name for layer in layers], vllm_config, device)
+class ScratchCaches:
+    """The scratch caches of one step, one for every group of layers that share blocks."""
+
+    def __init__(self, paged: PagedCache, step: DenseStep) -> None:
+        self._paged, self._requests = paged, step.requests
+        self._lengths: list[int] = []
+        self._caches: dict[int, ScratchCache] = {}
+        self._laid_out: dict[int, list[int]] = {}
+
+    def lay_out(self, lengths: list[int]) -> None:
+        """Gives every request room for its context and `lengths` dense rows."""
+        self._lengths = lengths
+
+    def attend(self, attention: Attention, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        """Causal attention of all dense rows to their contexts and each other; see `ScratchCache.attend`."""
+        metadata = step_metadata(attention)
+        group = id(metadata)
+        if group not in self._caches:
+            self._caches[group] = self._make(attention, metadata)
+        cache = self._caches[group]
+        if self._laid_out.get(group) is not self._lengths:
+            cache.lay_out(self._lengths)
+            self._laid_out[group] = self._lengths
+        return cache.attend(attention, query, key, value)
+
+    def _make(self, attention: Attention, metadata: Any) -> ScratchCache:
+        layout = self._paged.layout(attention)
+        tables = [metadata.block_table[request.index] for request in self._requests]
+        contexts = [request.context for request in self._requests]
+        return ScratchCache(layout.builder, attention.kv_cache, layout.block_size, contexts, tables)

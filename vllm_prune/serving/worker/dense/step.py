@@ -23,7 +23,7 @@ class DenseVideo:
     """A video of this step whose tokens the question is to choose."""
 
     features: torch.Tensor
-    """[N1, C]"""
+    """[N1, (1 + levels) * C]: embeddings, and what the encoder adds to them behind the decoder's first layers."""
     cells: torch.Tensor
     """Index of each token's cell in the grid, [N1]."""
     groups: torch.Tensor
@@ -40,6 +40,10 @@ class DenseVideo:
     def positions(self) -> torch.Tensor:
         """M-RoPE positions [3, N1]."""
         return (self.info.offsets(self.cells) + self.start).T
+
+    def features_at(self, level: int, width: int) -> torch.Tensor:
+        """Embeddings [N1, width] (level 0), or what is added to the rows behind layer `level` - 1."""
+        return self.features[:, level * width : (level + 1) * width]
 
     def at_row(self, row: int) -> DenseVideo:
         """The same video, placed."""

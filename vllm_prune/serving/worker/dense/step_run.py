@@ -1,22 +1,26 @@
 """Runs the decoder in a step that prefills videos whose tokens the question chooses.
 
-Layers 0..L run once over the other requests' rows and the dense rows together; only attention is split. After a pruning
-layer the videos' rows that were not chosen are gone; after the last one the rows take their places in the batch, the
-keys and values of layers 0..L go into the paged cache for the kept rows alone, and the remaining layers are the normal
-pass.
+Layers 0..L run once over the other requests' rows and the dense rows together. The layers are vLLM's own; only their
+attention is taken over for the call, to split the rows by where their keys and values are. After a pruning layer the
+videos' rows that were not chosen are gone; after the last one the rows take their places in the batch, the keys and
+values of layers 0..L go into the paged cache for the kept rows alone, and the remaining layers are the normal pass.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+from collections.abc import Callable
 
 import torch
 from vllm.forward_context import get_forward_context
+from vllm.model_executor.layers.attention import Attention
 
+from vllm_prune.serving.worker.dense.attention import taken_over
+from vllm_prune.serving.worker.dense.decoder_view import DecoderView
 from vllm_prune.serving.worker.dense.drop import RowDropper
 from vllm_prune.serving.worker.dense.rows import DenseRows
-from vllm_prune.serving.worker.dense.scratch import ScratchCache
-from vllm_prune.serving.worker.dense.step import DenseStep, VideoRows
+from vllm_prune.serving.worker.dense.scratch import ScratchCaches
+from vllm_prune.serving.worker.dense.step import DenseStep, DenseVideo, VideoRows
 from vllm_prune.serving.worker.trace import VideoOutcome
 from vllm_prune.serving.worker.upload import upload
 
@@ -26,80 +30,93 @@ class StepRun:
 
     def __init__(
         self,
-        decoder: Any,
+        decoder: DecoderView,
         step: DenseStep,
         dropper: RowDropper,
-        scratch: ScratchCache,
+        scratch: ScratchCaches,
         embeds: torch.Tensor,
         positions: torch.Tensor,
     ) -> None:
-        """`decoder`: vLLM's Qwen2 model; embeds [batch rows, C], positions [3, batch rows]: of the step."""
+        """Of the step: embeds [batch rows, C], positions [3, batch rows]."""
         self._decoder, self._step, self._dropper, self._scratch = decoder, step, dropper, scratch
         self._num_other = len(step.other_rows)
         self._other = upload(step.other_rows, embeds.device)
         self._batch_positions = positions
         self._rows = DenseRows.of(step)
-        self._hidden, self._positions = self._gather(embeds, positions)
+        self._positions = self._gather(positions, lambda video: video.positions.to(positions.device), dim=1)
+        self._hidden = decoder.enter(self._gather_rows(embeds, 0))
+        levels = enumerate(decoder.take_level_rows(len(embeds)), start=1)
+        self._level_rows = [self._gather_rows(rows, level) for level, rows in levels]
+        """Of the layers to come, what is added behind them, [n, C]. Nothing is dropped before the last of them."""
         self._residual: torch.Tensor | None = None
         self._kept_kv: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+        self._query: torch.Tensor | None = None
         self._leading_rows = self._rows.leading()
         self._leading_batch_rows = upload(step.leading_batch_rows, embeds.device)
         self._lay_out()
 
-    def _gather(self, embeds: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Embeddings [n, C] and positions [3, n] of other rows and dense rows."""
-        hidden, where = [embeds[self._other]], [positions[:, self._other]]
+    def _gather_rows(self, batch: torch.Tensor, level: int) -> torch.Tensor:
+        """Of [batch rows, C]: other rows and dense rows, [n, C]."""
+        return self._gather(batch, lambda video: video.features_at(level, batch.shape[1]))
+
+    def _gather(
+        self, batch: torch.Tensor, of_video: Callable[[DenseVideo], torch.Tensor], dim: int = 0
+    ) -> torch.Tensor:
+        """Other rows and dense rows, of `batch` with what belongs to batch rows along `dim`, and of the videos."""
+        found = [batch.index_select(dim, self._other)]
         for request in self._step.requests:
             row = request.batch_start
             for rows in request.videos:
                 first = rows.video.batch_row
-                hidden += [embeds[row:first], rows.video.features]
-                where += [positions[:, row:first], rows.video.positions.to(positions.device)]
+                found += [batch.narrow(dim, row, first - row), of_video(rows.video)]
                 row = first + rows.video.info.counts.kept
-            hidden.append(embeds[row : request.batch_end])
-            where.append(positions[:, row : request.batch_end])
-        return torch.cat(hidden), torch.cat(where, dim=1)
+            found.append(batch.narrow(dim, row, request.batch_end - row))
+        return torch.cat(found, dim)
 
     def run(self) -> torch.Tensor:
         """Hidden states [batch rows, C]."""
         last = self._dropper.last_layer
-        for index, layer in enumerate(self._decoder.layers):
+        for index in range(len(self._decoder.layers)):
             if index <= last:
-                self._run_dense_layer(index, layer)
+                self._run_dense_layer(index)
             else:
-                self._hidden, self._residual = layer(self._positions, self._hidden, self._residual)
+                self._run_layer(index)
             if index == last:
                 self._return_to_batch()
-        hidden, _ = self._decoder.norm(self._hidden, self._residual)
-        return hidden
+        assert self._residual is not None
+        return self._decoder.leave(self._hidden, self._residual)
 
-    def _run_dense_layer(self, index: int, layer: Any) -> None:
+    def _run_layer(self, index: int) -> None:
+        self._hidden, self._residual = self._decoder.run_layer(index, self._positions, self._hidden, self._residual)
+
+    def _run_dense_layer(self, index: int) -> None:
         """One decoder layer over other rows and dense rows; drops rows behind it if it is a pruning layer."""
-        attention = layer.self_attn
-        if self._residual is None:
-            self._residual, hidden = self._hidden, layer.input_layernorm(self._hidden)
-        else:
-            hidden, self._residual = layer.input_layernorm(self._hidden, self._residual)
-        qkv, _ = attention.qkv_proj(hidden)
-        q, k, v = qkv.split([attention.q_size, attention.kv_size, attention.kv_size], dim=-1)
-        q, k = attention.rotary_emb(self._positions, q, k)
-        output, _ = attention.o_proj(self._attend(attention, q, k, v))
-        hidden, self._residual = layer.post_attention_layernorm(output, self._residual)
-        self._hidden = layer.mlp(hidden)
+        attention = self._decoder.attention[index]
+        with taken_over(attention, functools.partial(self._attend, attention, attention.forward)):
+            self._run_layer(index)
+        if self._level_rows:
+            self._hidden = self._hidden + self._level_rows.pop(0)
         if self._dropper.prunes_at(index):
-            self._drop(index, attention, q[self._num_other :], k[self._num_other :])
+            self._drop(index)
 
-    def _attend(self, attention: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    def _attend(
+        self,
+        attention: Attention,
+        attend_paged: Callable[..., torch.Tensor],
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+    ) -> torch.Tensor:
         """Attention of other rows through vLLM's paged cache, of dense rows through the scratch cache."""
-        n, dim = self._num_other, attention.head_dim
+        n, dim = self._num_other, attention.head_size
         output = torch.empty_like(q)
         if n:
-            output[:n] = attention.attn(*(self._to_batch(x) for x in (q, k, v)))[self._other]
+            output[:n] = attend_paged(*(self._to_batch(x) for x in (q, k, v)))[self._other]
         key, value = (x[n:].unflatten(1, (attention.num_kv_heads, dim)).contiguous() for x in (k, v))
         if not n:
-            self._write_slots(attention.attn, key[self._leading], value[self._leading], self._leading_batch_rows)
-        query = q[n:].unflatten(1, (attention.num_heads, dim)).contiguous()
-        output[n:] = self._scratch.attend(attention.attn, query, key, value)
+            self._write_slots(attention, key[self._leading], value[self._leading], self._leading_batch_rows)
+        self._query = q[n:].unflatten(1, (attention.num_heads, dim)).contiguous()
+        output[n:] = self._scratch.attend(attention, self._query, key, value)
         self._kept_kv.append((key, value, self._rows.alive))
         return output
 
@@ -119,11 +136,12 @@ class StepRun:
         self._scratch.lay_out(self._rows.lengths)
         self._leading = upload(torch.searchsorted(self._rows.alive, self._leading_rows), self._hidden.device)
 
-    def _drop(self, index: int, attention: Any, q: torch.Tensor, k: torch.Tensor) -> None:
+    def _drop(self, index: int) -> None:
         """Goes on with other rows and those dense rows that stay behind pruning layer `index`."""
         assert self._residual is not None
+        assert self._query is not None
         hidden = self._hidden[self._num_other :] + self._residual[self._num_other :]
-        kept = self._dropper.choose(index, self._rows, attention, (q, k), hidden)
+        kept = self._dropper.choose(index, self._rows, self._query, self._kept_kv[index][0], hidden)
         rows = upload(torch.cat((torch.arange(self._num_other), self._num_other + kept)), hidden.device)
         self._hidden, self._residual = self._hidden[rows], self._residual[rows]
         self._positions = self._positions[:, rows]
@@ -155,12 +173,14 @@ class StepRun:
 
     def _write_cache(self, batch_rows: torch.Tensor) -> None:
         found_in: torch.Tensor | None = None
-        for layer, (key, value, alive) in zip(self._decoder.layers, self._kept_kv, strict=False):
+        for attention, (key, value, alive) in zip(self._decoder.attention, self._kept_kv, strict=False):
             if alive is not found_in:  # the same for all layers between two pruning layers
                 kept, found_in = upload(torch.searchsorted(alive, self._rows.alive), key.device), alive
-            self._write_slots(layer.self_attn.attn, key[kept], value[kept], batch_rows)
+            self._write_slots(attention, key[kept], value[kept], batch_rows)
 
-    def _write_slots(self, attention: Any, key: torch.Tensor, value: torch.Tensor, batch_rows: torch.Tensor) -> None:
+    def _write_slots(
+        self, attention: Attention, key: torch.Tensor, value: torch.Tensor, batch_rows: torch.Tensor
+    ) -> None:
         """Writes keys and values [n, G, D] into the paged cache, at the slots of `batch_rows` [n]."""
         slots = get_forward_context().slot_mapping[attention.layer_name][batch_rows]
         attention.impl.do_kv_cache_update(attention, key, value, attention.kv_cache, slots)
