@@ -1,0 +1,173 @@
+"""Dense steps through vLLM's own Qwen3-VL, dense and with experts, against Hugging Face's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from oracle.importance import importance, top_k
+from qwen3_decoder import LEVELS, WIDTH, Served, serving, write_checkpoint
+from torch import Tensor
+from transformers import DynamicCache
+
+from vllm_prune.budget import TokenCounts
+from vllm_prune.config import PruneConfig
+from vllm_prune.serving.worker.dense.decoder_view import DeepstackView
+from vllm_prune.serving.worker.dense.prefix import DensePrefix
+from vllm_prune.serving.worker.dense.step import DenseVideo, plan_step
+from vllm_prune.serving.worker.medium_info import MediumInfo
+
+GRID = (4, 5, 5)
+BEFORE, TOTAL, AFTER = 7, 100, 9
+OTHER = 40
+"""Rows of another request, of which some are an image's."""
+CASES = {
+    "the first layer that may": ((2,), (30,)),
+    "several layers": ((2, 3), (60, 20)),
+    "the last layer that may": ((4,), (50,)),
+}
+
+
+@dataclass
+class Models:
+    """The same weights twice."""
+
+    served: Served
+    oracle: Any
+
+
+@pytest.fixture(scope="module", params=["dense", "experts"])
+def models(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Models]:
+    folder = tmp_path_factory.mktemp("decoders") / "model"
+    oracle = write_checkpoint(folder, request.param == "experts")
+    with serving(folder) as served:
+        yield Models(served, oracle)
+
+
+@dataclass
+class Rows:
+    """Some rows of a request."""
+
+    embeds: Tensor
+    """[n, C]"""
+    levels: Tensor
+    """[levels, n, C]"""
+    positions: Tensor
+    """[3, n]"""
+
+    @classmethod
+    def random(cls, seed: int, length: int, is_media: Tensor, start: int = 0) -> Rows:
+        generator = torch.Generator().manual_seed(seed)
+        embeds = torch.randn(length, WIDTH, generator=generator)
+        levels = torch.randn(LEVELS, length, WIDTH, generator=generator) * is_media[:, None]
+        return cls(embeds, levels, torch.arange(start, start + length).expand(3, -1).clone())
+
+
+class Oracle:
+    """One request through Hugging Face's layers."""
+
+    def __init__(self, model: Any) -> None:
+        self.text = model.model.language_model
+        self.cache = DynamicCache(config=model.config.text_config)
+        self.kept = torch.arange(TOTAL)
+        self.scores: list[Tensor] = []
+
+    @torch.no_grad()
+    def run(self, rows: Rows, layers: tuple[int, ...] = (), counts: tuple[int, ...] = ()) -> Tensor:
+        """Hidden states [n, C] of what is left of `rows` after `layers` dropped tokens of the video."""
+        hidden, positions = rows.embeds[None], rows.positions
+        for index, layer in enumerate(self.text.layers):
+            hidden, weights = self._run_layer(layer, hidden, positions)
+            if index < LEVELS:
+                hidden = hidden + rows.levels[index]
+            if index in layers:
+                left = self._choose(weights, counts[layers.index(index)], hidden.shape[1])
+                hidden, positions = hidden[:, left], positions[:, left]
+                for cached in self.cache.layers[: index + 1]:
+                    cached.keys, cached.values = cached.keys[:, :, left], cached.values[:, :, left]
+        return self.text.norm(hidden)[0]
+
+    def _run_layer(self, layer: Any, hidden: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Hidden states, and the attention weights [heads, n, S]."""
+        found: list[Tensor] = []
+        hook = layer.self_attn.register_forward_hook(lambda *call: found.append(call[2][1][0]))
+        n, index = hidden.shape[1], layer.self_attn.layer_idx
+        total = self.cache.get_seq_length(index) + n
+        mask = (torch.arange(total) > torch.arange(total - n, total)[:, None]).float() * torch.finfo(torch.float32).min
+        turned = self.text.rotary_emb(hidden, positions[:, None])
+        hidden = layer(hidden, position_embeddings=turned, attention_mask=mask[None, None], past_key_values=self.cache)
+        hook.remove()
+        return hidden, found[0]
+
+    def _choose(self, weights: Tensor, count: int, length: int) -> Tensor:
+        tokens = torch.arange(BEFORE, BEFORE + len(self.kept))
+        questions = torch.arange(int(tokens[-1]) + 1, length)
+        self.scores.append(importance(weights[:, questions][:, :, tokens], "max"))
+        chosen = top_k(self.scores[-1], count)
+        self.kept = self.kept[chosen]
+        return torch.cat((torch.arange(BEFORE), tokens[chosen], questions))
+
+
+def make_video(rows: Rows, layers: tuple[int, ...], counts: tuple[int, ...]) -> DenseVideo:
+    media = slice(BEFORE, BEFORE + TOTAL)
+    config = PruneConfig.parse({"method": "attention", "layers": list(layers), "keep_ratio": [0.5] * len(layers)})
+    told = TokenCounts(total=TOTAL, encoded=TOTAL, stage1=TOTAL, entering=TOTAL, layers=counts)
+    info = MediumInfo(grid=GRID, t_factor=1.0, counts=told, config_json=config.to_json())
+    features = torch.cat((rows.embeds[media], *(level[media] for level in rows.levels)), dim=1)
+    return DenseVideo(features, torch.arange(TOTAL), torch.zeros(TOTAL, dtype=torch.long), BEFORE, info, [])
+
+
+def make_prompt(layers: tuple[int, ...], counts: tuple[int, ...]) -> tuple[Rows, DenseVideo]:
+    is_media = torch.zeros(BEFORE + TOTAL + AFTER, dtype=torch.bool)
+    is_media[BEFORE : BEFORE + TOTAL] = True
+    rows = Rows.random(1, len(is_media), is_media)
+    video = make_video(rows, layers, counts)
+    rows.positions[:, BEFORE : BEFORE + TOTAL] = video.positions
+    rows.positions[:, BEFORE + TOTAL :] = BEFORE + video.info.extent + torch.arange(AFTER)
+    return rows, video
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_dense_step_and_the_tokens_after_it_are_hugging_faces(models: Models, case: str) -> None:
+    layers, counts = CASES[case]
+    rows, video = make_prompt(layers, counts)
+    image = torch.zeros(OTHER, dtype=torch.bool)
+    image[10:25] = True
+    other = Rows.random(2, OTHER, image)
+
+    oracle, beside = Oracle(models.oracle), Oracle(models.oracle)
+    expected = torch.cat((beside.run(other), oracle.run(rows, layers, counts)))
+
+    kept, served = counts[-1], models.served
+    length = BEFORE + kept + AFTER
+    tables = [[3, 9], [5, 1, 12, 8]]
+    placeholders = torch.cat((torch.arange(BEFORE), torch.full((kept,), BEFORE), torch.arange(-AFTER, 0)))
+    embeds = torch.cat((other.embeds, rows.embeds[placeholders]))
+    embeds[OTHER + BEFORE : OTHER + BEFORE + kept] = torch.nan  # not looked at
+    positions = torch.cat((other.positions, rows.positions[:, placeholders]), dim=1)
+    is_media = torch.zeros(len(embeds), dtype=torch.bool)
+    is_media[10:25] = is_media[OTHER + BEFORE : OTHER + BEFORE + kept] = True
+    prefix = DensePrefix(served.config, DeepstackView(served.model), None)
+    with served.step([0, 0], [OTHER, length], tables):
+        served.set_levels(list(torch.cat((other.levels, rows.levels[:, placeholders]), dim=1)))
+        step = plan_step([video.at_row(OTHER + BEFORE)], is_media, prefix.batch(), len(embeds))
+        found = prefix.run(step, embeds, positions)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+    after = Rows.random(3, 1, torch.zeros(1, dtype=torch.bool), int(rows.positions.max()) + 1)
+    with served.step([length], [1], tables[1:]):
+        found = served.forward(after.embeds, after.positions, list(after.levels))
+    torch.testing.assert_close(found, oracle.run(after), rtol=1e-4, atol=1e-4)
+
+
+def test_levels_are_taken_once(models: Models) -> None:
+    served = models.served
+    rows = Rows.random(4, 5, torch.ones(5, dtype=torch.bool))
+    view = DeepstackView(served.model)
+    served.set_levels(list(rows.levels))
+    assert torch.equal(torch.stack(view.take_level_rows(5)), rows.levels)
+    assert not torch.stack(view.take_level_rows(5)).any()
+    assert view.levels == LEVELS
