@@ -12,13 +12,22 @@ from types import SimpleNamespace
 
 import pytest
 
+from vllm_prune.cli import serve
 from vllm_prune.cli.chat import parse_prune, video_url
 from vllm_prune.cli.main import main
+from vllm_prune.cli.port import check_port
 from vllm_prune.config import PRESETS, PruneConfig
 from vllm_prune.engine import engine_args
 from vllm_prune.serving.wire.settings import read_settings
 
 ARCHITECTURE = "Qwen2_5_VLForConditionalGeneration"
+
+
+@pytest.fixture(autouse=True)
+def only_the_line(monkeypatch):
+    """Without what takes vLLM's import (test_cli_dry_run.py has it) or a port that is free."""
+    monkeypatch.setattr(serve, "check_line", lambda command, environment: None)
+    monkeypatch.setattr(serve, "check_port", lambda passed_on: None)
 
 
 @pytest.fixture
@@ -147,6 +156,14 @@ def test_mistakes_are_told_in_one_line(capsys, model, arguments, said):
     assert error.count("\n") == 1
 
 
+def test_the_embedded_model_has_a_short_name_unless_it_is_given_one(capsys):
+    line = dry_run(capsys, "embedded")
+    assert line[line.index("--served-model-name") + 1] == "embedded"
+    for option in (["--served-model-name", "mine"], ["--served_model_name=mine"]):
+        assert dry_run(capsys, "embedded", *option)[-len(option) :] == option
+        assert "embedded" not in dry_run(capsys, "embedded", *option)
+
+
 def test_a_wrong_policy_lists_the_known_ones(capsys, model):
     with pytest.raises(SystemExit):
         main(["serve", model, "--prune-override", "all"])
@@ -237,12 +254,14 @@ class TestChat:
         assert "vllm-prune serve" in error
 
 
-def test_a_port_in_use_is_named(capsys, model):
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
+def test_a_port_in_use_is_named(capsys, monkeypatch, model, more):
+    monkeypatch.setattr(serve, "check_port", check_port)
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = str(other.getsockname()[1])
-        assert main(["serve", model, "--host", "127.0.0.1", "--port", port]) == 2
+        assert main(["serve", model, "--host", "127.0.0.1", "--port", port, *more]) == 2
     assert f"port={port}: something else listens there" in capsys.readouterr().err
 
 

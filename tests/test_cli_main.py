@@ -1,6 +1,7 @@
 """The dispatcher of `vllm-prune`."""
 
 import importlib
+import os
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -112,3 +113,39 @@ def test_unknown_options_reach_vllm_in_order_and_unabbreviated(fake_command):
     main(["fake", "m", "--max-model-len", "8", "--pr", "y", "--prune=z", "--enforce-eager"])
     assert calls[0].prune == "z"
     assert calls[0].passed_on == ["--max-model-len", "8", "--pr", "y", "--enforce-eager"]
+
+
+@pytest.mark.parametrize("name", [name for name, command in COMMANDS.items() if command.needs])
+def test_what_cannot_do_without_a_package_says_so_in_one_line_before_it_starts(name, monkeypatch, capsys):
+    absent = COMMANDS[name].needs
+    monkeypatch.setattr(cli, "is_absent", lambda module: module == absent)
+    assert main([name, "anything", "--at", "all"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"vllm-prune {name}: needs {absent}, which is not installed: ")
+    assert error.count("\n") == 1
+    with pytest.raises(SystemExit) as stopped:
+        main([name, "--help"])
+    assert stopped.value.code == 0
+
+
+def test_a_reader_that_has_ended_is_no_error():
+    """As `| head -1`: the pipe is closed before the first line is written."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "vllm_prune.cli.main", "estimate", "embedded"]
+    for unbuffered in ("", "1"):
+        variables = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+        done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, timeout=60, env=variables)
+        assert (done.returncode, done.stderr) == (141, "")
+    os.close(writing)
+
+
+def test_another_pipe_that_breaks_is_an_error(fake_command, monkeypatch):
+    fake_command(passes_on=False)
+
+    def run(_):
+        raise BrokenPipeError
+
+    monkeypatch.setattr(sys.modules["vllm_prune.cli.fake"], "run", run)
+    with pytest.raises(BrokenPipeError):
+        main(["fake", "m"])

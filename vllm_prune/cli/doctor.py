@@ -9,7 +9,7 @@ from functools import partial
 
 from vllm_prune._version import __version__
 from vllm_prune.cli.checks.alone import alone
-from vllm_prune.cli.checks.check import Check, Status
+from vllm_prune.cli.checks.check import Check, Status, causes_once
 from vllm_prune.cli.checks.environment import (
     check_media_libraries,
     check_startup,
@@ -53,9 +53,9 @@ def run(args: argparse.Namespace) -> int:
 
 def _run_checks(parts: Mapping[str, Callable[[], Iterable[Check]]], *, show: bool) -> list[Check]:
     checks = []
-    for check in (check for name, part in parts.items() for check in alone(name, part)):
+    for check in causes_once(check for name, part in parts.items() for check in alone(name, part)):
         checks.append(check)
-        if show:  # at once: importing vLLM takes a while
+        if show and check.status is not Status.BLOCKED:  # at once: importing vLLM takes a while
             print(_format(check), flush=True)
     return checks
 
@@ -76,4 +76,8 @@ def _format(check: Check) -> str:
 
 def _summary(checks: list[Check]) -> str:
     counts = {status: sum(check.status is status for check in checks) for status in Status}
-    return f"{counts[Status.OK]} ok, {counts[Status.WARN]} to note, {counts[Status.FAIL]} to mend"
+    line = f"{counts[Status.OK]} ok, {counts[Status.WARN]} to note, {counts[Status.FAIL]} to mend"
+    if not counts[Status.BLOCKED]:
+        return line
+    names = ", ".join(check.name for check in checks if check.status is Status.BLOCKED)
+    return f"{line}; {counts[Status.BLOCKED]} not to be checked before that: {names}"

@@ -9,10 +9,12 @@ import importlib
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import ModuleType
 
 from vllm_prune._version import __version__
-from vllm_prune.bench.options import INTERRUPTED
+from vllm_prune.bench.options import FAILED, INTERRUPTED
 from vllm_prune.cli.checks.remedies import is_absent, set_up
+from vllm_prune.cli.closed_pipe import CLOSED_PIPE, drop_output, is_closed
 
 
 @dataclass(frozen=True)
@@ -22,42 +24,52 @@ class Command:
     module: str
     summary: str
     passes_on: bool = False  # options it does not know are vLLM's: they are in `args.passed_on`, in order
+    needs: str = ""  # a module without which nothing of it can be done; `--help` can
 
 
 COMMANDS = {
     "serve": Command("vllm_prune.cli.serve", "start an OpenAI-compatible server that prunes videos", passes_on=True),
-    "chat": Command("vllm_prune.cli.chat", "ask a running server a question about a video"),
-    "show": Command("vllm_prune.cli.show", "picture which tokens of a video are kept, merged and dropped"),
+    "chat": Command("vllm_prune.cli.chat", "ask a running server a question about a video", needs="openai"),
+    "show": Command("vllm_prune.cli.show", "picture which of a video's tokens are kept, merged, dropped", needs="vllm"),
     "estimate": Command("vllm_prune.cli.estimate", "foresee tokens, FLOPs and KV memory from a model's config.json"),
-    "profile": Command("vllm_prune.cli.profile", "tell where the time of a request goes, stage by stage"),
-    "bench": Command("vllm_prune.cli.bench", "measure what pruning gains, against stock vLLM"),
+    "profile": Command("vllm_prune.cli.profile", "tell where the time of a request goes, stage by stage", needs="vllm"),
+    "bench": Command("vllm_prune.cli.bench", "measure what pruning gains, against stock vLLM", needs="vllm"),
     "doctor": Command("vllm_prune.cli.doctor", "check this installation and say how to mend it"),
+    "completion": Command("vllm_prune.cli.completion", "print a script by which a shell completes the command line"),
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `vllm-prune` and return its exit status."""
-    chosen = _top_level_parser().parse_args(argv)
+    chosen = top_level_parser().parse_args(argv)
     try:
-        return _run(chosen.command, chosen.arguments)
+        status = _run(chosen.command, chosen.arguments)
+        sys.stdout.flush()  # here, where it is known what a closed pipe means
+        return status
     except ModuleNotFoundError as error:
         if not error.name or not is_absent(error.name):
             raise
-        print(f"vllm-prune {chosen.command}: needs {error.name}, which is not installed: {set_up()}", file=sys.stderr)
-        return 1
+        return _tell(chosen.command, f"needs {error.name}, which is not installed: {set_up()}", FAILED)
     except KeyboardInterrupt:
-        print(f"vllm-prune {chosen.command}: interrupted", file=sys.stderr)
-        return INTERRUPTED
+        return _tell(chosen.command, "interrupted", INTERRUPTED)
+    except BrokenPipeError:
+        if not is_closed(sys.stdout):
+            raise
+        drop_output()
+        return CLOSED_PIPE
+
+
+def _tell(name: str, message: str, status: int) -> int:
+    print(f"vllm-prune {name}: {message}", file=sys.stderr)
+    return status
 
 
 def _run(name: str, arguments: Sequence[str]) -> int:
     command = COMMANDS[name]
-    module = importlib.import_module(command.module)
-    # Without abbreviations: `--max` must reach vLLM as it is, whatever options of ours begin like it.
-    parser = argparse.ArgumentParser(
-        prog=f"vllm-prune {name}", description=command.summary, allow_abbrev=not command.passes_on
-    )
-    module.add_arguments(parser)
+    wants_help = not {"-h", "--help"}.isdisjoint(arguments)
+    if command.needs and not wants_help and is_absent(command.needs):
+        raise ModuleNotFoundError(name=command.needs)
+    parser, module = make_parser(name)
     if command.passes_on:
         args, unknown = parser.parse_known_args(arguments)
         args.passed_on = unknown
@@ -66,8 +78,21 @@ def _run(name: str, arguments: Sequence[str]) -> int:
     return int(module.run(args))
 
 
-def _top_level_parser() -> argparse.ArgumentParser:
-    summaries = "\n".join(f"  {name:10}{command.summary}" for name, command in COMMANDS.items())
+def make_parser(name: str) -> tuple[argparse.ArgumentParser, ModuleType]:
+    """The parser of the subcommand `name`, and its module."""
+    command = COMMANDS[name]
+    module = importlib.import_module(command.module)
+    # Without abbreviations: `--max` must reach vLLM as it is, whatever options of ours begin like it.
+    parser = argparse.ArgumentParser(
+        prog=f"vllm-prune {name}", description=command.summary, allow_abbrev=not command.passes_on
+    )
+    module.add_arguments(parser)
+    return parser, module
+
+
+def top_level_parser() -> argparse.ArgumentParser:
+    """The parser of what comes before a subcommand's own arguments."""
+    summaries = "\n".join(f"  {name:12}{command.summary}" for name, command in COMMANDS.items())
     parser = argparse.ArgumentParser(
         prog="vllm-prune",
         description="Fewer video tokens for unmodified vLLM.",

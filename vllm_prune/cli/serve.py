@@ -11,7 +11,8 @@ from typing import get_args
 
 from vllm_prune.cli.port import check_port
 from vllm_prune.cli.secrets import masked
-from vllm_prune.cli.serve_defaults import added_options
+from vllm_prune.cli.serve_check import check_line
+from vllm_prune.cli.serve_defaults import added_options, is_given
 from vllm_prune.cli.serve_ray import check_ray
 from vllm_prune.config import PRESETS, OverridePolicy, PruneConfig, check_override_policy
 from vllm_prune.gpus import list_gpus
@@ -72,7 +73,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"video formats to take besides the usual ones ({', '.join(DEFAULT)}): {', '.join(OPTIONAL)}, or {ALL}; "
         "docs/security.md says what that opens",
     )
-    parser.add_argument("--dry-run", action="store_true", help="print the `vllm serve` line and stop")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check all of it as vLLM would, print the `vllm serve` line and stop"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -82,14 +85,14 @@ def run(args: argparse.Namespace) -> int:
         environment[VARIABLE] = args.prune_containers
     trace = args.prune_trace or (str(trace_folder(os.environ)) if args.prune_page else None)
     try:
-        if not args.dry_run:
-            require_supported_vllm()
+        require_supported_vllm()
         parse_containers(args.prune_containers)
         limits = TraceLimits(files=args.prune_trace_files, bytes=args.prune_trace_bytes)
         options = {"trace": trace, "log": args.prune_log, "trace_limits": limits}
         command = serve_command(args.model, args.prune, args.prune_override, args.passed_on, **options)
-        if not args.dry_run:
-            check_port(args.passed_on)
+        check_port(args.passed_on)
+        if args.dry_run:
+            check_line(command, environment)
     except (UnsupportedVllmError, ValueError) as error:
         print(f"vllm-prune serve: {error}", file=sys.stderr)
         return 2
@@ -118,11 +121,13 @@ def serve_command(
     """
     from vllm_prune.engine import hf_overrides
 
+    given, rest = _take_hf_overrides(passed_on)
     if model == _EMBEDDED:
         from vllm_prune.embedded import model_path
 
         model = str(model_path())
-    given, rest = _take_hf_overrides(passed_on)
+        if not is_given("--served-model-name", rest):  # else clients would have to write that path
+            rest = ["--served-model-name", _EMBEDDED, *rest]
     check_ray(rest)
     overrides = {**given, **hf_overrides(model, prune, override, trace, log, trace_limits)}
     settings = ServerSettings(config=PruneConfig.parse(prune), override=check_override_policy(override))

@@ -40,7 +40,7 @@ def added_options(may_query: bool, given: Sequence[str], gpus: Sequence[Gpu]) ->
     """
     if not may_query or not gpus:
         return []
-    return [option for option in _wanted(gpus) if not _is_given(option.name, given)]
+    return [option for option in _wanted(gpus) if not is_given(option.name, given)]
 
 
 def _wanted(gpus: Sequence[Gpu]) -> Iterator[AddedOption]:
@@ -53,7 +53,7 @@ def _wanted(gpus: Sequence[Gpu]) -> Iterator[AddedOption]:
         yield AddedOption("--attention-backend", "FLASH_ATTN", reason)
 
 
-def _is_given(name: str, given: Sequence[str]) -> bool:
+def is_given(name: str, given: Sequence[str]) -> bool:
     """Whether the user gave an option, in any spelling, or what may hold it: a configuration, a configuration file."""
     heads = {option.partition("=")[0].partition(".")[0].replace("_", "-") for option in given}
     return not heads.isdisjoint({name, *_HOLDERS, *_HOLDERS_OF.get(name, ())})

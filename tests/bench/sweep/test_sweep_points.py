@@ -137,5 +137,5 @@ def test_what_is_known_is_not_measured_again(tmp_path):
     ],
 )
 def test_a_wrong_argument_is_named(capsys, tmp_path, arguments, message):
-    assert main(["bench", "sweep", *arguments, "-o", str(tmp_path)]) == 1
+    assert main(["bench", "sweep", *arguments, "-o", str(tmp_path)]) == 2
     assert message in capsys.readouterr().err

@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from vllm_prune.bench.accuracy.asking import Backend
@@ -13,8 +14,9 @@ from vllm_prune.bench.accuracy.datasets import PUBLISHED, SYNTHETIC, draw_sample
 from vllm_prune.bench.accuracy.datasets.records import read_json
 from vllm_prune.bench.accuracy.questions import Question
 from vllm_prune.bench.accuracy.runner import Plan, run_plan
-from vllm_prune.bench.needs import announce_pictures, suffixes
-from vllm_prune.bench.options import INTERRUPTED, json_object, not_negative, positive, sigterm_as_interrupt
+from vllm_prune.bench.needs import suffixes
+from vllm_prune.bench.options import json_object, not_negative, positive
+from vllm_prune.bench.running import Endings, run_planned
 from vllm_prune.bench.throughput import provenance
 from vllm_prune.bench.throughput.configurations import Configuration, parse_configurations
 from vllm_prune.bench.throughput.errors import BenchmarkError
@@ -93,18 +95,11 @@ def _add_models(group: argparse._ArgumentGroup) -> None:
 def run(args: argparse.Namespace) -> int:
     """Ask, write the results, and return the exit status."""
     stem = args.output / args.name
-    try:
-        announce_pictures()
-        with sigterm_as_interrupt():
-            run_plan(make_plan(args))
-    except BenchmarkError as error:
-        print(f"vllm-prune bench accuracy: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(f"interrupted; the answers are in {stem}.answers.jsonl: go on with --resume", file=sys.stderr)
-        return INTERRUPTED
-    print(f"results: {stem}{suffixes()}")
-    return 0
+    endings = Endings(name="accuracy", interrupted=f"the answers are in {stem}.answers.jsonl: go on with --resume")
+    status = run_planned(partial(make_plan, args), run_plan, endings)
+    if status == 0:
+        print(f"results: {stem}{suffixes()}")
+    return status
 
 
 def make_plan(args: argparse.Namespace) -> Plan:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ import torch
 from vllm_prune.bench.methods.approximations import compare
 from vllm_prune.bench.methods.report import draw, markdown
 from vllm_prune.bench.methods.runner import Size, make_cases, make_video, run_cases
-from vllm_prune.bench.needs import announce_pictures, draw_if_possible, suffixes
+from vllm_prune.bench.needs import draw_if_possible, suffixes
 from vllm_prune.bench.options import positive
+from vllm_prune.bench.running import Endings, run_planned
 from vllm_prune.bench.throughput import provenance
 from vllm_prune.cli.secrets import masked
 from vllm_prune.methods import names
@@ -70,21 +72,29 @@ def run(args: argparse.Namespace) -> int:
         return 2
     if args.threads:
         torch.set_num_threads(args.threads)
-    announce_pictures()
-    results = _measure_all(args)
-    args.output.mkdir(parents=True, exist_ok=True)
-    path = args.output / args.name
+    results = _about(args)
+    stem = args.output / args.name
+    endings = Endings(name="methods", interrupted=f"what was measured before, if anything, is in {stem}{suffixes()}")
+    status = run_planned(lambda: results, partial(_measure_all, args), endings)
+    if results["main"]:
+        _write(results, stem)
+    if status == 0:
+        print(markdown(results))
+        print(f"results: {stem}{suffixes()}")
+    return status
+
+
+def _write(results: dict[str, Any], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     path.with_suffix(".md").write_text(markdown(results), encoding="utf-8")
     draw_if_possible(draw, results, path.with_suffix(".png"))
-    print(markdown(results))
-    print(f"results: {path}{suffixes()}")
-    return 0
 
 
-def _measure_all(args: argparse.Namespace) -> dict[str, Any]:
+def _about(args: argparse.Namespace) -> dict[str, Any]:
+    """The results before anything is measured."""
     size = _size(args, args.frames)
-    results = {
+    return {
         "command": shlex.join(["vllm-prune", *masked(sys.argv[1:])]),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "provenance": provenance.describe(),
@@ -96,13 +106,23 @@ def _measure_all(args: argparse.Namespace) -> dict[str, Any]:
         "still": args.still,
         "seed": args.seed,
         "size": {**asdict(size), "tokens": size.tokens},
+        "main": [],
+        "sweep": [],
+        "approximations": [],
     }
-    with _progress() as begin:
-        results["main"] = _measure_size(args, size, True, begin)
-        sweep = [_measure_size(args, _size(args, frames), False, begin) for frames in sorted(args.sweep_frames)]
-        results["sweep"] = [row for rows in sweep for row in rows]
-        results["approximations"] = list(compare(size, args.still, args.seed)) if args.approximations else []
-    return results
+
+
+def _measure_all(args: argparse.Namespace, results: dict[str, Any]) -> None:
+    """Fills `results` row by row, so that an interrupted run keeps what it has."""
+    size = _size(args, args.frames)
+    with _progress() as begin, torch.inference_mode():
+        for row in _measure_size(args, size, True, begin):
+            results["main"].append(row)
+        for frames in sorted(args.sweep_frames):
+            for row in _measure_size(args, _size(args, frames), False, begin):
+                results["sweep"].append(row)
+    if args.approximations:
+        results["approximations"] = list(compare(size, args.still, args.seed))
 
 
 def _size(args: argparse.Namespace, frames: int) -> Size:
@@ -110,11 +130,10 @@ def _size(args: argparse.Namespace, frames: int) -> Size:
     return Size(frames, rows, args.tokens_per_frame // rows, args.keep, args.dim)
 
 
-def _measure_size(args: argparse.Namespace, size: Size, compare: bool, begin: Any) -> list[dict[str, Any]]:
+def _measure_size(args: argparse.Namespace, size: Size, compare: bool, begin: Any) -> Iterator[dict[str, Any]]:
     tokens = make_video(size, args.device, args.dtype, args.still, args.seed)
     cases = list(make_cases(tokens, size, args.methods, compare))
-    with torch.inference_mode():
-        return run_cases(tokens, cases, args.repeats, args.clock, begin)
+    return run_cases(tokens, cases, args.repeats, args.clock, begin)
 
 
 @contextmanager

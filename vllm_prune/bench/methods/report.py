@@ -10,6 +10,8 @@ from vllm_prune.bench.throughput.provenance import describe_lines
 from vllm_prune.bench.throughput.report import table
 
 _FLOOR = "Gram products"
+_MISSING = "not measured"
+"""By a run that was interrupted."""
 
 
 def markdown(results: dict[str, Any]) -> str:
@@ -49,9 +51,9 @@ def _sweep_table(rows: list[dict[str, Any]]) -> str:
     lines = []
     for name in dict.fromkeys(row["name"] for row in rows):
         mine = {row["tokens"]: row for row in rows if row["name"] == name}
-        times = [f"{mine[count]['best'] * 1e3:.1f}" for count in counts]
-        peak = f"{mine[counts[-1]]['peak_bytes'] / 2**20:.0f}"
-        lines.append([name, *times, growth([(count, mine[count]["best"]) for count in counts]), peak])
+        times = [f"{mine[count]['best'] * 1e3:.1f}" if count in mine else _MISSING for count in counts]
+        peak = f"{mine[counts[-1]]['peak_bytes'] / 2**20:.0f}" if counts[-1] in mine else _MISSING
+        lines.append([name, *times, growth([(count, mine[count]["best"]) for count in counts if count in mine]), peak])
     header = [*(f"{count} tokens, ms" for count in counts), "exponent", f"peak MiB at {counts[-1]}"]
     note = (
         "Best of the repeats. Exponent p of time ~ tokens^p between the last two sizes; frames grow, tokens per frame "

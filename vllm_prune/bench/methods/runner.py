@@ -76,11 +76,9 @@ def make_cases(tokens: VideoTokens, size: Size, methods: Sequence[str], compare:
 
 def run_cases(
     tokens: VideoTokens, cases: Sequence[Case], repeats: int, clock: str, begin: Callable[[str], None]
-) -> list[dict[str, Any]]:
+) -> Iterator[dict[str, Any]]:
     """Measure every case by the `clock` of `measure`; `begin` hears of each before it starts."""
-    rows = []
     for case in cases:
         begin(f"{tokens.num_tokens} tokens, {case.name} ({case.kind})")
         found = measure(case.call, tokens.features.device.type, repeats, clock)
-        rows.append({"name": case.name, "kind": case.kind, "tokens": tokens.num_tokens, **found.as_dict()})
-    return rows
+        yield {"name": case.name, "kind": case.kind, "tokens": tokens.num_tokens, **found.as_dict()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ from vllm_prune.bench.accuracy.datasets import SYNTHETIC
 from vllm_prune.bench.accuracy.engine import InProcess
 from vllm_prune.bench.accuracy.questions import Question
 from vllm_prune.bench.accuracy.videos import FileVideo
-from vllm_prune.bench.needs import announce_pictures, suffixes
-from vllm_prune.bench.options import INTERRUPTED, json_object, positive, sigterm_as_interrupt
+from vllm_prune.bench.needs import suffixes
+from vllm_prune.bench.options import json_object, positive
+from vllm_prune.bench.running import Endings, run_planned
 from vllm_prune.bench.sweep.points import Axes, make_configurations
 from vllm_prune.bench.sweep.probe import Probe
 from vllm_prune.bench.sweep.runner import SweepPlan, run_sweep
@@ -77,18 +79,11 @@ def _or_none(kind: Any) -> Any:
 def run(args: argparse.Namespace) -> int:
     """Measure, write the results, and return the exit status."""
     stem = args.output / args.name
-    try:
-        announce_pictures()
-        with sigterm_as_interrupt():
-            run_sweep(make_plan(args))
-    except BenchmarkError as error:
-        print(f"vllm-prune bench sweep: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(f"interrupted; what is known is in {stem}.*.jsonl: go on with --resume", file=sys.stderr)
-        return INTERRUPTED
-    print(f"results: {stem}{suffixes()}")
-    return 0
+    endings = Endings(name="sweep", interrupted=f"what is known is in {stem}.*.jsonl: go on with --resume")
+    status = run_planned(partial(make_plan, args), run_sweep, endings)
+    if status == 0:
+        print(f"results: {stem}{suffixes()}")
+    return status
 
 
 def make_plan(args: argparse.Namespace) -> SweepPlan:

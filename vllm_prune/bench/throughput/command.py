@@ -8,11 +8,13 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from vllm_prune.bench.clips import real_clips
-from vllm_prune.bench.needs import announce_pictures, suffixes
-from vllm_prune.bench.options import INTERRUPTED, not_negative, positive, sigterm_as_interrupt
+from vllm_prune.bench.needs import suffixes
+from vllm_prune.bench.options import USAGE, not_negative, positive
+from vllm_prune.bench.running import Endings, run_planned
 from vllm_prune.bench.throughput.configurations import parse_configurations
 from vllm_prune.bench.throughput.errors import BenchmarkError
 from vllm_prune.bench.throughput.models import EMBEDDED, RANDOM, resolve_model
@@ -107,20 +109,17 @@ def _size(text: str) -> tuple[int, int]:
 def run(args: argparse.Namespace) -> int:
     """Measure, write the results, and return the exit status."""
     work = args.work or Path(tempfile.mkdtemp(prefix="vllm-prune-bench-"))
-    try:
-        announce_pictures()
-        with sigterm_as_interrupt():
-            run_plan(make_plan(args, work))
-    except (BenchmarkError, FileNotFoundError) as error:
-        print(f"vllm-prune bench throughput: {error}\nlogs and raw results are in {work}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(f"interrupted, the servers are ended; logs and raw results are in {work}", file=sys.stderr)
-        return INTERRUPTED
-    if args.work is None:
+    endings = Endings(
+        name="throughput",
+        interrupted=f"the servers are ended; logs and raw results are in {work}",
+        failed=f"logs and raw results are in {work}",
+    )
+    status = run_planned(partial(make_plan, args, work), run_plan, endings)
+    if args.work is None and status in (0, USAGE):
         shutil.rmtree(work)
-    print(f"results: {args.output / args.name}{suffixes()}")
-    return 0
+    if status == 0:
+        print(f"results: {args.output / args.name}{suffixes()}")
+    return status
 
 
 def make_plan(args: argparse.Namespace, work: Path) -> Plan:

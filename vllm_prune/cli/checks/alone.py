@@ -12,4 +12,4 @@ def alone(name: str, check: Callable[[], Check | Iterable[Check]]) -> list[Check
         found = check()
         return [found] if isinstance(found, Check) else list(found)
     except Exception as error:  # whatever it is, it belongs into the report
-        return [fail(name, f"{type(error).__name__}: {error}", BROKEN)]
+        return [fail(name, f"{type(error).__name__}: {error}", BROKEN, cause=str(error))]

@@ -69,7 +69,8 @@ def _check_absent_or_importable(name: str) -> Check:
     result = _run([sys.executable, "-c", f"import {name}"])
     if result.returncode == 0:
         return ok(name, f"{importlib.metadata.version(name)}, importable")
-    return fail(name, f"installed, but its import fails: {_last_line(result.stderr)}", f"pip uninstall -y {name}")
+    line = _last_line(result.stderr)
+    return fail(name, f"installed, but its import fails: {line}", f"pip uninstall -y {name}", cause=_message(line))
 
 
 def check_startup() -> list[Check]:
@@ -90,7 +91,8 @@ def check_vllm_command() -> list[Check]:
     result = _run([str(command), "--version"])
     if result.returncode == 0:
         return [ok("vllm command", f"starts: {_last_line(result.stdout)}")]
-    return [fail("vllm command", _last_line(result.stderr), "mend the failures above; then `vllm --version` starts")]
+    line = _last_line(result.stderr)
+    return [fail("vllm command", line, "mend the failures above; then `vllm --version` starts", cause=_message(line))]
 
 
 def _run(command: list[str]) -> "subprocess.CompletedProcess[str]":
@@ -103,3 +105,12 @@ def _run(command: list[str]) -> "subprocess.CompletedProcess[str]":
 def _last_line(output: str) -> str:
     lines = output.strip().splitlines()
     return lines[-1] if lines else "(no output)"
+
+
+def _message(line: str) -> str:
+    """The last line of a traceback without the name of its error.
+
+    >>> _message("OSError: no such file: x")
+    'no such file: x'
+    """
+    return line.partition(": ")[2]

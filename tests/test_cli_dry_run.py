@@ -1,0 +1,38 @@
+"""`vllm-prune serve --dry-run` asks vLLM itself, in a process of its own."""
+
+import pytest
+
+from vllm_prune.cli.main import main
+from vllm_prune.cli.serve_check import check_line
+
+SERVE = ["serve", "embedded", "--uds", "/tmp/unused", "--dry-run"]
+
+
+@pytest.mark.slow
+def test_a_line_that_vllm_takes_is_printed(capsys):
+    assert main([*SERVE, "--prune", "stage1_only", "--max-model-len", "2048", "-dp", "2"]) == 0
+    assert capsys.readouterr().out.startswith("vllm serve ")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--max-model-length", "5"], "unrecognized arguments: --max-model-length 5"),
+        (["-pp", "2"], "pipeline_parallel_size=2"),  # refused when the configuration is made
+    ],
+)
+def test_what_serve_would_refuse_is_refused(capsys, options, said):
+    assert main([*SERVE, *options]) == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert told.err.startswith("vllm-prune serve: vLLM refuses this line: ")
+    assert said in told.err
+    assert told.err.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_a_refusal_repeats_no_secret():
+    with pytest.raises(ValueError, match=r"unrecognized arguments: --none https://\*\*\*@host/") as refused:
+        check_line(["vllm", "serve", "m", "--none", "https://me:hush@host/"], {})
+    assert "hush" not in str(refused.value)
