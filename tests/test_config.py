@@ -192,6 +192,14 @@ class TestValues:
         with pytest.raises(PruneConfigError, match=r'params\.quota="segment": needs stage1 with where="encoder"'):
             PruneConfig.parse({"preset": "framefusion", "params": {"quota": "segment"}})
 
+    def test_layers_come_after_those_that_add_rows_of_the_encoder(self):
+        default, early = PruneConfig(), PruneConfig(method=ATTENTION, layers=[0.02, 0.5])
+        assert [default.resolved_layers(depth, 3) for depth in (4, 6, 28)] == [(2,), (2,), (10,)]
+        assert early.resolved_layers(28, 3) == (2, 13)
+        assert PruneConfig(method=ATTENTION, layers=[2]).resolved_layers(28, 3) == (2,)
+        with pytest.raises(PruneConfigError, match=r"layers=\[1\]: must lie between 2 and 26 .*first 3 of which"):
+            PruneConfig(method=ATTENTION, layers=[1]).resolved_layers(28, 3)
+
     def test_layers_scale_with_the_depth_and_leave_one_to_run(self):
         assert [PruneConfig().resolved_layers(depth) for depth in (2, 6, 28, 36)] == [(0,), (2,), (10,), (13,)]
         shares = PruneConfig(method=ATTENTION, layers=[0.25, 0.5, 0.75])

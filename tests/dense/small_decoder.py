@@ -61,7 +61,7 @@ class _Backend:
     scale = DIM**-0.5
 
     def do_kv_cache_update(self, layer: Any, key: Tensor, value: Tensor, cache: Tensor, slots: Tensor) -> None:
-        block, row = slots.clamp(min=0) // BLOCK_SIZE, slots.clamp(min=0) % BLOCK_SIZE
+        block, row = slots.clamp(min=0) // cache.shape[2], slots.clamp(min=0) % cache.shape[2]
         at = cache.transpose(1, 2)
         new = torch.where((slots >= 0)[:, None, None], torch.cat((key, value), dim=2), at[block, row])
         at.index_put_((block, row), new)
@@ -71,7 +71,7 @@ class _Backend:
     ) -> None:
         for index, length in enumerate(metadata.lengths):
             start, stop = metadata.starts[index : index + 2]
-            blocks = metadata.block_table[index, : -(-length // BLOCK_SIZE)].long()
+            blocks = metadata.block_table[index, : -(-length // cache.shape[2])].long()
             rows = cache.transpose(1, 2)[blocks].flatten(0, 1)[:length].repeat_interleave(HEADS // KV_HEADS, 1)
             keys, values = rows.transpose(0, 1).split(DIM, dim=2)
             place = torch.arange(length, device=query.device)
@@ -153,8 +153,8 @@ class _Layer(nn.Module):
 
 
 class _MetadataBuilder:
-    def __init__(self, spec: Any, *_: Any) -> None:
-        assert spec.block_size == BLOCK_SIZE
+    def __init__(self, *_: Any) -> None:
+        pass
 
     def build(self, common_prefix_len: int, common_attn_metadata: Any) -> SimpleNamespace:
         common = common_attn_metadata

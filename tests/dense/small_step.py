@@ -11,7 +11,7 @@ from unittest import mock
 
 import torch
 from emulated_cuda import Counts, to_host
-from small_decoder import BLOCK_SIZE, WIDTH, SmallModel, feature
+from small_decoder import WIDTH, SmallModel, feature
 from vllm.distributed import parallel_state
 from vllm.forward_context import override_forward_context
 
@@ -96,22 +96,34 @@ class SmallStep:
         return embeds, batch
 
     def _forward(self, embeds: torch.Tensor, positions: torch.Tensor) -> None:
-        length = len(embeds) - PADDING - len(DECODING)
-        lengths = [*DECODING, length]
-        starts = [*range(len(DECODING) + 1), len(DECODING) + length]
-        table = torch.zeros(len(lengths), -(-length // BLOCK_SIZE), dtype=torch.int32)
-        table[: len(DECODING), :4] = torch.arange(1, 4 * len(DECODING) + 1).view(-1, 4)
-        table[-1] = torch.arange(FIRST_BLOCK, FIRST_BLOCK + table.shape[1])
-        slots = self._place(_slots(table, lengths, starts, len(embeds)))
-        metadata = self._metadata(starts, lengths, table, slots)
-        names = [layer.layer_name for layer in self._model.layers]
-        context = SimpleNamespace(
-            attn_metadata=dict.fromkeys(names, metadata), slot_mapping=dict.fromkeys(names, slots)
-        )
+        context = SimpleNamespace(attn_metadata={}, slot_mapping={})
+        for layers in self._groups():
+            self._place_group(layers, len(embeds), context)
         with override_forward_context(context), self._phase("dense step"):  # type: ignore[arg-type]
             hidden = self._model.forward(None, positions, None, embeds)
         self._result.values["hidden"] = to_host(hidden)[:-PADDING]
-        self._result.values["keys and values"] = torch.stack([to_host(layer.kv_cache) for layer in self._model.layers])
+        self._result.values["keys and values"] = self._keys_and_values(context.slot_mapping)
+
+    def _groups(self) -> list[list[Any]]:
+        """Attention of the layers that have their blocks in common."""
+        return [self._model.layers]
+
+    def _place_group(self, layers: list[Any], num_rows: int, context: Any) -> None:
+        """Writes into `context` where the layers of a group have their keys and values."""
+        length, block_size = num_rows - PADDING - len(DECODING), layers[0].kv_cache.shape[2]
+        lengths = [*DECODING, length]
+        starts = [*range(len(DECODING) + 1), len(DECODING) + length]
+        table = torch.zeros(len(lengths), max(4, -(-length // block_size)), dtype=torch.int32)
+        table[: len(DECODING), :4] = torch.arange(1, 4 * len(DECODING) + 1).view(-1, 4)
+        table[-1] = torch.arange(FIRST_BLOCK, FIRST_BLOCK + table.shape[1])
+        slots = self._place(_slots(table, lengths, starts, num_rows, block_size))
+        names = [layer.layer_name for layer in layers]
+        context.attn_metadata |= dict.fromkeys(names, self._metadata(starts, lengths, table, slots))
+        context.slot_mapping |= dict.fromkeys(names, slots)
+
+    def _keys_and_values(self, slots: dict[str, torch.Tensor]) -> torch.Tensor:
+        """The whole cache of all layers."""
+        return torch.stack([to_host(layer.kv_cache) for layer in self._model.layers])
 
     def _metadata(self, starts: list[int], lengths: list[int], table: torch.Tensor, slots: torch.Tensor) -> Any:
         """Of the step, for the backend of the small decoder."""
@@ -124,13 +136,13 @@ class SmallStep:
         )
 
 
-def _slots(table: torch.Tensor, lengths: list[int], starts: list[int], num_rows: int) -> torch.Tensor:
+def _slots(table: torch.Tensor, lengths: list[int], starts: list[int], num_rows: int, block_size: int) -> torch.Tensor:
     """Slots [rows] of a step's rows, -1 of the padding."""
     slots = torch.full((num_rows,), -1)
     for index, length in enumerate(lengths):
         start, stop = starts[index : index + 2]
         place = torch.arange(length - (stop - start), length)
-        slots[start:stop] = table[index][place // BLOCK_SIZE].long() * BLOCK_SIZE + place % BLOCK_SIZE
+        slots[start:stop] = table[index][place // block_size].long() * block_size + place % block_size
     return slots
 
 

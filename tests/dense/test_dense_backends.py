@@ -16,7 +16,7 @@ import small_decoder
 import small_step
 import torch
 from emulated_cuda import Counts
-from small_decoder import BLOCK_SIZE, DIM, HEADS, KV_HEADS
+from small_decoder import DIM, HEADS, KV_HEADS
 from small_step import Result, SmallStep, alone
 
 from vllm_prune import engine_args
@@ -49,8 +49,8 @@ def _triton_metadata(**known: Any) -> Any:
 
 
 class _TritonBuilder:
-    def __init__(self, spec: Any, *_: Any) -> None:
-        assert spec.block_size == BLOCK_SIZE
+    def __init__(self, *_: Any) -> None:
+        pass
 
     def build(self, common_prefix_len: int, common_attn_metadata: Any) -> Any:
         common = common_attn_metadata
@@ -65,6 +65,12 @@ class _TritonBuilder:
         )
 
 
+class _TritonKind:
+    @staticmethod
+    def get_builder_cls() -> Any:
+        return _TritonBuilder
+
+
 class _TritonStep(SmallStep):
     """The small step whose layers attend through vLLM's Triton backend, other requests' rows included."""
 
@@ -72,9 +78,8 @@ class _TritonStep(SmallStep):
         from vllm.v1.attention.backends.triton_attn import TritonAttentionImpl
 
         super().__init__(lambda tensor: tensor, Counts(), config)
-        backend = SimpleNamespace(get_builder_cls=lambda: _TritonBuilder)
         for layer in self._model.layers:
-            layer.attn_backend = backend
+            layer.attn_backend = _TritonKind
             layer.impl = TritonAttentionImpl(HEADS, DIM, DIM**-0.5, KV_HEADS, None, None, "auto")
             layer._q_scale = layer._k_scale = layer._v_scale = torch.ones(1)
 

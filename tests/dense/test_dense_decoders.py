@@ -9,13 +9,15 @@ from typing import Any
 import pytest
 import torch
 from oracle.importance import importance, top_k
-from qwen3_decoder import LEVELS, WIDTH, Served, serving, write_checkpoint
+from qwen3_decoder import EXPERTS, LEVELS, TEXT, WIDTH, Served, serving, write_checkpoint
 from torch import Tensor
 from transformers import DynamicCache
 
 from vllm_prune.budget import TokenCounts
-from vllm_prune.config import PruneConfig
+from vllm_prune.config import PruneConfig, PruneConfigError
+from vllm_prune.serving.wire.decoder_layers import pruning_layers
 from vllm_prune.serving.worker.dense.decoder_view import DeepstackView
+from vllm_prune.serving.worker.dense.layer_memory import inner_width
 from vllm_prune.serving.worker.dense.prefix import DensePrefix
 from vllm_prune.serving.worker.dense.step import DenseVideo, plan_step
 from vllm_prune.serving.worker.medium_info import MediumInfo
@@ -171,3 +173,18 @@ def test_levels_are_taken_once(models: Models) -> None:
     assert torch.equal(torch.stack(view.take_level_rows(5)), rows.levels)
     assert not torch.stack(view.take_level_rows(5)).any()
     assert view.levels == LEVELS
+
+
+def test_a_pruning_layer_above_the_last_level_is_refused(models: Models) -> None:
+    config = models.served.config.model_config
+    assert pruning_layers(PruneConfig.parse({"method": "attention", "keep_ratio": 0.5}), config) == (2,)
+    with pytest.raises(PruneConfigError, match=r"layers=\[1\]: must lie between 2 and 4 .*deepstack"):
+        pruning_layers(PruneConfig.parse({"method": "attention", "keep_ratio": 0.5, "layers": [1]}), config)
+
+
+def test_memory_is_reserved_for_experts_too(models: Models) -> None:
+    """Two experts of a row: its copy and its result, gate and up projections and their product."""
+    layer = models.served.model.language_model.model.layers[0]
+    experts = 2 * (2 * WIDTH + 3 * EXPERTS["moe_intermediate_size"])
+    gate_and_up = 2 * 2 * TEXT["intermediate_size"]
+    assert inner_width(layer) == (experts if hasattr(layer.mlp, "experts") else gate_and_up)

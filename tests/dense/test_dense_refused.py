@@ -29,7 +29,7 @@ REFUSED = [
     ({"kv_offloading_size": 1.0}, "kv_offloading_size: .*a connector may hand over"),
     ({"enforce_eager": False, "compilation_config": {"mode": 1}}, "compilation_config.mode: .*as one graph"),
     ({"enforce_eager": False, "compilation_config": {"cudagraph_mode": "FULL"}}, "cudagraph_mode: .*mixed batch"),
-    ({"offload_group_size": 2, "offload_num_in_group": 1}, "offload_config.prefetch: .*weights are fetched"),
+    ({"offload_group_size": 2, "offload_num_in_group": 1}, "offload_config.prefetch: .*called one by one"),
     ({"video_pruning_rate": 0.5}, "video_pruning_rate=0.5: selects vLLM's own pruning"),
     ({"hf_config": {"layers": [5]}}, "layers=.5.: must lie between 0 and 4"),
 ]

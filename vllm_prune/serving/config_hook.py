@@ -13,6 +13,7 @@ from vllm.model_executor.models.config import VerifyAndUpdateConfig
 from vllm_prune.config import PruneConfigError
 from vllm_prune.hook import Hooked, hook
 from vllm_prune.serving.refusals import check_requested
+from vllm_prune.serving.wire.decoder_layers import pruning_layers
 from vllm_prune.serving.wire.settings import REQUEST_KEY, read_settings, write_max_step_tokens
 
 _PRUNING_ENABLED = 0.5
@@ -68,7 +69,7 @@ class PruneConfigHook(Hooked, VerifyAndUpdateConfig):
         settings = read_settings(vllm_config.model_config.hf_config)
         if settings.may_query:
             check_requested(vllm_config)
-            settings.config.resolved_layers(vllm_config.model_config.get_total_num_hidden_layers())
+            pruning_layers(settings.config, vllm_config.model_config)
         scheduler = vllm_config.scheduler_config
         max_step_tokens = min(scheduler.max_num_batched_tokens, scheduler.max_num_scheduled_tokens or sys.maxsize)
         write_max_step_tokens(vllm_config.model_config.hf_config, max_step_tokens)

@@ -111,6 +111,12 @@ def _requested(vllm_config: VllmConfig) -> Iterator[Refusal]:
         vllm_config.model_config.get_multimodal_config().mm_processor_cache_type == "shm",
         "the engine core has to see which videos the question prunes, and shared memory is open to workers only",
     )
+    yield Refusal(
+        "data_parallel_size",
+        parallel.data_parallel_size > 1 and vllm_config.model_config.is_moe,
+        "the ranks of a mixture of experts tell each other beforehand how many rows they have, and a dense prefix has "
+        "more; a server for each rank can be used",
+    )
     yield Refusal("enable_dbo", parallel.enable_dbo, "a dense prefix is not split into micro-batches")
     yield Refusal(
         "compilation_config.cudagraph_mode",
@@ -133,14 +139,14 @@ def _offloading(vllm_config: VllmConfig) -> Iterator[Refusal]:
     yield Refusal(
         "offload_config.prefetch",
         prefetches,
-        "a layer's weights are fetched by its forward, and a dense prefix calls what is in the layer; "
-        "--cpu-offload-gb can be used",
+        "a layer's weights are fetched while the one before it runs, which has not been tried where layers are called "
+        "one by one; --cpu-offload-gb can be used",
     )
     yield Refusal(
         "VLLM_WEIGHT_OFFLOADING_DISABLE_UVA",
         not prefetches and offload.uva.cpu_offload_gb > 0 and envs.VLLM_WEIGHT_OFFLOADING_DISABLE_UVA,
-        "without unified addressing a layer's weights are copied by its forward, and a dense prefix calls what is in "
-        "the layer",
+        "without unified addressing a layer's weights are copied by its forward, which has not been tried where layers "
+        "are called one by one",
     )
 
 

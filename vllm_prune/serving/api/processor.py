@@ -35,6 +35,7 @@ from vllm_prune.serving.api.prune_inputs import ProfilingInputs, PruneInputs, fi
 from vllm_prune.serving.api.report import FACTS_KEY, PromptFacts
 from vllm_prune.serving.api.sent_media import KnownItem
 from vllm_prune.serving.api.span_check import check_spans
+from vllm_prune.serving.wire.decoder_layers import pruning_layers
 from vllm_prune.serving.wire.request_spec import CELLS_FIELD, FIELD, VideoSpec
 from vllm_prune.serving.wire.settings import REQUEST_KEY, TRACE_KEY, read_max_step_tokens, read_settings
 from vllm_prune.spans import TurnFormat
@@ -120,7 +121,7 @@ class PruningProcessorMixin(Hooked, BaseMultiModalProcessor[Any]):
         requested = inputs.hf_processor_mm_kwargs.get(REQUEST_KEY)
         config, trace_key = self._settings.resolve(requested), self._settings.trace_key(requested)
         if config.query_aware:  # checked here, since a worker that raises ends the server
-            config.resolved_layers(self.info.ctx.model_config.get_total_num_hidden_layers())
+            pruning_layers(config, self.info.ctx.model_config)
         if config.stage1 is not None and isinstance(inputs, ProfilingInputs):
             # The dummy video is still, and what it has to show is the cost of one that is not.
             config = dataclasses.replace(config, stage1=config.stage1.after_encoder())

@@ -244,4 +244,4 @@ class PruningModelMixin(Hooked):
         if self._dense_prefix is None or inputs_embeds is None or len(inputs_embeds) < self._max_dense_rows:
             return None
         profiling = get_forward_context().attn_metadata is None
-        return self._dense_prefix.reserve_memory(self._max_dense_rows) if profiling else None
+        return self._dense_prefix.reserve_memory(self._max_dense_rows, inputs_embeds) if profiling else None

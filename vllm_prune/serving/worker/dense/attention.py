@@ -44,7 +44,7 @@ def _why_not(attention: AttentionLayerBase) -> str:
     if type(attention) is not Attention:
         return f"{kind} attends to other tokens than all before, or keeps something else than their keys and values"
     if attention.attn_type != AttentionType.DECODER:
-        return f"{kind} is of type {attention.attn_type}, not causal"
+        return f"{kind} is not causal, but of type {attention.attn_type.value}"
     if attention.use_mm_prefix:
         return f"{kind} attends both ways inside an image or a video"
     if attention.kv_sharing_target_layer_name is not None:

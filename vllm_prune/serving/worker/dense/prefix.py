@@ -47,18 +47,19 @@ class DensePrefix:
                     f"one with --attention-backend, or a query-free method and --prune-override tighten"
                 )
 
-    def reserve_memory(self, num_rows: int) -> torch.Tensor:
+    def reserve_memory(self, num_rows: int, embeds: torch.Tensor) -> torch.Tensor:
         """What a step with `num_rows` dense rows takes beside the rows that vLLM schedules, in one allocation.
 
         Held during vLLM's memory profiling, it is what the paged cache leaves free for such a step.
+
+        Args:
+            num_rows: Dense rows.
+            embeds: Any embeddings [n, C] of the model.
         """
-        weight = next(self._decoder.layers[0].parameters())
-        width = self._config.model_config.get_hidden_size()
         kv_widths = [2 * attention.num_kv_heads * attention.head_size for attention in self._decoder.attention]
         inner = max(inner_width(layer) for layer in self._decoder.layers)
-        per_row = inner + (6 + self._decoder.levels) * width + sum(kv_widths) + max(kv_widths)
-        dtype = self._config.model_config.dtype
-        return torch.empty(num_rows * per_row, dtype=dtype, device=weight.device)
+        per_row = inner + (6 + self._decoder.levels) * embeds.shape[1] + sum(kv_widths) + max(kv_widths)
+        return embeds.new_empty(num_rows * per_row)
 
     def batch(self) -> Batch:
         """What vLLM scheduled in the step under way."""
