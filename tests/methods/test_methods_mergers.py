@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from method_cases import SEEDS, mixed_video, noise, random_video
 
-from vllm_prune.methods import VideoTokens, _dpc_knn, _kernels, _ragged, compact, create
+from vllm_prune.methods import VideoTokens, _dpc_knn, _frame_products, _kernels, _ragged, compact, create
 from vllm_prune.methods._share import share_budget
 from vllm_prune.methods.fastvid import FastVID, cut_at_transitions, divide
-from vllm_prune.methods.flashvid import FlashVID, grow_trees
+from vllm_prune.methods.flashvid import FlashVID, follow, share_frames, strongest
 from vllm_prune.methods.merge_frames import merge_frames
 from vllm_prune.methods.tome import ToMe
 
@@ -58,9 +58,10 @@ def test_tome_anchor_is_where_the_others_went() -> None:
 
 def test_fastvid_cuts_where_the_scene_changes() -> None:
     frames = noise(0, 3, 16).repeat_interleave(torch.tensor([4, 2, 5]), dim=0)
-    assert cut_at_transitions(frames, 0.9, 1).tolist() == [0] * 4 + [1] * 2 + [2] * 5
-    assert cut_at_transitions(frames, -1, 2).unique().numel() == 2
-    assert cut_at_transitions(frames, -1, 99).unique().numel() == 11
+    assert cut_at_transitions(frames, 0.9, 1, 11).tolist() == [0] * 4 + [1] * 2 + [2] * 5
+    assert cut_at_transitions(frames, -1, 2, 11).unique().numel() == 2
+    assert cut_at_transitions(frames, -1, 99, 11).unique().numel() == 11
+    assert cut_at_transitions(frames, 0.9, 99, 3).tolist() == [0] * 4 + [1] * 2 + [2] * 5, "the deepest cuts stay"
 
 
 @given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=5), cells=st.integers(1, 6), data=st.data())
@@ -99,7 +100,7 @@ def moving_dot(frames: int, cells: int) -> VideoTokens:
 
 def test_flashvid_follows_what_moves() -> None:
     tokens = moving_dot(6, 6)
-    assignment = FlashVID(diverse_ratio=0).assign(tokens, 31)
+    assignment = FlashVID(diverse_ratio=0, transition_threshold=-1, min_segments=1).assign(tokens, 31)
     dot = torch.arange(6) * 6 + torch.arange(6)
     assert assignment.slot[dot].unique().numel() == 1
     torch.testing.assert_close(compact(tokens, assignment).features[assignment.slot[0]], tokens.features[0])
@@ -115,14 +116,34 @@ def test_flashvid_keeps_diverse_tokens_as_they_are() -> None:
 
 
 @given(seed=SEEDS, size=st.integers(1, 60), data=st.data())
-def test_trees_are_what_the_links_leave(seed: int, size: int, data: st.DataObject) -> None:
+def test_trees_are_what_the_strongest_links_leave(seed: int, size: int, data: st.DataObject) -> None:
     parent = torch.tensor([data.draw(st.integers(0, max(0, i - 1))) for i in range(size)])
-    possible = int((parent != torch.arange(size)).sum())
-    links = data.draw(st.integers(0, possible))
-    root = grow_trees(noise(seed, size), parent, links)
-    assert root.unique().numel() == size - links
+    group = torch.where(parent == torch.arange(size), -1, torch.arange(size) % 3)
+    most = torch.tensor([data.draw(st.integers(0, size)) for _ in range(3)])
+    score = noise(seed, size)
+    holds = strongest(score, group, most)
+    for g, allowed in enumerate(most.tolist()):
+        mine = (group == g).nonzero().squeeze(1).tolist()
+        best = sorted(mine, key=lambda i: (-float(score[i]), i))[:allowed]
+        assert (holds & (group == g)).nonzero().squeeze(1).tolist() == sorted(best)
+    root = follow(torch.where(holds, parent, torch.arange(size)))
+    assert root.unique().numel() == size - holds.sum()
     assert torch.equal(root[root], root)
-    assert (root <= torch.arange(size)).all()
+
+
+@given(trees=st.lists(st.integers(0, 9), min_size=1, max_size=12), data=st.data())
+def test_frames_share_what_their_segment_has(trees: list[int], data: st.DataObject) -> None:
+    size = torch.tensor(trees)
+    segment = torch.tensor([0] + [data.draw(st.integers(0, 1)) for _ in trees[1:]]).cumsum(0)
+    in_segment = torch.zeros(int(segment[-1]) + 1, dtype=torch.long).index_add_(0, segment, size)
+    share = torch.tensor([data.draw(st.integers(0, int(count))) for count in in_segment])
+    quota, too_few = share_frames(size, segment, share)
+    assert (quota <= size).all()
+    assert ((quota >= 1) == (size > 0)).all()
+    for s, slots in enumerate(share.tolist()):
+        mine = quota[segment == s]
+        assert bool(too_few[s]) == (slots < int((size[segment == s] > 0).sum()))
+        assert int(mine.sum()) == max(slots, int((size[segment == s] > 0).sum()))
 
 
 @pytest.mark.parametrize("name", ["dpp", "fastvid", "flashvid", "prunevid", "tome"])
@@ -131,6 +152,8 @@ def test_pieces_do_not_change_the_result(name: str, monkeypatch: pytest.MonkeyPa
     whole = create(name).assign(tokens, 30)
     monkeypatch.setattr(_ragged, "_BATCH_BYTES", 1)
     monkeypatch.setattr(_kernels, "_COPY_BYTES", 1)
+    monkeypatch.setattr(_frame_products, "_PIECE_BYTES", 1)
+    monkeypatch.setattr(_frame_products, "_KEPT_BYTES", 0)
     assert torch.equal(create(name).assign(tokens, 30).slot, whole.slot)
 
 
@@ -152,3 +175,12 @@ def test_fewer_tokens_than_frames_never_compare_a_whole_video(seed, frames, cell
     assert found.slot.min() == 0
     assert torch.equal(found.slot[found.anchor], torch.arange(budget))
     assert max(compared) <= max(frames, cells)
+
+
+@pytest.mark.parametrize("keep", [0.05, 0.1])
+def test_flashvid_does_not_collapse_a_short_video(keep: float) -> None:
+    """Still cells with noise: no slot swallows them."""
+    still = noise(0, 1, 196, 64) + 1.5 * noise(1, 64)
+    tokens = VideoTokens.from_features((still + 0.3 * noise(2, 8, 196, 64)).flatten(0, 1), (8, 14, 14))
+    assignment = FlashVID().assign(tokens, int(keep * tokens.num_tokens))
+    assert assignment.slot.bincount().max() < 0.2 * tokens.num_tokens

@@ -12,6 +12,8 @@ from torch import Tensor
 from vllm_prune.methods._numerics import rank_descending
 from vllm_prune.methods._ragged import batches
 
+_FARTHER = 1e37  # than any finite points are: norms are 1e18 at most
+
 
 def cluster_groups(features: Tensor, group: Tensor, quota: Tensor, k: int) -> Tensor:
     """Cluster every group by itself: the centre of each item.
@@ -34,12 +36,15 @@ def squared_distances(points: Tensor, valid: Tensor) -> Tensor:
     Distances within the rounding noise of the products they come from (about 1e-6 of the squared norms) are 0, so that
     duplicates tie, and ties then keep the earlier.
     """
-    channels = points.shape[2]
-    product = points @ points.mT
+    return distances_from_products(points @ points.mT, valid, points.shape[2])
+
+
+def distances_from_products(product: Tensor, valid: Tensor, channels: int) -> Tensor:
+    """`squared_distances` of points of which the products [B, n, n] are there already."""
     square = (product.diagonal(dim1=1, dim2=2) / channels).masked_fill(~valid, torch.inf)
     scale = square[:, :, None] + square[:, None, :]
     distance = torch.add(scale, product, alpha=-2 / channels)
-    noise = scale.mul_(8 * torch.finfo(points.dtype).eps)
+    noise = scale.mul_(8 * torch.finfo(product.dtype).eps)
     return distance.masked_fill_(distance < noise, 0)
 
 
@@ -55,21 +60,24 @@ def pick_centres(distance: Tensor, valid: Tensor, quota: Tensor, k: int) -> Tens
     spread = nearest.masked_fill(~near, 0).sum(2) / near.sum(2).clamp(min=1)
     spread = spread.masked_fill(~valid, torch.inf)
     separation = _distance_to_denser(distance, spread)
-    score = separation.log().mul_(0.5) - spread
+    score = (separation.log().mul_(0.5) - spread).clamp_(min=torch.finfo(spread.dtype).min)  # above what is not valid
     rank = rank_descending(score.masked_fill(~valid, -torch.inf))
     return (rank < quota[:, None]) & valid
 
 
 def _distance_to_denser(distance: Tensor, spread: Tensor) -> Tensor:
     """[B, n] squared distance to the nearest point of smaller `spread` [B, n]; if none, the largest of all."""
-    rank = rank_descending(-spread)
-    nearest = distance.masked_fill(rank[:, None, :] >= rank[:, :, None], torch.inf).amin(2)
+    rank = rank_descending(-spread).to(distance.dtype)
+    # Above every distance where the other point is no denser; arithmetic takes a quarter of the time of a mask.
+    no_denser = torch.relu((rank + 1)[:, None, :] - rank[:, :, None]).mul_(_FARTHER)
+    nearest = no_denser.add_(distance).amin(2)
     largest = distance.masked_fill(distance == torch.inf, 0).amax((1, 2))
-    return torch.where(nearest.isinf(), largest[:, None], nearest)
+    return torch.where(nearest >= _FARTHER, largest[:, None], nearest)
 
 
 def assign_to_centres(distance: Tensor, is_centre: Tensor) -> Tensor:
     """[B, n] int64: the nearest centre of each point, the earlier on ties; a centre belongs to itself."""
-    nearest = distance.masked_fill(~is_centre[:, None, :], torch.inf).argmin(2)
+    no_centre = torch.zeros_like(distance[:, 0]).masked_fill_(~is_centre, torch.inf)
+    nearest = (distance + no_centre[:, None, :]).argmin(2)
     own = torch.arange(is_centre.shape[1], device=nearest.device)
     return torch.where(is_centre, own, nearest)

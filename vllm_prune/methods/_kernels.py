@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from vllm_prune.methods._device import working_set
-from vllm_prune.methods._numerics import invert, to_finite
+from vllm_prune.methods._numerics import invert
 from vllm_prune.methods._ragged import Batch
 
 _COPY_BYTES = 16 << 20  # features are gathered, or widened to float32, this much at a time
@@ -85,30 +85,3 @@ def nearest_in_batch(features: Tensor, norm: Tensor, batch: Batch, is_target: Te
     similarity = batch.take(features) @ units.mT
     real = torch.arange(place.shape[1], device=place.device) < targets[:, None]
     return place.gather(1, similarity.masked_fill_(~real[:, None, :], -torch.inf).argmax(2))
-
-
-def best_links(features: Tensor, eligible: Tensor) -> tuple[Tensor, Tensor]:
-    """The most similar eligible token of the frame before, for every token.
-
-    features: [T*H*W, C]. eligible: [T, H*W] bool. Returns cosine similarity [T*H*W], and the token [T*H*W] int64; -2
-    and -1 where the frame before has none, or there is no frame before. Ties keep the earlier token.
-    """
-    frames, cells = eligible.shape
-    similarity = torch.full((frames, cells), -2.0, dtype=torch.float32, device=features.device)
-    parent = torch.full((frames, cells), -1, device=features.device)
-    at_once = max(1, working_set(_COPY_BYTES, features.device) // (4 * cells * features.shape[1]))
-    for start in range(1, frames, at_once):
-        stop = min(frames, start + at_once)
-        units = _to_units(features[(start - 1) * cells : stop * cells]).view(stop - start + 1, cells, -1)
-        likeness = (units[1:] @ units[:-1].mT).masked_fill_(~eligible[start - 1 : stop - 1, None, :], -2)
-        found = likeness.argmax(2, keepdim=True)
-        value = likeness.gather(2, found).squeeze(2)
-        before = torch.arange(start - 1, stop - 1, device=features.device)[:, None] * cells
-        similarity[start:stop] = value
-        parent[start:stop] = torch.where(value > -2, before + found.squeeze(2), -1)
-    return similarity.flatten(), parent.flatten()
-
-
-def _to_units(features: Tensor) -> Tensor:
-    finite, norm = to_finite(features)
-    return finite * invert(norm)[:, None]

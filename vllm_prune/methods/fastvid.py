@@ -11,7 +11,7 @@ from torch import Tensor
 from vllm_prune.methods._checks import check_budget, check_integer, check_range, check_unpruned
 from vllm_prune.methods._dpc_knn import pick_centres, squared_distances
 from vllm_prune.methods._kernels import nearest_in_batch
-from vllm_prune.methods._numerics import invert, to_finite
+from vllm_prune.methods._numerics import invert, rank_descending, to_finite
 from vllm_prune.methods._ragged import batches, sizes
 from vllm_prune.methods._segments import average_frames
 from vllm_prune.methods._share import share_budget
@@ -31,7 +31,8 @@ class FastVID:
 
     Where it differs from the paper: tokens merge into the anchors of their block, not of their whole segment, so time
     stays linear in frames; and there is no share of tokens chosen by the attention of a class token, which the encoders
-    of Qwen's models do not have. With fewer slots than segments some, evenly spread, are dropped.
+    of Qwen's models do not have. No more segments than
+    slots: the least similar cuts stay.
 
     transition_threshold: -1 <= transition_threshold <= 1. min_segments, anchor_stride, k: >= 1.
     Ties keep the earlier token or frame. Tokens with NaN or Inf count as zero vectors.
@@ -57,7 +58,10 @@ class FastVID:
         features, norm = to_finite(tokens.features)
         cells = tokens.num_tokens // tokens.grid_thw[0]
         segment = cut_at_transitions(
-            average_frames(features.view(-1, cells, features.shape[1])), self.transition_threshold, self.min_segments
+            average_frames(features.view(-1, cells, features.shape[1])),
+            self.transition_threshold,
+            self.min_segments,
+            most=budget,
         )
         length = sizes(segment, int(segment[-1]) + 1)
         quota = share_budget(budget, length * cells)
@@ -77,16 +81,19 @@ class FastVID:
         return is_anchor
 
 
-def cut_at_transitions(frames: Tensor, threshold: float, min_segments: int) -> Tensor:
+def cut_at_transitions(frames: Tensor, threshold: float, min_segments: int, most: int) -> Tensor:
     """[T] int64, the segment of each frame from 0 up, given one feature per frame in `frames` [T, C].
 
-    >>> cut_at_transitions(torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0]]), 0.9, 1).tolist()
+    A cut falls where neighbours are less similar (cosine) than `threshold`, and at the least similar pairs until there
+    are `min_segments`; at the least similar of all these where that were more than `most` segments.
+
+    >>> cut_at_transitions(torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0]]), 0.9, 1, 3).tolist()
     [0, 0, 1]
     """
     units = frames * invert(torch.linalg.vector_norm(frames, dim=1))[:, None]
     similarity = (units[1:] * units[:-1]).sum(1)
-    cut = similarity < threshold
-    cut[similarity.argsort(stable=True)[: min_segments - 1]] = True
+    rank = rank_descending(-similarity)
+    cut = ((similarity < threshold) | (rank < min_segments - 1)) & (rank < most - 1)
     return torch.cat((cut.new_zeros(1), cut)).cumsum(0)
 
 

@@ -1,0 +1,123 @@
+"""Methods as their papers define them, with loops over Python floats: slow, and independent of the package.
+
+Tokens are lists [T][n][C]; a token is named by its number in row-major order. What the package adds to a paper (how an
+exact count is shared) is in its docstrings, and here in as few words.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+
+Vector = Sequence[float]
+Video = Sequence[Sequence[Vector]]
+
+
+def cosine(a: Vector, b: Vector) -> float:
+    """0 for a zero vector."""
+    length = math.hypot(*a) * math.hypot(*b)
+    return sum(x * y for x, y in zip(a, b, strict=True)) / length if length else 0.0
+
+
+def mean(vectors: Sequence[Vector]) -> list[float]:
+    return [math.fsum(column) / len(vectors) for column in zip(*vectors, strict=True)]
+
+
+def dpc_knn(points: Sequence[Vector], quota: int, k: int) -> list[int]:
+    """The centre of each point. Distances are per channel; of equal points the earlier counts as denser."""
+    n, channels = len(points), len(points[0])
+    distance = [[math.dist(p, q) / math.sqrt(channels) for q in points] for p in points]
+    density = [math.exp(-sum(d * d for d in sorted(row)[:k]) / min(k, n)) for row in distance]
+    separation = []
+    for i in range(n):
+        denser = [j for j in range(n) if density[j] > density[i] or (density[j] == density[i] and j < i)]
+        separation.append(min(distance[i][j] for j in denser) if denser else max(map(max, distance)))
+    score = [density[i] * separation[i] for i in range(n)]
+    centres = sorted(sorted(range(n), key=lambda i: (-score[i], i))[:quota])
+    return [i if i in centres else min(centres, key=lambda c: (distance[i][c], c)) for i in range(n)]
+
+
+def dyseg(video: Video, threshold: float, min_segments: int, most: int) -> list[int]:
+    """Dynamic segmentation (FastVID, FlashVID): the segment of each frame."""
+    frames = [mean(frame) for frame in video]
+    similarity = [cosine(a, b) for a, b in itertools.pairwise(frames)]
+    deepest = sorted(range(len(similarity)), key=lambda i: (similarity[i], i))
+    cuts = {i for i in deepest if similarity[i] < threshold} | set(deepest[: min_segments - 1])
+    cuts &= set(deepest[: most - 1])
+    return [sum(cut < t for cut in cuts) for t in range(len(video))]
+
+
+def diverse(frame: Sequence[Vector], quota: int) -> list[int]:
+    """Max-min diversity (FlashVID): from the token most like all others, each farthest from those before."""
+    picks: list[int] = []
+    for _ in range(quota):
+        rest = [i for i in range(len(frame)) if i not in picks]
+        if picks:
+            picks.append(max(rest, key=lambda i: (min(1 - cosine(frame[i], frame[j]) for j in picks), -i)))
+        else:
+            picks.append(max(rest, key=lambda i: (sum(cosine(frame[i], other) for other in frame), -i)))
+    return picks
+
+
+def share_trees(trees: Sequence[int], slots: int) -> list[int]:
+    """One slot for each frame with trees; the others in proportion to further trees, rounded from frame to frame."""
+    more, total, upto, given = slots - sum(t > 0 for t in trees), sum(max(t - 1, 0) for t in trees), 0, 0
+    shares = []
+    for count in trees:
+        upto += max(count - 1, 0)
+        now = math.floor(upto * max(more, 0) / max(total, 1) + 0.5)
+        shares.append(int(count > 0) + now - given)
+        given = now
+    return shares
+
+
+def flashvid(
+    video: Video,
+    picks: Sequence[int],
+    segment: Sequence[int],
+    shares: Sequence[int],
+    link_threshold: float,
+    k: int = 7,
+) -> list[int]:
+    """The token whose slot each joins. picks: diverse tokens of each frame. shares: other slots of each segment."""
+    cells = len(video[0])
+    tokens = [token for frame in video for token in frame]
+    kept = {t * cells + i for t, frame in enumerate(video) for i in diverse(frame, picks[t])}
+    root = list(range(len(tokens)))
+    for s, share in enumerate(shares):
+        frames = [t for t in range(len(video)) if segment[t] == s]
+        rest = {t: [i for i in range(t * cells, (t + 1) * cells) if i not in kept] for t in frames}
+        links = []
+        for t in frames[1:]:
+            for i in rest[t] if rest[t - 1] else []:
+                like, parent = max((cosine(tokens[i], tokens[j]), -j) for j in rest[t - 1])
+                if like > link_threshold:
+                    links.append((-like, i, -parent))
+        for _, i, parent in sorted(links)[: sum(map(len, rest.values())) - share]:
+            root[i] = parent
+        for t in frames:
+            for i in rest[t]:
+                root[i] = root[root[i]]
+        _merge_trees(tokens, root, rest, share, k)
+    return root
+
+
+def _merge_trees(tokens: Sequence[Vector], root: list[int], rest: dict[int, list[int]], share: int, k: int) -> None:
+    """Clusters the trees of a segment, frame by frame; where slots are fewer than frames, these in their turn."""
+    trees = {t: [i for i in own if root[i] == i] for t, own in rest.items()}
+    quota = share_trees([len(trees[t]) for t in rest], share)
+    into = {}
+    for t, slots in zip(rest, quota, strict=True):
+        if trees[t]:
+            centre = dpc_knn([tokens[i] for i in trees[t]], slots, k)
+            into |= {i: trees[t][c] for i, c in zip(trees[t], centre, strict=True)}
+    members = [i for own in rest.values() for i in own]
+    for i in members:
+        root[i] = into[root[i]]
+    if share < sum(map(bool, trees.values())):
+        whole = sorted(set(into.values()))
+        means = [mean([tokens[i] for i in members if root[i] == r]) for r in whole]
+        again = dict(zip(whole, (whole[c] for c in dpc_knn(means, share, k)), strict=True))
+        for i in members:
+            root[i] = again[root[i]]
