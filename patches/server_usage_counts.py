@@ -32,6 +32,8 @@ def _install() -> None:
         report = engine_input.get("prune_report")
         if report:
             counts["video_before_pruning"] = sum(video.total for video in report)
+            if structure := sum(video.pinned for video in report):
+                counts["video"], counts["video_structure"] = sum(video.kept for video in report), structure
         return counts
 
     setattr(_get_mm_token_counts, _MARK, True)
@@ -45,9 +47,10 @@ PATCH = Patch(
     trigger=_MODULE,
     why=(
         "`usage.prompt_tokens_details.multimodal_tokens` counts the placeholders that are left; a client cannot tell "
-        "how many tokens its video had, and vLLM has no field for it."
+        "how many tokens its video had, nor how many are timestamps, and vLLM has no field for it."
     ),
-    how="Wraps the function that makes the counts and adds `video_before_pruning` from our processor's report.",
+    how="Wraps the function that makes the counts and adds `video_before_pruning`, and `video_structure` where text "
+    "stands between the steps of a video, from our processor's report.",
     upstream=("https://github.com/vllm-project/vllm/issues/45098",),
     remove_when="vllm>=0.33",
     needed=lambda: True,

@@ -28,11 +28,23 @@ class TokenCounts:
     """N1: what enters the language model's first layer."""
     layers: tuple[int, ...] = ()
     """What is left after each pruning layer of the language model; empty for query-free methods."""
+    pinned: int = 0
+    """S: rows between the tokens that nobody may drop, such as timestamps; counted nowhere else."""
 
     @property
     def kept(self) -> int:
-        """K: placeholders in the prompt, rows in the paged cache."""
+        """K: tokens that stay."""
         return self.layers[-1] if self.layers else self.entering
+
+    @property
+    def rows(self) -> int:
+        """K + S: placeholders in the prompt, rows in the paged cache."""
+        return self.kept + self.pinned
+
+    @property
+    def entering_rows(self) -> int:
+        """N1 + S: rows that enter the language model's first layer."""
+        return self.entering + self.pinned
 
 
 def count_kept(num_tokens: int, ratio: float) -> int:
@@ -44,26 +56,30 @@ def count_kept(num_tokens: int, ratio: float) -> int:
     return max(1, int(num_tokens * ratio + 0.5))
 
 
-def plan_counts(config: PruneConfig, num_tokens: int, per_frame: Sequence[int] | None = None) -> TokenCounts:
+def plan_counts(
+    config: PruneConfig, num_tokens: int, per_frame: Sequence[int] | None = None, pinned: int = 0
+) -> TokenCounts:
     """Token counts of a video under `config`.
 
     Args:
         config: Its configuration.
         num_tokens: N, 1 or more.
         per_frame: Cells that are encoded in each frame of the grid, where stage 1 looked at the pixels; None: all.
+        pinned: S.
 
     >>> from vllm_prune.config import preset
     >>> plan_counts(preset("default"), 1000)
-    TokenCounts(total=1000, encoded=1000, stage1=500, entering=500, layers=(200,))
+    TokenCounts(total=1000, encoded=1000, stage1=500, entering=500, layers=(200,), pinned=0)
     """
     encoded = num_tokens if per_frame is None else sum(per_frame)
     stage1 = _count_stage1(config, encoded) if per_frame is None else _count_planned(config, num_tokens, per_frame)
-    if config.method == NO_METHOD:
-        return TokenCounts(total=num_tokens, encoded=encoded, stage1=stage1, entering=stage1)
-    steps = _count_steps(config, stage1)
-    if config.method == ATTENTION:
-        return TokenCounts(total=num_tokens, encoded=encoded, stage1=stage1, entering=stage1, layers=steps)
-    return TokenCounts(total=num_tokens, encoded=encoded, stage1=stage1, entering=steps[-1])
+    entering, layers = stage1, tuple[int, ...]()
+    if config.method != NO_METHOD:
+        steps = _count_steps(config, stage1)
+        entering, layers = (stage1, steps) if config.method == ATTENTION else (steps[-1], ())
+    return TokenCounts(
+        total=num_tokens, encoded=encoded, stage1=stage1, entering=entering, layers=layers, pinned=pinned
+    )
 
 
 def _count_stage1(config: PruneConfig, num_tokens: int) -> int:

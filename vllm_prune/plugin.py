@@ -22,11 +22,11 @@ def _register_variants() -> None:
     from vllm.model_executor.models import ModelRegistry
     from vllm.model_executor.models.config import MODELS_CONFIG_MAP
 
-    from vllm_prune.serving.config_hook import PruneConfigHook
-    from vllm_prune.serving.wire.architectures import VARIANTS
+    from vllm_prune.serving.config_hook import hook_behind
+    from vllm_prune.serving.wire.architectures import variants
 
     known = ModelRegistry.get_supported_archs()
-    for name, path in VARIANTS.values():
+    for name, (architecture, path) in variants().items():
         if name not in known:
             ModelRegistry.register_model(name, path)
-        MODELS_CONFIG_MAP[name] = PruneConfigHook
+        MODELS_CONFIG_MAP[name] = hook_behind(MODELS_CONFIG_MAP.get(architecture))

@@ -19,6 +19,7 @@ from vllm.multimodal.inputs import MultiModalFeatureSpec, PlaceholderRange
 from vllm.v1.attention.backend import AttentionType
 from vllm.v1.kv_cache_interface import FullAttentionSpec
 
+from vllm_prune.layout import MediumLayout
 from vllm_prune.serving.wire.notes import StepRecorder
 from vllm_prune.serving.worker.dense.prefix import DensePrefix
 from vllm_prune.serving.worker.encoder_rows import EncoderRows
@@ -168,10 +169,6 @@ class _MetadataBuilder:
 class _Embedding:
     """vLLM's side of the model: media in place of placeholders."""
 
-    def iter_mm_grid_thw(self, features: list[MultiModalFeatureSpec]) -> Any:
-        for feature in features:
-            yield feature.mm_position.offset, *feature.data, 1.0
-
     def embed_input_ids(self, input_ids: Tensor, embeddings: Any = None, *, is_multimodal: Tensor) -> Tensor:
         found = self.embedding[input_ids]
         rows = is_multimodal.nonzero().squeeze(1).to(found.device)
@@ -181,15 +178,18 @@ class _Embedding:
 class SmallModel(PruningModelMixin, _Embedding):
     """Without `init_pruning`, which reads vLLM's configuration and asks for its backends."""
 
+    def layout_of(self, feature: MultiModalFeatureSpec) -> MediumLayout:
+        return MediumLayout(feature.data)
+
     def __init__(self, place: Any) -> None:
         """`place`: puts a CPU tensor where the model is."""
         weights = _Weights(place)
         layers = [_Layer(index, weights, place) for index in range(LAYERS)]
         self.embedding = weights(100, WIDTH)
-        self._embed_width, self._max_dense_rows = WIDTH, 0
+        self._row_width, self._max_dense_rows = WIDTH, 0
         self.language_model = SimpleNamespace(model=SimpleNamespace(layers=layers, norm=_Norm(weights)))
         self._dense_prefix = DensePrefix(VllmConfig(), self.decoder_view(), None)
-        self._encoder_rows, self.notes = EncoderRows(None), StepRecorder()
+        self._encoder_rows, self.notes = EncoderRows(None, WIDTH, self.embed_input_ids), StepRecorder()
         self._gathered: list[Any] = []
         self._dense_videos: list[Any] = []
         self.layers = [layer.self_attn.attn for layer in layers]

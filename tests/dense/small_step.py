@@ -16,6 +16,7 @@ from vllm.distributed import parallel_state
 from vllm.forward_context import override_forward_context
 
 from vllm_prune.config import PruneConfig
+from vllm_prune.layout import MediumLayout
 from vllm_prune.methods import dpp
 from vllm_prune.serving.wire.request_spec import VideoSpec
 from vllm_prune.spans import TurnFormat
@@ -41,9 +42,8 @@ class SmallStep:
     def __init__(self, place: Callable[[torch.Tensor], torch.Tensor], counts: Counts, config: Any) -> None:
         """`place`: puts a CPU tensor on the device; `counts`: of the device; `config`: of the video."""
         self._place, self._counts = place, counts
-        total = GRID[0] * GRID[1] * GRID[2]
         self._spec = VideoSpec(
-            config=PruneConfig.parse(config), num_tokens=total, turn=TurnFormat(reply_start=(9,), num_more=2)
+            config=PruneConfig.parse(config), layout=MediumLayout(GRID), turn=TurnFormat(reply_start=(9,), num_more=2)
         )
         self._kept = self._spec.counts.kept
         self._model = SmallModel(place)
@@ -69,7 +69,7 @@ class SmallStep:
         features = (still + 0.5 * torch.randn(GRID[0], GRID[1] * GRID[2], WIDTH, generator=random)).flatten(0, 1)
         features = self._place(features)
         with self._phase("stage 1"):
-            rows = self._model.prune_video(features, GRID, 1.0, self._spec)
+            rows = self._model.prune_video(features, self._spec)
         self._result.values["rows"] = to_host(rows)
         return rows
 

@@ -16,6 +16,7 @@ from vllm.v1.core.encoder_cache_manager import EncoderCacheManager
 from vllm.v1.request import Request
 
 from vllm_prune.config import PruneConfig
+from vllm_prune.layout import MediumLayout
 from vllm_prune.patches.core_encoder_rows import PATCH
 from vllm_prune.serving.core.encoder_accounting import begin_request, release
 from vllm_prune.serving.wire.request_spec import FIELD, VideoSpec
@@ -33,7 +34,7 @@ def _patched() -> None:
 
 
 def medium(number: int, tokens: int, config: dict[str, Any], offset: int) -> MultiModalFeatureSpec:
-    spec = VideoSpec(config=PruneConfig.parse(config), num_tokens=tokens, per_frame=None, turn=TURN)
+    spec = VideoSpec(config=PruneConfig.parse(config), layout=MediumLayout((1, 1, tokens)), per_frame=None, turn=TURN)
     place = PlaceholderRange(offset=offset, length=spec.counts.kept)
     data: Any = {FIELD: SimpleNamespace(data=spec.encode())}
     return MultiModalFeatureSpec(data, "video", f"{number}-{tokens}-{config}", place)

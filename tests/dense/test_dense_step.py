@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from vllm_prune.budget import TokenCounts
+from vllm_prune.layout import MediumLayout
 from vllm_prune.serving.worker.dense.rows import DenseRows
 from vllm_prune.serving.worker.dense.step import Batch, DenseVideo, plan_step
 from vllm_prune.serving.worker.medium_info import MediumInfo
@@ -13,7 +14,7 @@ from vllm_prune.serving.worker.medium_info import MediumInfo
 
 def video(row: int, entering: int, kept: int) -> DenseVideo:
     counts = TokenCounts(total=entering, encoded=entering, stage1=entering, entering=entering, layers=(kept,))
-    info = MediumInfo(grid=(1, 1, entering), t_factor=1.0, counts=counts, config_json="{}")
+    info = MediumInfo(MediumLayout((1, 1, entering)), counts=counts, config_json="{}")
     tags = torch.zeros(entering, dtype=torch.long)
     return DenseVideo(torch.zeros(entering, 2), tags, tags, 0, info, [], row)
 

@@ -13,6 +13,7 @@ from serving_engine import prune
 
 from vllm_prune.budget import plan_counts
 from vllm_prune.config import PruneConfig
+from vllm_prune.layout import MediumLayout
 from vllm_prune.serving.worker import carrier
 from vllm_prune.serving.worker.medium_info import MediumInfo, MediumTable
 from vllm_prune.serving.worker.trace import TraceWriter
@@ -24,7 +25,7 @@ def read_info(rows: torch.Tensor) -> int:
 
 def info(kept: int = 4) -> MediumInfo:
     counts = plan_counts(PruneConfig(method="uniform", target_token_num=kept), 32)
-    return MediumInfo((2, 4, 4), 1.0, counts, "{}")
+    return MediumInfo(MediumLayout((2, 4, 4)), counts, "{}")
 
 
 def attach(table: MediumTable, about: MediumInfo) -> torch.Tensor:

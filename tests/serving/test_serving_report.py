@@ -40,9 +40,18 @@ def test_every_stage_is_counted_and_timed(open_server):
     answer = open_server.ask(clip(41), ASK, prune=ATTENTION)
     found = answer.prune
     assert found["videos"] == [
-        {"before": 256, "encoded": 256, "stage1": 128, "entering": 128, "layers": [32], "kept": 32, "source": "encoded"}
+        {
+            "before": 256,
+            "encoded": 256,
+            "stage1": 128,
+            "entering": 128,
+            "layers": [32],
+            "kept": 32,
+            "structure": 0,
+            "source": "encoded",
+        }
     ]
-    assert found["video_tokens"] == {"before": 256, "kept": 32, "removed": 0.875}
+    assert found["video_tokens"] == {"before": 256, "kept": 32, "removed": 0.875, "structure": 0}
     assert found["video_tokens"]["kept"] == answer.usage.prompt_tokens_details.multimodal_tokens["video"]
     assert (found["method"], found["preset"]) == ("attention", "custom")
     assert PruneConfig.parse(found["config"]) == PruneConfig.parse(ATTENTION)
@@ -159,7 +168,12 @@ def test_outputs_in_python_have_it(engine):
     while engine.llm.llm_engine.has_unfinished_requests():
         outputs += [output for output in engine.step() if output.finished]
     (output,) = outputs
-    assert output.prune.to_dict()["video_tokens"] == {"before": 128, "kept": 26, "removed": 1 - 26 / 128}
+    assert output.prune.to_dict()["video_tokens"] == {
+        "before": 128,
+        "kept": 26,
+        "removed": 1 - 26 / 128,
+        "structure": 0,
+    }
     assert output.prune.preset == "default"
 
 

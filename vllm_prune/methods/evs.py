@@ -30,6 +30,8 @@ class EVS:
     precise: bool = False
     name: ClassVar[str] = "evs"
     needs_every_token: ClassVar[bool] = True
+    sees_all_levels: ClassVar[bool] = True
+    """Given the features for later layers, too, as vLLM's is."""
 
     def assign(self, tokens: VideoTokens, budget: int) -> Assignment:
         """Exactly `budget` tokens, each kept as it is."""

@@ -34,6 +34,8 @@ class VidCom2:
     precise: bool = False
     name: ClassVar[str] = "vidcom2"
     needs_every_token: ClassVar[bool] = True
+    sees_all_levels: ClassVar[bool] = True
+    """Given the features for later layers, too, as vLLM's is."""
 
     def __post_init__(self) -> None:
         if self.keep_ratio is not None:

@@ -21,7 +21,7 @@ from vllm_prune.override import ServerSettings
 from vllm_prune.page.document import HEADERS, page
 from vllm_prune.page.enable import PLUGIN
 from vllm_prune.page.find_trace import find_trace
-from vllm_prune.serving.wire.architectures import VARIANTS
+from vllm_prune.serving.wire.architectures import variants
 from vllm_prune.serving.wire.settings import read_settings
 from vllm_prune.show.errors import ShowError
 
@@ -98,11 +98,10 @@ class PrunePage(Hooked, EndpointPlugin):
     async def init_state(self, engine_client: Any, state: State, args: Namespace) -> None:
         """Reads the server's settings off the model's configuration, where the processor reads them too."""
         hf_config = engine_client.model_config.hf_config
-        variants = {name for name, _ in VARIANTS.values()}
         page_state = PageState(
             engine_client.model_config.model,
             read_settings(hf_config),
-            prunes=bool(variants & set(hf_config.architectures or [])),
+            prunes=bool(variants().keys() & set(hf_config.architectures or [])),
             media_io_kwargs=getattr(args, "media_io_kwargs", None) or {},
         )
         setattr(state, _STATE, page_state)

@@ -73,3 +73,25 @@ class PruneConfigHook(Hooked, VerifyAndUpdateConfig):
         scheduler = vllm_config.scheduler_config
         max_step_tokens = min(scheduler.max_num_batched_tokens, scheduler.max_num_scheduled_tokens or sys.maxsize)
         write_max_step_tokens(vllm_config.model_config.hf_config, max_step_tokens)
+
+
+def hook_behind(base: type[VerifyAndUpdateConfig] | None) -> type[VerifyAndUpdateConfig]:
+    """`PruneConfigHook` after the hook that vLLM has for the architecture itself, if it has one."""
+    if base is None:
+        return PruneConfigHook
+    first = base
+
+    class Chained(PruneConfigHook):
+        @staticmethod
+        @hook
+        def verify_and_update_model_config(model_config: ModelConfig) -> None:
+            first.verify_and_update_model_config(model_config)
+            PruneConfigHook.verify_and_update_model_config(model_config)
+
+        @staticmethod
+        @hook
+        def verify_and_update_config(vllm_config: VllmConfig) -> None:
+            first.verify_and_update_config(vllm_config)
+            PruneConfigHook.verify_and_update_config(vllm_config)
+
+    return Chained

@@ -81,7 +81,7 @@ def check_model(model: str) -> None:
         variant_of(read_architecture(model))
     except ValueError as error:
         given = "" if "model=" in str(error) else f"model={model!r}: "
-        raise ShowError(f"{given}{error}; give a Qwen2.5-VL, or leave --model out for the embedded one") from error
+        raise ShowError(f"{given}{error}; give one of these, or leave --model out for the embedded one") from error
 
 
 def name_configs(prunes: Sequence[str]) -> dict[str, PruneConfig]:

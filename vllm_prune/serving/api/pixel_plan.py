@@ -83,13 +83,13 @@ def keep_encoded(patches: torch.Tensor, plan: StillPlan, merge: int) -> torch.Te
     return by_cell.index_select(0, cells).view(len(cells) * merge**2, -1)
 
 
-def config_for(data: Any, config: PruneConfig) -> PruneConfig:
+def config_for(data: Any, config: PruneConfig, pixels_field: str) -> PruneConfig:
     """The configuration by which a request's videos are pruned: `config`, or what it allows for embeddings.
 
     Raises:
         PruneConfigError: There is nothing to plan on, and `config` does not say what to do then.
     """
-    if not config.plans_on_pixels or "pixel_values_videos" in data:
+    if not config.plans_on_pixels or pixels_field in data:
         return config
     assert config.stage1 is not None
     if config.stage1.without_pixels == "encoder":

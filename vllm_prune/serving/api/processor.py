@@ -11,13 +11,13 @@ import dataclasses
 import functools
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from transformers import BatchFeature
 from vllm.inputs import MultiModalInput
 from vllm.multimodal.inputs import MultiModalFieldConfig, MultiModalKwargsItem, MultiModalKwargsItems
-from vllm.multimodal.processing import BaseMultiModalProcessor, PromptReplacement, PromptUpdate, PromptUpdateDetails
+from vllm.multimodal.processing import PromptReplacement, PromptUpdate, PromptUpdateDetails
 from vllm.multimodal.processing.context import TimingContext
 from vllm.multimodal.processing.inputs import ProcessorInputs
 from vllm.multimodal.processing.processor import MultiModalProcessingResult
@@ -25,20 +25,20 @@ from vllm.multimodal.processing.processor import MultiModalProcessingResult
 from vllm_prune.budget import TokenCounts
 from vllm_prune.config import PruneConfig, PruneConfigError
 from vllm_prune.hook import Hooked, hook
+from vllm_prune.layout import MediumLayout
 from vllm_prune.methods.still_cells import StillPlan
-from vllm_prune.override import ServerSettings
+from vllm_prune.serving.api.family import FamilyProcessor
 from vllm_prune.serving.api.length_check import check_length
 from vllm_prune.serving.api.metrics import observe_refusal
 from vllm_prune.serving.api.missing_places import told_as_a_mistake_of_the_client
-from vllm_prune.serving.api.pixel_plan import PixelFormat, config_for, keep_encoded, plan_video
+from vllm_prune.serving.api.pixel_plan import config_for, keep_encoded, plan_video
 from vllm_prune.serving.api.prune_inputs import ProfilingInputs, PruneInputs, fields_of, without_prune
 from vllm_prune.serving.api.report import FACTS_KEY, PromptFacts
 from vllm_prune.serving.api.sent_media import KnownItem
 from vllm_prune.serving.api.span_check import check_spans
 from vllm_prune.serving.wire.decoder_layers import pruning_layers
 from vllm_prune.serving.wire.request_spec import CELLS_FIELD, FIELD, VideoSpec
-from vllm_prune.serving.wire.settings import REQUEST_KEY, TRACE_KEY, read_max_step_tokens, read_settings
-from vllm_prune.spans import TurnFormat
+from vllm_prune.serving.wire.settings import REQUEST_KEY, TRACE_KEY, read_max_step_tokens
 
 REPORT_KEY = "prune_report"
 """Key of the processed input under which the API server finds the `TokenCounts` of the request's videos."""
@@ -58,24 +58,8 @@ def _encoded_cells(plan: StillPlan | None) -> torch.Tensor:
     return plan.encoded.flatten().nonzero().squeeze(1).to(torch.int32)
 
 
-class PruningProcessorMixin(Hooked, BaseMultiModalProcessor[Any]):
-    """Put before a model's own processor class."""
-
-    reply_header: ClassVar[str]
-    """What the model's chat format puts between a question and the reply, the end of the question's turn included."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._settings: ServerSettings = read_settings(self.info.get_hf_config())
-        video_processor = self.info.get_hf_processor().video_processor
-        self._pixels = PixelFormat.of(self.info.get_hf_config().vision_config, video_processor)
-        self._turn = self._read_turn_format()
-
-    def _read_turn_format(self) -> TurnFormat:
-        tokenizer = self.info.get_tokenizer()
-        start = tokenizer.encode(self.reply_header.rstrip(), add_special_tokens=False)
-        header = tokenizer.encode(self.reply_header, add_special_tokens=False)
-        return TurnFormat(reply_start=tuple(start), num_more=len(header) - len(start))
+class PruningProcessorMixin(Hooked, FamilyProcessor):
+    """Put before a model's own processor class; a family says what `FamilyProcessor` asks."""
 
     @hook
     def get_dummy_inputs(self, *args: Any, **kwargs: Any) -> ProcessorInputs:
@@ -115,11 +99,13 @@ class PruningProcessorMixin(Hooked, BaseMultiModalProcessor[Any]):
         check_length(len(processed["prompt_token_ids"]), counts, self.info.ctx.model_config.max_model_len)
         if self._config(inputs.hf_processor_mm_kwargs).query_aware:
             limit = read_max_step_tokens(self.info.get_hf_config())
-            check_spans(processed, counts, self._turn, limit)
+            assert self.turn is not None  # `check_can_serve` sees to it
+            check_spans(processed, counts, self.turn, limit)
 
     def _with_resolved_config(self, inputs: ProcessorInputs) -> ProcessorInputs:
         requested = inputs.hf_processor_mm_kwargs.get(REQUEST_KEY)
-        config, trace_key = self._settings.resolve(requested), self._settings.trace_key(requested)
+        config, trace_key = self.settings.resolve(requested), self.settings.trace_key(requested)
+        self.check_can_serve(config)
         if config.query_aware:  # checked here, since a worker that raises ends the server
             pruning_layers(config, self.info.ctx.model_config)
         if config.stage1 is not None and isinstance(inputs, ProfilingInputs):
@@ -155,46 +141,37 @@ class PruningProcessorMixin(Hooked, BaseMultiModalProcessor[Any]):
         return result.kwargs[modality][index], result.prompt_updates[modality][index]
 
     @hook
-    def _call_hf_processor(self, hf_data: Mapping[str, object], hf_kwargs: Mapping[str, object]) -> BatchFeature:
-        return super()._call_hf_processor(hf_data, without_prune(hf_kwargs))
-
-    @hook
-    def _postprocess_hf_mm_data(
-        self,
-        mm_inputs: Mapping[str, object],
-        hf_processor_mm_kwargs: Mapping[str, object],
-        processed_data: BatchFeature,
-    ) -> BatchFeature:
-        data = super()._postprocess_hf_mm_data(mm_inputs, without_prune(hf_processor_mm_kwargs), processed_data)
-        if REQUEST_KEY in hf_processor_mm_kwargs and "video_grid_thw" in data:
-            config = config_for(data, self._config(hf_processor_mm_kwargs))
+    def _apply_hf_processor_main(self, mm_items: Any, hf_kwargs: Mapping[str, Any]) -> BatchFeature:
+        """vLLM's way without our keys, then what is decided about every video."""
+        data = super()._apply_hf_processor_main(mm_items, without_prune(hf_kwargs))
+        if self.video_grid in data:
+            config = config_for(data, self._config(hf_kwargs), self.video_pixels)
             plans = (
-                self._plan_on_pixels(config, data) if config.plans_on_pixels else [None] * len(data["video_grid_thw"])
+                self._plan_on_pixels(config, data) if config.plans_on_pixels else [None] * len(data[self.video_grid])
             )
-            specs = [self._spec(config, grid, plan) for grid, plan in zip(data["video_grid_thw"], plans, strict=True)]
-            trace_key: Any = hf_processor_mm_kwargs.get(TRACE_KEY)
-            data[FIELD] = [dataclasses.replace(spec, trace_key=trace_key).encode() for spec in specs]
+            trace_key: Any = hf_kwargs.get(TRACE_KEY)
+            specs = [self._spec(config, self.layout(data, i), plan, trace_key) for i, plan in enumerate(plans)]
+            data[FIELD] = [spec.encode() for spec in specs]
             data[CELLS_FIELD] = [_encoded_cells(plan) for plan in plans]
         return data
 
     def _plan_on_pixels(self, config: PruneConfig, data: BatchFeature) -> list[StillPlan | None]:
         """Plans every video and leaves only the patches of its encoded cells in `data`."""
-        merge, patches = self._pixels.merge, data["pixel_values_videos"]
+        pixels, patches = self.pixel_format(), data[self.video_pixels]
         plans: list[StillPlan | None] = []
         kept: list[torch.Tensor] = []
-        for (t, h, w), own in zip(
-            data["video_grid_thw"].tolist(), patches.split(data["video_grid_thw"].prod(-1).tolist()), strict=True
-        ):
-            plan = plan_video(own, (t, h // merge, w // merge), config, self._pixels)
+        for i, own in enumerate(patches.split(data[self.video_grid].prod(-1).tolist())):
+            plan = plan_video(own, self.grid(data, i), config, pixels)
             plans.append(plan)
-            kept.append(keep_encoded(own, plan, merge))
-        data["pixel_values_videos"] = kept[0] if len(kept) == 1 else torch.cat(kept)
+            kept.append(keep_encoded(own, plan, pixels.merge))
+        data[self.video_pixels] = kept[0] if len(kept) == 1 else torch.cat(kept)
         return plans
 
-    def _spec(self, config: PruneConfig, grid_thw: torch.Tensor, plan: StillPlan | None) -> VideoSpec:
-        num_tokens = int(grid_thw.prod()) // self._pixels.merge**2
+    def _spec(
+        self, config: PruneConfig, layout: MediumLayout, plan: StillPlan | None, trace_key: str | None
+    ) -> VideoSpec:
         per_frame = None if plan is None else tuple(plan.per_frame)
-        return VideoSpec(config=config, num_tokens=num_tokens, per_frame=per_frame, turn=self._turn)
+        return VideoSpec(config=config, layout=layout, per_frame=per_frame, turn=self.turn, trace_key=trace_key)
 
     @hook
     def _get_mm_fields_config(
@@ -204,8 +181,8 @@ class PruningProcessorMixin(Hooked, BaseMultiModalProcessor[Any]):
         own = {name: MultiModalFieldConfig.batched("video", keep_on_cpu=True) for name in (FIELD, CELLS_FIELD)}
         if self._config(hf_processor_mm_kwargs).plans_on_pixels and FIELD in hf_inputs:
             counts = [VideoSpec.decode(spec).counts.encoded for spec in hf_inputs[FIELD]]
-            sizes = torch.tensor(counts) * self._pixels.merge**2
-            own["pixel_values_videos"] = MultiModalFieldConfig.flat_from_sizes("video", sizes)
+            sizes = torch.tensor(counts) * self.merge**2
+            own[self.video_pixels] = MultiModalFieldConfig.flat_from_sizes("video", sizes)
         return {**fields, **own}
 
     @hook
@@ -222,22 +199,26 @@ class PruningProcessorMixin(Hooked, BaseMultiModalProcessor[Any]):
         return PruneConfig() if resolved is None else PruneConfig.parse(resolved)
 
     def _pruned_update(self, update: PromptUpdate, items: MultiModalKwargsItems) -> PromptUpdate:
-        """The same replacement of the video's placeholder token, by as many as the budget allows."""
+        """The same replacement of the video's placeholder, by as many tokens as the budget allows.
+
+        A video that keeps everything is written as vLLM writes it, text between its steps included. (Not left to vLLM,
+        which would count for its own pruning: a rate above 0 turns on the hooks that we share.)
+        """
         assert isinstance(update, PromptReplacement)
-        assert isinstance(update.target, list)
-        (token_id,) = update.target
+        pad_id = self.pad_id
 
         def placeholders(item_idx: int) -> VideoPlaceholders:
-            counts = self._counts(items["video"][item_idx])
-            return VideoPlaceholders(full=[token_id] * counts.kept, counts=counts)
+            spec = self._checked_spec(items["video"][item_idx])
+            if not spec.keeps_all:
+                return VideoPlaceholders(full=[pad_id] * spec.counts.rows, counts=spec.counts)
+            is_embed = (lambda full: torch.tensor(full) == pad_id) if spec.layout.text else None
+            return VideoPlaceholders(spec.layout.prompt(pad_id), is_embed, spec.counts)
 
         return dataclasses.replace(update, replacement=placeholders)
 
-    def _counts(self, video: Any) -> TokenCounts:
-        """Token counts of one processed video; refuses more than the server allows."""
-        if FIELD not in video:
-            # Not left to vLLM, which would count for its own pruning: a rate above 0 turns on the hooks that we share.
-            return self._spec(PruneConfig(), video["video_grid_thw"].data, None).counts
+    def _checked_spec(self, video: Any) -> VideoSpec:
+        """What was decided about one processed video; refuses more than the server allows."""
         spec = VideoSpec.decode(video[FIELD].data)
-        self._settings.check_counts(spec.config, spec.num_tokens, spec.per_frame)
-        return spec.counts
+        if not spec.config.keeps_everything:
+            self.settings.check_counts(spec.config, spec.num_tokens, spec.per_frame)
+        return spec

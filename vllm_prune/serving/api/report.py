@@ -110,6 +110,11 @@ class RequestReport:
         return sum(counts.kept for counts in self.facts.counts)
 
     @property
+    def structure(self) -> int:
+        """Tokens between those of the videos, such as timestamps, which no configuration drops."""
+        return sum(counts.pinned for counts in self.facts.counts)
+
+    @property
     def saved_blocks(self) -> int:
         """KV blocks that the unpruned prompt would hold in addition."""
         unpruned = self.facts.prompt_len + self.before - self.kept
@@ -159,6 +164,7 @@ class RequestReport:
                 "entering": counts.entering,
                 "layers": list(counts.layers),
                 "kept": counts.kept,
+                "structure": counts.pinned,
                 "source": source,
             }
             for counts, source in zip(self.facts.counts, self.sources(), strict=True)
@@ -168,7 +174,12 @@ class RequestReport:
             "method": self.facts.config.method,
             "preset": self.preset,
             "config": self.facts.config.to_dict(),
-            "video_tokens": {"before": self.before, "kept": self.kept, "removed": 1 - self.kept / max(1, self.before)},
+            "video_tokens": {
+                "before": self.before,
+                "kept": self.kept,
+                "removed": 1 - self.kept / max(1, self.before),
+                "structure": self.structure,
+            },
             "videos": videos,
             "kv_saved": {"blocks": self.saved_blocks, "bytes": self.saved_bytes},
             "cached_video_tokens": self.cached_video_tokens(),

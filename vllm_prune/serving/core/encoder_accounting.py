@@ -23,11 +23,11 @@ class HeldRows:
     """Of one medium of a request."""
 
     kept: int
-    """K: what vLLM counts, unless the request's placeholders are others than its video's specification says."""
+    """K + S: what vLLM counts, unless the request's placeholders are others than its video's specification says."""
     packed: int
-    """Rows of the model's width in its tensor: ceil(N1 / K) * K; `kept` where nothing is left to choose."""
+    """Rows of the model's width in its tensor: whole ones of N1 + S; `kept` where nothing is left to choose."""
     entering: int
-    """N1, which is what it takes at the least; `kept` where nothing is left to choose."""
+    """N1 + S, which is what it takes at the least; `kept` where nothing is left to choose."""
 
 
 class _CountedRequest:
@@ -140,8 +140,8 @@ def _held(request: Any) -> list[HeldRows]:
 
 def _find(request: Any, input_id: int, feature: Any) -> HeldRows:
     spec = read_spec(feature)
-    if spec is None or not spec.config.query_aware:
+    if spec is None or not spec.config.query_aware or spec.keeps_all:
         embeds = request.get_num_encoder_embeds(input_id)
         return HeldRows(embeds, embeds, embeds)
-    entering, kept = spec.counts.entering, spec.counts.kept
+    entering, kept = spec.counts.entering_rows, spec.counts.rows
     return HeldRows(kept, -(-entering // kept) * kept, entering)

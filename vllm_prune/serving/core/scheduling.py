@@ -80,8 +80,8 @@ def _true_budget(request: Any, inputs: list[int], budget: int) -> int:
     """vLLM counts the rows that the encoder yields; what it costs is the tokens before pruning."""
     for index in inputs:
         spec = read_spec(request.mm_features[index])
-        if spec is not None:
-            budget -= spec.num_tokens - spec.counts.kept
+        if spec is not None and not spec.keeps_all:
+            budget -= spec.num_tokens - spec.counts.rows
     return max(budget, 0)
 
 

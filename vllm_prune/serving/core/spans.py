@@ -40,8 +40,10 @@ def _find_spans(request: Any) -> list[RequestSpan]:
     videos = [(feature, spec) for feature, spec in videos if spec.config.query_aware]
     if not videos or request.prompt_token_ids is None:
         return []
+    turn = videos[0][1].turn
+    assert turn is not None  # the processor refuses such requests of models without
     ranges = [(feature.mm_position.offset, feature.mm_position.length) for feature, _ in videos]
-    spans = dense_spans(request.prompt_token_ids, ranges, videos[0][1].turn)
+    spans = dense_spans(request.prompt_token_ids, ranges, turn)
     return [_describe(span, request, videos) for span in spans]
 
 

@@ -1,12 +1,34 @@
-"""Which architectures have a pruning variant. Importing this imports no model code."""
+"""Which model families there are. Importing this imports no model code.
 
-VARIANTS = {
-    "Qwen2_5_VLForConditionalGeneration": (
-        "PruneQwen2_5_VLForConditionalGeneration",
-        "vllm_prune.serving.families.qwen2_5_vl:PruneQwen2_5_VLForConditionalGeneration",
-    ),
+A third-party package adds one with an entry point, whose name is the architecture in a model's config.json:
+
+    [project.entry-points."vllm_prune.families"]
+    MyForConditionalGeneration = "my_package.my_family:PruneMyForConditionalGeneration"
+"""
+
+from __future__ import annotations
+
+import functools
+from importlib.metadata import entry_points
+
+ENTRY_POINT_GROUP = "vllm_prune.families"
+
+_ROOM = "vllm_prune.serving.families"
+_BUILT_IN = {
+    "Qwen2_5_VLForConditionalGeneration": f"{_ROOM}.qwen2_5_vl:PruneQwen2_5_VLForConditionalGeneration",
 }
-"""Architecture in a model's config.json -> (name of the variant's architecture, "module:class")."""
+
+
+@functools.cache
+def families() -> dict[str, str]:
+    """Architecture in a model's config.json -> "module:class" of its variant, known to vLLM by the class's name."""
+    others = {point.name: point.value for point in entry_points(group=ENTRY_POINT_GROUP)}
+    return others | _BUILT_IN
+
+
+def variants() -> dict[str, tuple[str, str]]:
+    """Name of a variant's architecture -> (architecture that it is of, "module:class")."""
+    return {path.partition(":")[2]: (architecture, path) for architecture, path in families().items()}
 
 
 def variant_of(architecture: str) -> str:
@@ -15,13 +37,13 @@ def variant_of(architecture: str) -> str:
     Raises:
         ValueError: There is none.
     """
-    if architecture not in VARIANTS:
+    if architecture not in families():
         raise ValueError(
-            f"architecture {architecture!r} has no pruning variant; supported: {', '.join(sorted(VARIANTS))}"
+            f"architecture {architecture!r} has no pruning variant; supported: {', '.join(sorted(families()))}"
         )
-    return VARIANTS[architecture][0]
+    return families()[architecture].partition(":")[2]
 
 
 def is_variant(architecture: str) -> bool:
     """Whether `architecture` is the name of a pruning variant."""
-    return any(architecture == name for name, _ in VARIANTS.values())
+    return architecture in variants()

@@ -5,6 +5,7 @@ Multimodal items cross process boundaries and caches as tensors, so that is what
 
 from __future__ import annotations
 
+import functools
 import json
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 
 from vllm_prune.budget import TokenCounts, plan_counts
 from vllm_prune.config import PruneConfig
+from vllm_prune.layout import MediumLayout
 from vllm_prune.spans import TurnFormat
 from vllm_prune.trace_key import checked
 
@@ -27,34 +29,51 @@ class VideoSpec:
     """One video's configuration and what follows from it without looking at its content."""
 
     config: PruneConfig
-    num_tokens: int
-    """N, its tokens before pruning."""
+    layout: MediumLayout
+    """Its tokens before pruning, and where they lie."""
     per_frame: tuple[int, ...] | None = None
     """Cells that are encoded in each frame of the grid, where stage 1 looked at the pixels; None: all."""
-    turn: TurnFormat
-    """How the model's chat template ends a question."""
+    turn: TurnFormat | None
+    """How the model's chat template ends a question; None where that could not be found out."""
     trace_key: str | None = None
     """The identity that the request gave its trace (see `trace_key.py`)."""
 
     @property
+    def num_tokens(self) -> int:
+        """N, its tokens before pruning."""
+        return self.layout.num_cells
+
+    @functools.cached_property
     def counts(self) -> TokenCounts:
         """How many tokens it keeps."""
-        return plan_counts(self.config, self.num_tokens, self.per_frame)
+        return plan_counts(self.config, self.num_tokens, self.per_frame, self.layout.num_pinned)
+
+    @property
+    def keeps_all(self) -> bool:
+        """Whether no token goes; its prompt is the unpruned one then, its rows are the encoder's own."""
+        return self.counts.kept == self.counts.total
 
     def encode(self) -> torch.Tensor:
         """uint8 [L]; `decode` reads it back."""
-        fields: dict[str, Any] = {"num_tokens": self.num_tokens, "per_frame": self.per_frame, "turn": asdict(self.turn)}
+        turn = None if self.turn is None else asdict(self.turn)
+        fields: dict[str, Any] = {"layout": self.layout.to_dict(), "per_frame": self.per_frame, "turn": turn}
         fields |= {"config": self.config.to_dict(), "trace_key": self.trace_key}
         return torch.frombuffer(bytearray(json.dumps(fields).encode()), dtype=torch.uint8)
 
     @classmethod
     def decode(cls, data: torch.Tensor) -> VideoSpec:
         """What `encode` wrote."""
-        fields: dict[str, Any] = json.loads(bytes(data.cpu().numpy()))
-        return cls(
-            config=PruneConfig.parse(fields["config"]),
-            num_tokens=fields["num_tokens"],
-            per_frame=None if fields["per_frame"] is None else tuple(fields["per_frame"]),
-            turn=TurnFormat(reply_start=tuple(fields["turn"]["reply_start"]), num_more=fields["turn"]["num_more"]),
-            trace_key=None if fields["trace_key"] is None else checked(fields["trace_key"]),
-        )
+        return _decode(bytes(data.cpu().numpy()))
+
+
+@functools.lru_cache(maxsize=256)
+def _decode(data: bytes) -> VideoSpec:
+    fields: dict[str, Any] = json.loads(data)
+    turn = fields["turn"]
+    return VideoSpec(
+        config=PruneConfig.parse(fields["config"]),
+        layout=MediumLayout.from_dict(fields["layout"]),
+        per_frame=None if fields["per_frame"] is None else tuple(fields["per_frame"]),
+        turn=turn and TurnFormat(reply_start=tuple(turn["reply_start"]), num_more=turn["num_more"]),
+        trace_key=None if fields["trace_key"] is None else checked(fields["trace_key"]),
+    )

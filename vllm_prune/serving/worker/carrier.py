@@ -3,11 +3,11 @@
 The cache holds floating point of the model's precision, and bf16 holds integers only up to 256. So every integer
 travels as digits of base 256, which all of vLLM's precisions hold exactly.
 
-A video of N1 tokens of which K stay has K rows there. Each row holds ceil(N1 / K) tokens, so that all N1 reach the
-language model's first layers, each with two integers: the cell of the video's grid whose position it takes, and the
-group in which it competes. At its end a row has the number of the video's `MediumInfo`:
+A video of N1 tokens (rows that always stay included) of which K stay has K rows there. Each row holds ceil(N1 / K)
+tokens, so that all N1 reach the language model's first layers, each with two integers: the slot of the medium whose
+position it takes, and the group in which it competes. At its end a row has the number of the video's `MediumInfo`:
 
-    | features, cell, group | features, cell, group | ... | info |
+    | features, slot, group | features, slot, group | ... | info |
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ LARGEST_INTEGER = _BASE**_DIGITS - 1
 _TAG_COLUMNS = 2 * _DIGITS
 
 
-def pack(features: torch.Tensor, cells: torch.Tensor, groups: torch.Tensor, num_rows: int, info: int) -> torch.Tensor:
+def pack(features: torch.Tensor, slots: torch.Tensor, groups: torch.Tensor, num_rows: int, info: int) -> torch.Tensor:
     """Rows for the encoder cache.
 
     Args:
         features: Tokens [N1, C].
-        cells: Index of each one's cell in the video's grid, [N1] int64.
+        slots: Of each token in the medium's layout, [N1] int64.
         groups: Of each token, [N1] int64.
         num_rows: K, 1 <= K <= N1.
         info: Number of the video's `MediumInfo`.
@@ -34,7 +34,7 @@ def pack(features: torch.Tensor, cells: torch.Tensor, groups: torch.Tensor, num_
     Returns:
         [K, ceil(N1 / K) * (C + 6) + 3] in the features' precision.
     """
-    tags = _to_digits(torch.stack((cells, groups), dim=1))
+    tags = _to_digits(torch.stack((slots, groups), dim=1))
     tokens = torch.cat((features, tags.to(features.dtype)), dim=1)
     per_row = -(-len(tokens) // num_rows)
     padding = tokens.new_zeros(per_row * num_rows - len(tokens), tokens.shape[1])
@@ -65,11 +65,11 @@ def unpack(rows: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor, 
         width: C.
 
     Returns:
-        Features [m, C], cells [m] and groups [m] (int64) of m = n * ceil(N1 / K) tokens, padding at their end included.
+        Features [m, C], slots [m] and groups [m] (int64) of m = n * ceil(N1 / K) tokens, padding at their end included.
     """
     tokens = rows[:, :-_DIGITS].reshape(-1, width + _TAG_COLUMNS)
-    cells, groups = _from_digits(tokens[:, width:]).unbind(1)
-    return tokens[:, :width], cells, groups
+    slots, groups = _from_digits(tokens[:, width:]).unbind(1)
+    return tokens[:, :width], slots, groups
 
 
 def _to_digits(values: torch.Tensor) -> torch.Tensor:

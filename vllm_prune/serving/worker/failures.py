@@ -13,7 +13,7 @@ from vllm.logger import init_logger
 from vllm_prune.budget import TokenCounts
 from vllm_prune.config import ATTENTION, NO_METHOD, PruneConfig
 from vllm_prune.methods.base import Assignment, VideoTokens
-from vllm_prune.serving.worker.query_free import competing_groups, merge_and_select
+from vllm_prune.serving.worker.query_free import competing_groups, first_level, merge_and_select
 
 logger = init_logger("vllm.vllm_prune")
 
@@ -23,16 +23,16 @@ Selection = tuple[VideoTokens, Assignment, torch.Tensor]
 """What enters the language model, where it comes from, and the group in which each token competes."""
 
 
-def select_tokens(tokens: VideoTokens, config: PruneConfig, counts: TokenCounts) -> Selection | str:
-    """The tokens that enter the language model, or why there are none.
+def select_tokens(tokens: VideoTokens, config: PruneConfig, counts: TokenCounts, width: int | None) -> Selection | str:
+    """The tokens that enter the language model, or why there are none; decided on `width` columns (`query_free.py`).
 
     All tensor-parallel ranks return the same kind: a rank that went on alone would wait for the others for ever.
     """
     selection: Selection | None = None
     failure = ""
     try:
-        entering, assignment = merge_and_select(tokens, config, counts)
-        selection = entering, assignment, competing_groups(tokens, config, assignment)
+        entering, assignment = merge_and_select(tokens, config, counts, width)
+        selection = entering, assignment, competing_groups(first_level(tokens, width), config, assignment)
     except Exception as error:
         failure = _describe(error, tokens, config, counts)
         if get_tensor_model_parallel_rank() == 0:

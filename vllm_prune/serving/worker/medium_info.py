@@ -12,8 +12,8 @@ import torch
 
 from vllm_prune.budget import TokenCounts
 from vllm_prune.config import PruneConfig
+from vllm_prune.layout import MediumLayout
 from vllm_prune.serving.worker import carrier
-from vllm_prune.serving.worker.positions import medium_extent, medium_offsets
 from vllm_prune.serving.worker.trace import VideoTrace
 from vllm_prune.serving.worker.upload import upload
 
@@ -22,10 +22,7 @@ from vllm_prune.serving.worker.upload import upload
 class MediumInfo:
     """Facts that do not depend on a video's content."""
 
-    grid: tuple[int, int, int]
-    """(t, h, w) in merged tokens."""
-    t_factor: float
-    """Temporal positions per step of the grid."""
+    layout: MediumLayout
     counts: TokenCounts
     config_json: str
     trace: VideoTrace | None = None
@@ -39,21 +36,28 @@ class MediumInfo:
         return not self.failure and bool(self.counts.layers) and self.counts.kept < self.counts.entering
 
     @property
-    def extent(self) -> int:
-        """How far the text after the video starts behind the video's own start, in positions."""
-        return medium_extent(self.grid, self.t_factor)
+    def grid(self) -> tuple[int, int, int]:
+        """(t, h, w) in cells."""
+        return self.layout.grid
 
     @functools.cached_property
     def config(self) -> PruneConfig:
         """The video's configuration."""
         return PruneConfig.parse(self.config_json)
 
-    def offsets(self, cells: torch.Tensor) -> torch.Tensor:
-        """Positions [n, 3] of `cells` [n], relative to the video's start."""
-        return upload(torch.from_numpy(medium_offsets(self.grid, self.t_factor)), cells.device)[cells]
+    def offsets(self, slots: torch.Tensor) -> torch.Tensor:
+        """Positions [n, 3] of `slots` [n], relative to the video's start."""
+        return upload(torch.from_numpy(self.layout.offsets()), slots.device)[slots]
 
-    def places(self, cells: torch.Tensor) -> torch.Tensor:
-        """(t, h, w) of `cells` [n] in the grid, [n, 3]."""
+    def pinned(self, slots: torch.Tensor) -> torch.Tensor:
+        """Which of `slots` [n] are rows that nobody may drop, [n] bool."""
+        return upload(torch.from_numpy(self.layout.is_pinned()), slots.device)[slots]
+
+    def places(self, slots: torch.Tensor) -> torch.Tensor:
+        """(t, h, w) of the cells at `slots` [n] in the grid, [n, 3]."""
+        cells = slots
+        if self.layout.num_pinned:
+            cells = slots - upload(torch.from_numpy(self.layout.is_pinned().cumsum()), slots.device)[slots]
         _, h, w = self.grid  # `torch.unravel_index` would copy it to the device, and wait
         return torch.stack((cells // (h * w), cells // w % h, cells % w), dim=1)
 

@@ -9,6 +9,7 @@ every request and step) -> `embed_input_ids` (once a step) -> `forward`.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ from vllm.forward_context import get_forward_context
 from vllm.multimodal.inputs import MultiModalFeatureSpec
 
 from vllm_prune.hook import Hooked, hook
+from vllm_prune.layout import MediumLayout
 from vllm_prune.serving.wire.notes import StepRecorder
 from vllm_prune.serving.wire.request_spec import VideoSpec
 from vllm_prune.serving.wire.settings import read_settings
@@ -41,19 +43,22 @@ _PROMPT_EMBEDS = "prompt_embeds"
 
 
 class PruningModelMixin(Hooked):
-    """Pruning on top of a model whose videos are grids of tokens with M-RoPE positions."""
+    """Pruning on top of a model whose media are grids of tokens with M-RoPE positions."""
 
     language_model: Any
     """vLLM's decoder-only model."""
+    levels: int = 0
+    """Of the first layers, how many get features of a medium, in further columns of the encoder's rows."""
 
     def init_pruning(self, vllm_config: VllmConfig) -> None:
         """Call at the end of the variant's constructor."""
-        self._embed_width = vllm_config.model_config.get_inputs_embeds_size()
+        width = vllm_config.model_config.get_inputs_embeds_size()
+        self._row_width = (1 + self.levels) * width
         settings = read_settings(vllm_config.model_config.hf_config)
         trace_folder = settings.trace if get_tensor_model_parallel_rank() == 0 else None
         trace = None if trace_folder is None else TraceWriter(trace_folder, settings.trace_limits)
         self._trace = trace
-        self._encoder_rows = EncoderRows(trace)
+        self._encoder_rows = EncoderRows(trace, width, self.language_model.embed_input_ids)
         self._dense_prefix: DensePrefix | None = None
         self._max_dense_rows = 0
         if settings.may_query:
@@ -82,16 +87,13 @@ class PruningModelMixin(Hooked):
         """Whether the step being prepared has videos whose tokens only `forward` can choose."""
         return bool(self._dense_videos)
 
-    def prune_video(
-        self,
-        features: torch.Tensor,
-        grid: tuple[int, int, int],
-        t_factor: float,
-        spec: VideoSpec,
-        cells: torch.Tensor | None = None,
-    ) -> torch.Tensor:
+    def prune_video(self, features: torch.Tensor, spec: VideoSpec, cells: torch.Tensor | None = None) -> torch.Tensor:
         """Rows of one video for vLLM's encoder cache; see `EncoderRows.make`."""
-        return self._encoder_rows.make(features, grid, t_factor, spec, cells, self.notes)
+        return self._encoder_rows.make(features, spec, cells, self.notes)
+
+    @abstractmethod
+    def layout_of(self, feature: MultiModalFeatureSpec) -> MediumLayout:
+        """A medium of a prompt, unpruned."""
 
     @hook
     def get_mrope_input_positions(
@@ -99,11 +101,8 @@ class PruningModelMixin(Hooked):
     ) -> tuple[torch.Tensor, int]:
         """Positions of a prompt before its media are encoded; see `positions.py`."""
         features = sorted(mm_features, key=lambda feature: feature.mm_position.offset)
-        grids = self.iter_mm_grid_thw(features)  # type: ignore[attr-defined]
-        media = [
-            Medium(offset, feature.mm_position.length, (t, h, w), t_factor)
-            for feature, (offset, t, h, w, t_factor) in zip(features, grids, strict=True)
-        ]
+        places = [feature.mm_position for feature in features]
+        media = [Medium(at.offset, at.length, self.layout_of(f)) for at, f in zip(places, features, strict=True)]
         positions, delta = prompt_positions(len(input_tokens), media)
         setattr(positions, _DELTA, delta)
         setattr(positions, _PRUNED_ROWS, unfilled_rows(positions))
@@ -133,20 +132,20 @@ class PruningModelMixin(Hooked):
         text_goes_on = 0
         # The only wait for the device, and one that has to stay: the V2 runner writes the delta that this returns to
         # pinned memory which the step before may still be reading, and it is through that step after this.
-        pruned = [rows for rows in multimodal_embeddings if rows.shape[1] != self._embed_width]
+        pruned = [rows for rows in multimodal_embeddings if rows.shape[1] > self._row_width]
         numbers, known = carrier.read_infos(pruned, mrope_positions)
         index = self._pruned_rows_from(mrope_positions, known, num_computed_tokens)
         for rows in multimodal_embeddings:
             dense = None
-            if rows.shape[1] != self._embed_width:
+            if rows.shape[1] > self._row_width:
                 here, index = index[: len(rows)], index[len(rows) :]
                 info = self._encoder_rows.media[numbers.pop(0)]
                 # Rows that have their positions already (V1) are of a prompt whose delta is known.
                 start = -int(known[0, here[0]]) - 1
-                text_goes_on = start + info.extent
-                rows, cells, dense = self._unpack(rows, info, start, input_ids)
+                text_goes_on = start + info.layout.extent()
+                rows, slots, dense = self._unpack(rows, info, start, input_ids)
                 if not info.query_aware:
-                    offsets = info.offsets(cells).to(mrope_positions.device)
+                    offsets = info.offsets(slots).to(mrope_positions.device)
                     fill_rows(mrope_positions, upload(here, offsets.device), offsets)
             stripped.append(rows)
             self._gathered.append(dense)
@@ -155,14 +154,14 @@ class PruningModelMixin(Hooked):
     def _unpack(
         self, rows: torch.Tensor, info: MediumInfo, start: int, prompt: list[int] | torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, DenseVideo | str | None]:
-        """Embeddings [n, C], their cells [n], and what is left to choose from (or what went wrong)."""
-        features, cells, groups = carrier.unpack(rows, self._embed_width)
+        """Features [n, W], their slots [n], and what is left to choose from (or what went wrong)."""
+        features, slots, groups = carrier.unpack(rows, self._row_width)
         if not info.query_aware:
-            return features, cells, info.failure or None
+            return features, slots, info.failure or None
         # Which tokens these rows will hold is known after the pruning layers only, and only then are their positions.
-        n = info.counts.entering
-        video = DenseVideo(features[:n], cells[:n], groups[:n], start, info, prompt)
-        return features[: len(rows)], cells[: len(rows)], video
+        n = info.counts.entering_rows
+        video = DenseVideo(features[:n], slots[:n], groups[:n], start, info, prompt)
+        return features[: len(rows)], slots[: len(rows)], video
 
     def _pruned_rows_from(self, positions: torch.Tensor, known: torch.Tensor, start: int) -> torch.Tensor:
         """Prompt indices of the rows of pruned media at `start` and after it. `known`: `positions` on the CPU.

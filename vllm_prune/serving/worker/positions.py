@@ -15,6 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from vllm_prune.layout import MediumLayout
+
 
 @dataclass(frozen=True)
 class Medium:
@@ -23,32 +25,9 @@ class Medium:
     offset: int
     """Index of its first placeholder in the prompt."""
     length: int
-    """Number of its placeholders, 1 <= length <= t * h * w."""
-    grid: tuple[int, int, int]
-    """(t, h, w) of the unpruned medium in merged tokens."""
-    t_factor: float
-    """Temporal positions per step of the grid."""
-
-
-def medium_offsets(grid: tuple[int, int, int], t_factor: float) -> np.ndarray:
-    """Positions [N, 3] (int64) of all tokens of a medium, relative to where it starts.
-
-    Source: `Qwen2_5_VLForConditionalGeneration.get_mrope_input_positions` of vLLM 0.32, whose rounding this keeps.
-
-    >>> medium_offsets((2, 1, 2), 1.5).tolist()
-    [[0, 0, 0], [0, 0, 1], [1, 0, 0], [1, 0, 1]]
-    """
-    offsets = np.indices(grid).reshape(3, -1).T.astype(np.int64)
-    if t_factor != 1.0:
-        offsets[:, 0] = (offsets[:, 0] * t_factor).astype(np.int64)
-    return offsets
-
-
-def medium_extent(grid: tuple[int, int, int], t_factor: float) -> int:
-    """How far the text after a medium starts behind the medium's own start, whatever of the medium was pruned."""
-    t, h, w = grid
-    last_t = t - 1 if t_factor == 1.0 else int((t - 1) * t_factor)
-    return max(last_t, h - 1, w - 1) + 1
+    """Number of its placeholders, 1 <= length <= N + S."""
+    layout: MediumLayout
+    """Of the unpruned medium."""
 
 
 def prompt_positions(prompt_len: int, media: Iterable[Medium]) -> tuple[torch.Tensor, int]:
@@ -65,7 +44,7 @@ def prompt_positions(prompt_len: int, media: Iterable[Medium]) -> tuple[torch.Te
         parts.append(_text(position, text_len))
         position += text_len
         parts.append(_medium_rows(medium, position))
-        position += medium_extent(medium.grid, medium.t_factor)
+        position += medium.layout.extent()
         index = medium.offset + medium.length
     parts.append(_text(position, prompt_len - index))
     position += prompt_len - index
@@ -77,15 +56,15 @@ def _text(start: int, length: int) -> np.ndarray:
 
 
 def _medium_rows(medium: Medium, start: int) -> np.ndarray:
-    if medium.length == int(np.prod(medium.grid)):
-        return medium_offsets(medium.grid, medium.t_factor).T + start
+    if medium.length == medium.layout.num_slots:
+        return medium.layout.offsets().T + start
     return np.full((3, medium.length), -(start + 1), dtype=np.int64)
 
 
 def unfilled_rows(positions: torch.Tensor) -> torch.Tensor:
     """Prompt indices [n] of the rows in `positions` [3, L] that wait for theirs.
 
-    >>> medium = Medium(offset=1, length=2, grid=(1, 2, 2), t_factor=1.0)
+    >>> medium = Medium(offset=1, length=2, layout=MediumLayout((1, 2, 2)))
     >>> unfilled_rows(prompt_positions(4, [medium])[0]).tolist()
     [1, 2]
     """

@@ -20,14 +20,29 @@ def place_tokens(features: torch.Tensor, grid: tuple[int, int, int], cells: torc
     return VideoTokens(features, torch.stack(torch.unravel_index(cells, grid), dim=1), grid)
 
 
-def merge_and_select(tokens: VideoTokens, config: PruneConfig, counts: TokenCounts) -> tuple[VideoTokens, Assignment]:
-    """The tokens that enter the language model's first layer, `counts.entering` of them, and where they come from."""
+def first_level(tokens: VideoTokens, width: int | None) -> VideoTokens:
+    """The same tokens with the first `width` columns of their features: what enters the first layer."""
+    if width is None or width == tokens.features.shape[1]:
+        return tokens
+    return VideoTokens(tokens.features[:, :width], tokens.grid, tokens.grid_thw)
+
+
+def merge_and_select(
+    tokens: VideoTokens, config: PruneConfig, counts: TokenCounts, width: int | None = None
+) -> tuple[VideoTokens, Assignment]:
+    """The tokens that enter the language model's first layer, `counts.entering` of them, and where they come from.
+
+    What goes where is decided on the first `width` columns of their features (by methods that vLLM has, too, on all of
+    them, as it does), and done to all columns.
+    """
     assignment = Assignment.identity(tokens.num_tokens, tokens.features.device)
     if config.stage1 is not None:
-        assignment = _merge(tokens, config.stage1, counts.stage1)
+        assignment = _merge(first_level(tokens, width), config.stage1, counts.stage1)
         tokens = compact(tokens, assignment)
     if config.method not in (NO_METHOD, ATTENTION):
-        chosen = registry.create(config.method, **config.params).assign(tokens, counts.entering)
+        method = registry.create(config.method, **config.params)
+        seen = tokens if getattr(method, "sees_all_levels", False) else first_level(tokens, width)
+        chosen = method.assign(seen, counts.entering)
         if not registry.is_built_in(config.method):
             _check_foreign(chosen)
         tokens, assignment = compact(tokens, chosen), _chain(assignment, chosen)
@@ -46,11 +61,12 @@ def _check_foreign(chosen: object) -> None:
     chosen.validate()
 
 
-def temporal_segments(tokens: VideoTokens, config: PruneConfig) -> torch.Tensor | None:
+def temporal_segments(tokens: VideoTokens, config: PruneConfig, width: int | None = None) -> torch.Tensor | None:
     """[t], the segment that stage 1 puts each step of the grid of an unpruned video in; None where it cuts none."""
     if config.stage1 is None or not config.finds_segments:
         return None
-    return PruneVid(temporal_segment_ratio=config.stage1.temporal_segment_ratio).plan(tokens).segment
+    plan = PruneVid(temporal_segment_ratio=config.stage1.temporal_segment_ratio).plan(first_level(tokens, width))
+    return plan.segment
 
 
 def _merge(tokens: VideoTokens, stage1: Stage1Config, count: int) -> Assignment:

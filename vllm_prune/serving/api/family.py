@@ -1,0 +1,66 @@
+"""What a model family says to the multimodal processor; the worker's side is `worker/patch_media.py`."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from vllm.multimodal.processing import BaseMultiModalProcessor
+
+from vllm_prune.config import PruneConfig, PruneConfigError
+from vllm_prune.layout import MediumLayout
+from vllm_prune.override import ServerSettings
+from vllm_prune.serving.api.pixel_plan import PixelFormat
+from vllm_prune.serving.api.turn_format import derive_turn_format
+from vllm_prune.serving.wire.settings import read_settings
+
+
+class FamilyProcessor(BaseMultiModalProcessor[Any]):
+    """Defaults that serve a model whose videos are patches with a grid each, and contiguous in the prompt."""
+
+    video_pixels: ClassVar[str] = "pixel_values_videos"
+    """Field of the patches of videos."""
+    video_grid: ClassVar[str] = "video_grid_thw"
+    """Field of their grids, in patches."""
+    reply_header: ClassVar[str | None] = None
+    """What the chat format puts between a question and the reply, where rendering the chat template does not tell."""
+    plans_on_pixels: ClassVar[bool] = True
+    """Whether the model's encoder can leave out cells (`PatchMediaMixin.encode_cells`)."""
+
+    def layout(self, data: Any, index: int) -> MediumLayout:
+        """The video `index` of what the Hugging Face processor made (or the client sent), unpruned."""
+        return MediumLayout(self.grid(data, index))
+
+    @property
+    def pad_id(self) -> int:
+        """Token id of a video's placeholders."""
+        return self.info.get_tokenizer().get_vocab()[self.info.get_hf_processor().video_token]
+
+    def pixel_format(self) -> PixelFormat:
+        """How pixels are laid out, for plans on them."""
+        return PixelFormat.of(self.info.get_hf_config().vision_config, self.info.get_hf_processor().video_processor)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.settings: ServerSettings = read_settings(self.info.get_hf_config())
+        self.merge: int = self.info.get_hf_config().vision_config.spatial_merge_size
+        processor = self.info.get_hf_processor()
+        self.turn = derive_turn_format(self.info.get_tokenizer(), processor, self.reply_header)
+        self.check_can_serve(self.settings.config)
+
+    def grid(self, data: Any, index: int) -> tuple[int, int, int]:
+        """(t, h, w) of a video in cells."""
+        t, h, w = data[self.video_grid][index].tolist()
+        return t, h // self.merge, w // self.merge
+
+    def check_can_serve(self, config: PruneConfig) -> None:
+        """Refuses what this model cannot do."""
+        if config.query_aware and self.turn is None:
+            raise PruneConfigError(
+                f"prune.method={config.method!r}: the model's chat template yields no end of a question's turn, so "
+                f"where a question ends cannot be told; choose a query-free method, or mend the chat template"
+            )
+        if config.plans_on_pixels and not self.plans_on_pixels:
+            raise PruneConfigError(
+                'stage1.where="processor": this model\'s vision encoder takes whole frames only; use '
+                'stage1.where="encoder"'
+            )
