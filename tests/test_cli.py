@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.server
 import json
 import shlex
 import socket
 import subprocess
 import sys
+import threading
 import time
 from types import SimpleNamespace
 
@@ -16,6 +19,7 @@ from vllm_prune.cli import serve
 from vllm_prune.cli.chat import parse_prune, video_url
 from vllm_prune.cli.main import main
 from vllm_prune.cli.port import check_port
+from vllm_prune.cli.secrets import masked
 from vllm_prune.config import PRESETS, PruneConfig
 from vllm_prune.engine import engine_args
 from vllm_prune.serving.wire.settings import read_settings
@@ -87,6 +91,22 @@ def test_no_secret_is_printed(capsys, model, words):
     assert any("***" in word for word in line)
     rest = ["--port", "8123", "--max-model-len", "4096"]
     assert [word for word in line if word in rest] == rest
+
+
+@pytest.mark.parametrize("words", [["--api-key", "-hush"], ["--api-k", "--hush"], ["--hf-token", "-hush"]])
+def test_a_secret_that_looks_like_an_option_is_refused_without_repeating_it(capsys, model, words):
+    assert main(["serve", model, *words]) == 2
+    told = capsys.readouterr()
+    assert "no value, or one that begins with -; write it as --" in told.err
+    assert "hush" not in told.out + told.err
+    assert not any("hush" in word for word in masked(["bench", *words]))
+    assert dry_run(capsys, model, "--api-key=-hush")[-1] == "--api-key=***"
+    assert dry_run(capsys, model, "--hf-token", "-tp", "2", "--hf-token")[-4:] == [
+        "--hf-token",
+        "-tp",
+        "2",
+        "--hf-token",
+    ]
 
 
 def test_what_is_no_secret_is_printed_as_given(capsys, model):
@@ -226,6 +246,27 @@ def test_serve_stops_at_a_mistake_at_once(model):
     assert not any(line.endswith("| vllm") or line.endswith("| torch") for line in process.stderr.splitlines())
 
 
+@contextlib.contextmanager
+def answering(status, body):
+    """The address of a server that answers everything so."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self):
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.end_headers()
+            self.wfile.write(json.dumps(body).encode())
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
 class TestChat:
     def test_addresses_stay(self):
         for url in ("http://host/clip.mp4", "https://host/clip.mp4", "data:video/mp4;base64,AAAA", "file:///clip.mp4"):
@@ -247,6 +288,27 @@ class TestChat:
         assert parse_prune(' {"keep_ratio": 0.5}') == {"keep_ratio": 0.5}
         assert main(["chat", "data:video/mp4;base64,AAAA", "What?", "--prune", "{"]) == 2
         assert "not valid JSON" in capsys.readouterr().err
+
+    @pytest.mark.parametrize(
+        ("status", "body", "said"),
+        [
+            (404, {"detail": "Not Found"}, "there is no API at http"),
+            (
+                404,
+                {"error": {"message": "The model `m` does not exist.", "type": "NotFoundError"}},
+                "`m` does not exist",
+            ),
+            (401, {"error": "Unauthorized"}, "give the server's by --api-key"),
+        ],
+    )
+    def test_a_status_is_explained(self, capsys, status, body, said):
+        with answering(status, body) as address:
+            arguments = ["data:video/mp4;base64,AAAA", "What?", "--url", f"{address}/there", "--model", "m"]
+            assert main(["chat", *arguments]) == 1
+        error = capsys.readouterr().err
+        assert said in error
+        assert error.count("\n") == 1
+        assert ("ends in /v1" in error) is (said == "there is no API at http")
 
     def test_no_server(self, capsys):
         assert main(["chat", "data:video/mp4;base64,AAAA", "What?", "--url", "http://127.0.0.1:9/v1"]) == 1

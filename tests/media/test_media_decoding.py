@@ -130,6 +130,11 @@ def test_a_crash_is_one_videos_end(pool):
     assert np.array_equal(read(pool, GOOD), decoded_here(GOOD))
 
 
+def test_ctrl_c_is_not_for_a_decoder(pool):
+    with pool.lend() as decoder:
+        assert os.getpgid(decoder.pid) != os.getpgid(0)  # a terminal sends it to the whole group
+
+
 def test_a_decoder_is_kept_for_the_next_video(pool):
     pids = set()
     for data in (GOOD, b"no video", written("webm"), GOOD):

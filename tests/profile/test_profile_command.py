@@ -12,6 +12,7 @@ from PIL import Image
 from vllm_prune.cli.main import main
 from vllm_prune.embedded import clips
 from vllm_prune.profile import stages
+from vllm_prune.profile.measure import Profile, RequestProfile
 
 CLIP = clips()[0]
 PRUNES = ["baseline", "default", "stage1_only"]
@@ -79,3 +80,31 @@ def test_the_second_question_reuses(profile):
 def test_a_wrong_argument_is_named(capsys, arguments, message):
     assert main(["profile", *arguments]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_an_interrupted_profile_reports_the_configurations_that_are_done(monkeypatch, capsys, tmp_path):
+    """The profiler without an engine: it is interrupted in its second configuration."""
+    seconds, calls = dict.fromkeys(stages.STAGES, 0.5), dict.fromkeys(stages.STAGES, 1)
+    request = RequestProfile(
+        seconds=seconds, calls=calls, total=sum(seconds.values()), prompt_tokens=9, video_tokens=5, cached_tokens=0,
+        answer_tokens=1, answer="red",
+    )  # fmt: skip
+
+    class Interrupted:
+        frames = (16, 112, 112)
+
+        def __init__(self, *_, **__):
+            pass
+
+        def profile(self, label, config, *_):
+            if label == "default":
+                raise KeyboardInterrupt
+            return Profile(label=label, config=config, first=[request], second=[request])
+
+    monkeypatch.setattr("vllm_prune.profile.measure.Profiler", Interrupted)
+    assert main(["profile", "--json", "-o", str(tmp_path)]) == 130
+    told = capsys.readouterr()
+    assert "vllm-prune profile: interrupted; measured before: baseline\n" in told.err
+    printed = json.loads(told.out)
+    assert [found["name"] for found in printed["configurations"]] == ["baseline"]
+    assert json.loads((tmp_path / "profile.json").read_text()) == printed

@@ -47,6 +47,16 @@ def test_only_the_servers_user_reads_it(tmp_path):
     assert os.listdir(path.parent) == [path.name]
 
 
+@pytest.mark.parametrize(("permissions", "warned"), [(0o755, True), (0o770, True), (0o700, False)])
+def test_a_folder_that_was_there_keeps_its_mode_and_that_is_told(tmp_path, monkeypatch, permissions, warned):
+    tmp_path.chmod(permissions)
+    told = []
+    monkeypatch.setattr(trace_folder.logger, "warning", lambda text, *values: told.append(text % values))
+    path = TraceFolder(str(tmp_path), TraceLimits()).write(name(1), b"x")
+    assert (mode(tmp_path), mode(path)) == (permissions, 0o600)
+    assert [f"keeps its mode {permissions:o}, so other users can" in text for text in told] == [True] * warned
+
+
 def test_the_latest_files_stay(tmp_path):
     fill(TraceFolder(str(tmp_path), TraceLimits(files=20)), range(100))
     left = traces(tmp_path)

@@ -74,6 +74,31 @@ def test_a_trace_is_drawn_without_a_model(tmp_path, capsys):
     assert (tmp_path / "a.png").stat().st_size > 10_000
 
 
+def test_facts_are_printed_without_a_picture(tmp_path, capsys):
+    trace = write_trace(tmp_path / "traces", "default", GRID)
+    assert main(["show", str(CLIP.path), "--trace", str(trace), "--facts"]) == 0
+    text = capsys.readouterr().out
+    assert main(["show", str(CLIP.path), "--trace", str(trace), "--facts", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["grid"], facts["frames"], len(facts["seconds_per_step"])) == (list(GRID), 16, GRID[0])
+    (found,) = facts["configurations"]
+    assert [point["count"] for point in found["tokens"]] == [128, 64, 26]
+    assert sum(found["cells"].values()) == 128
+    assert sum(found["kept_per_step"]) == 26
+    assert f"kept in each step: {' '.join(map(str, found['kept_per_step']))}\n" in text
+    assert f"{found['cells']['unasked']} dropped by the question" in text
+
+
+@pytest.mark.parametrize("arguments", [["nope.mp4", "--facts"], [str(CLIP.path), "--facts", "--trace", "no.npz"]])
+def test_a_missing_file_is_told_before_anything_large_is_imported(arguments):
+    command = [sys.executable, "-X", "importtime", "-m", "vllm_prune.cli.main", "show", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert "no such file" in done.stderr
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time")}
+    assert imported.isdisjoint({"vllm", "torch", "transformers", "cv2"})
+
+
 def test_equal_configurations_are_run_once():
     assert list(name_configs(["default", '{"preset": "default"}'])) == ["default"]
     assert len(name_configs(['{"method": "random", "params": {"seed": 1}}', '{"method": "random"}'])) == 2
@@ -87,6 +112,8 @@ def refuse(capsys, *arguments: str) -> str:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ([], "output=None: give -o FILE for a picture, --facts for text"),
+        (["-o", "x.png", "--json"], "give --facts as well"),
         (["-o", "x.gif"], "output='x.gif': must end in .png, .html, .mp4"),
         (["-o", "/no/such/x.png"], "there is no folder '/no/such'"),
         (["-o", "x.png", "--prune", "nope"], "preset='nope': unknown"),

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+_UNAUTHORIZED, _NOT_FOUND = 401, 404
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options."""
@@ -23,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prune", metavar="PRESET|JSON", help="override for this request, where the server allows it")
     parser.add_argument("--max-tokens", type=int, default=256)
     parser.add_argument("--api-key", default="EMPTY")
-    parser.add_argument("--json", action="store_true", help="print answer and token counts as JSON")
+    parser.add_argument("--json", action="store_true", help="print answer, token counts and the report as JSON")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -53,10 +55,24 @@ def run(args: argparse.Namespace) -> int:
         print(f"vllm-prune chat: no server at {args.url} ({error}); start one with `vllm-prune serve`", file=sys.stderr)
         return 1
     except openai.APIStatusError as error:
-        print(f"vllm-prune chat: {error.message}", file=sys.stderr)
+        print(f"vllm-prune chat: {_explain(error, args.url)}", file=sys.stderr)
         return 1
     _show(completion, args.json)
     return 0
+
+
+def _explain(error: Any, url: str) -> str:
+    """What the server said, with what helps where the status alone tells it."""
+    if error.status_code == _UNAUTHORIZED:
+        return f"{url} wants another key ({error.message}); give the server's by --api-key"
+    if error.status_code == _NOT_FOUND and not _is_api_error(error.body):
+        return f"there is no API at {url} ({error.message}); give the address that ends in /v1 as --url"
+    return error.message
+
+
+def _is_api_error(body: Any) -> bool:
+    """Whether an answer has the form in which the API tells an error, such as a model that it does not know."""
+    return isinstance(body, dict) and {"message", "type"} <= body.keys()
 
 
 def api_url(url: str) -> str:
@@ -104,7 +120,7 @@ def _show(completion: Any, as_json: bool) -> None:
     kept, before = tokens.get("video"), tokens.get("video_before_pruning")
     if as_json:
         counts = {"prompt_tokens": usage.prompt_tokens, "video_tokens": kept, "video_tokens_before_pruning": before}
-        print(json.dumps({"answer": answer, **counts}))
+        print(json.dumps({"answer": answer, **counts, "prune": getattr(completion, "prune", None)}))
         return
     print(answer)
     if kept is not None and before:

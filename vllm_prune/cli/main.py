@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from types import ModuleType
 
 from vllm_prune._version import __version__
-from vllm_prune.bench.options import FAILED, INTERRUPTED
+from vllm_prune.bench.options import FAILED, INTERRUPTED, USAGE
 from vllm_prune.cli.checks.remedies import is_absent, set_up
 from vllm_prune.cli.closed_pipe import CLOSED_PIPE, drop_output, is_closed
+from vllm_prune.cli.secrets import require_clear_values
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,10 @@ def _run(name: str, arguments: Sequence[str]) -> int:
     wants_help = not {"-h", "--help"}.isdisjoint(arguments)
     if command.needs and not wants_help and is_absent(command.needs):
         raise ModuleNotFoundError(name=command.needs)
+    try:
+        require_clear_values(arguments)  # before argparse repeats them
+    except ValueError as error:
+        return _tell(name, str(error), USAGE)
     parser, module = make_parser(name)
     if command.passes_on:
         args, unknown = parser.parse_known_args(arguments)

@@ -6,7 +6,14 @@ import argparse
 import json
 import shlex
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vllm_prune.bench.options import INTERRUPTED, USAGE
+
+if TYPE_CHECKING:
+    from vllm_prune.profile.measure import Profile
 
 _DEFAULT_PRUNES = ("baseline", "default")
 _DEFAULT_CLIP = "10_64frames_clean"
@@ -27,58 +34,90 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--engine", metavar="JSON", help="further arguments of vllm.LLM")
     parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="also writes JSON, Markdown and PNG there")
     parser.add_argument("--name", default="profile", help="of these files, without suffix (default: %(default)s)")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
 
 
 def run(args: argparse.Namespace) -> int:
     """Prints the profile; 2 if an argument, the video or the model cannot be used."""
     try:
-        print(_profile(args))
+        return _profile(args)
     except ValueError as error:
         print(f"vllm-prune profile: {error}", file=sys.stderr)
-        return 2
-    return 0
+        return USAGE
 
 
-def _profile(args: argparse.Namespace) -> str:
-    from vllm_prune.bench.needs import announce_pictures, draw_if_possible, suffixes
+def _profile(args: argparse.Namespace) -> int:
+    from vllm_prune.bench.needs import announce_pictures
     from vllm_prune.bench.throughput import provenance
-    from vllm_prune.cli.secrets import masked
-    from vllm_prune.cli.show import at_least_one, model_path, parse_object
-    from vllm_prune.profile import plot, report
+    from vllm_prune.cli.show import at_least_one, check_video, model_path, parse_object
+
+    repeats, max_tokens = at_least_one("repeats", args.repeats), at_least_one("max_tokens", args.max_tokens)
+    engine, media = parse_object("engine", args.engine), parse_object("media_io_kwargs", args.media_io_kwargs)
+    video = args.video or _sample()
+    check_video(video)
     from vllm_prune.profile.measure import Profiler
     from vllm_prune.show.run import check_model, name_configs
 
     if args.output is not None:
         announce_pictures()
     configs = name_configs(args.prune or _DEFAULT_PRUNES)
-    repeats, max_tokens = at_least_one("repeats", args.repeats), at_least_one("max_tokens", args.max_tokens)
-    engine, media = parse_object("engine", args.engine), parse_object("media_io_kwargs", args.media_io_kwargs)
     model = model_path(args.model)
     check_model(model)
     place = provenance.describe()  # before the run, as the load average is that of others
-    profiler = Profiler(model, args.video or _sample(), max_tokens=max_tokens, media_io_kwargs=media, engine=engine)
+    profiler = Profiler(model, video, max_tokens=max_tokens, media_io_kwargs=media, engine=engine)
     questions = (args.question, args.next_question)
-    profiles = [profiler.profile(label, config, questions, repeats) for label, config in configs.items()]
-    frames, height, width = profiler.frames
+    profiles: list[Profile] = []
+    status = 0
+    try:
+        for label, config in configs.items():
+            profiles.append(profiler.profile(label, config, questions, repeats))
+    except KeyboardInterrupt:
+        if not profiles:
+            raise
+        measured = ", ".join(profile.label for profile in profiles)
+        print(f"vllm-prune profile: interrupted; measured before: {measured}", file=sys.stderr)
+        status = INTERRUPTED
+    _report(args, profiles, profiler.frames, place)
+    return status
+
+
+def _report(
+    args: argparse.Namespace, profiles: Sequence[Profile], size: Sequence[int], place: Mapping[str, Any]
+) -> None:
+    """Prints what was measured, and writes it where `--output` says."""
+    from vllm_prune.bench.needs import draw_if_possible, suffixes
+    from vllm_prune.bench.throughput.provenance import describe_lines
+    from vllm_prune.cli.secrets import masked
+    from vllm_prune.profile import plot, report
+
+    frames, height, width = (int(number) for number in size)
     introduction = (
         f"`{args.model}`, {frames} frames of {width}x{height}, one request at a time in one process, without compiled "
-        f"code; means over {repeats} repeats, each with a video that no cache knows. The stages do not overlap and sum "
-        "to the whole."
+        f"code; means over {args.repeats} repeats, each with a video that no cache knows. The stages do not overlap "
+        "and sum to the whole."
     )
-    lines = [f"Command: `{shlex.join(masked(sys.argv))}`", *provenance.describe_lines(place)]
-    text = report.markdown(profiles, introduction, lines)
-    if args.output is not None:
-        args.output.mkdir(parents=True, exist_ok=True)
-        stem = args.output / args.name
-        document = {"schema": 1, "command": shlex.join(masked(sys.argv)), "model": args.model, **place}
-        document |= {"frames": [int(size) for size in profiler.frames], "questions": questions}
-        document["configurations"] = report.describe(profiles)
-        stem.with_suffix(".json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-        stem.with_suffix(".md").write_text(text, encoding="utf-8")
-        title = f"{args.model}, {frames} frames of {width}x{height}"
-        draw_if_possible(plot.draw, profiles, stem.with_suffix(".png"), title)
-        text += f"\n{stem}{suffixes()}"
-    return text
+    command = shlex.join(masked(sys.argv))
+    text = report.markdown(profiles, introduction, [f"Command: `{command}`", *describe_lines(place)])
+    document = {
+        "schema": 1,
+        "command": command,
+        "model": args.model,
+        **place,
+        "frames": [frames, height, width],
+        "questions": (args.question, args.next_question),
+        "configurations": report.describe(profiles),
+    }
+    print(json.dumps(document, indent=1) if args.json else text)
+    if args.output is None:
+        return
+    args.output.mkdir(parents=True, exist_ok=True)
+    stem = args.output / args.name
+    stem.with_suffix(".json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    stem.with_suffix(".md").write_text(text, encoding="utf-8")
+    draw_if_possible(
+        plot.draw, profiles, stem.with_suffix(".png"), f"{args.model}, {frames} frames of {width}x{height}"
+    )
+    print(f"{stem}{suffixes()}", file=sys.stderr if args.json else sys.stdout)
 
 
 def _sample() -> str:

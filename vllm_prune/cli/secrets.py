@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Any
 
 MASK = "***"
@@ -24,6 +25,10 @@ _SECRET_WORD = re.compile("key|token|secret|passw|passphrase|credential|authoriz
 """In text whose names cannot be told from its values."""
 _USER_IN_URL = re.compile(r"(?<=://)[^/\s@]+(?=@)")
 _IN_QUERY = re.compile(r"(?<=[?&])([\w.-]+)=([^&#\s\"']+)")
+_OPTIONAL_VALUE = "hf-token"
+"""Without one, vLLM takes the token that the hub's own command has stored."""
+_NO_SHORT_OPTION = re.compile(r"-[^-.=][^.=]{3,}")
+"""vLLM's short options have fewer letters."""
 _NEGATIVE_NUMBER = re.compile(r"-\d+$|-\d*\.\d+$")  # argparse takes it for a value
 
 
@@ -37,6 +42,8 @@ def masked(command: Sequence[str]) -> list[str]:
     ['vllm', 'serve', 'm', '--api_key=***', '--api-key', '***', '***', '--port', '1']
     >>> masked(["--otlp-traces-endpoint", "https://me:pw@host/v1", "--x", '{"aws_secret": "s", "n": 1}'])
     ['--otlp-traces-endpoint', 'https://***@host/v1', '--x', '{"aws_secret": "***", "n": 1}']
+    >>> masked(["serve", "--api-key", "-a", "--port", "1"])
+    ['serve', '--api-key', '***', '--port', '1']
     >>> masked(["bench", "--server-args", "--api-key a --port 1", "--server-args=--api-key=a"])
     ['bench', '--server-args', "--api-key '***' --port 1", "--server-args='--api-key=***'"]
     """
@@ -45,13 +52,40 @@ def masked(command: Sequence[str]) -> list[str]:
 
 def _masked_words(command: Sequence[str]) -> Iterator[str]:
     inside = False  # the values of a secret option: all words up to the next option
+    before = ""  # the option whose value a word is, whatever that begins with
     for word in command:
-        if not word.startswith("-") or " " in word.partition("=")[0] or _NEGATIVE_NUMBER.match(word):
+        if _is_value(word) or _is_hidden_value(before, word):
             yield MASK if inside else _without_embedded(word)
+            before = ""
             continue
         name, equals, value = word.partition("=")
         inside = _is_secret(name)
+        before = "" if equals else name
         yield f"{name}{equals}{MASK if inside and equals else _without_embedded(value)}"
+
+
+def require_clear_values(options: Sequence[str]) -> None:
+    """Refuse a secret whose value argparse would take for an option, and repeat in its own refusal.
+
+    Raises:
+        ValueError: There is one; the message does not have the value.
+    """
+    for name, word in pairwise([*options, ""]):
+        if name.startswith("-") and "=" not in name and _is_hidden_value(name, word):
+            raise ValueError(f"{name}: no value, or one that begins with -; write it as {name}=VALUE")
+
+
+def _is_value(word: str) -> bool:
+    """Whether argparse takes a word for a value of the option before it."""
+    return not word.startswith("-") or " " in word.partition("=")[0] or bool(_NEGATIVE_NUMBER.match(word))
+
+
+def _is_hidden_value(name: str, word: str) -> bool:
+    """Whether a word that looks like an option is what `name` should be given, rather than the next option."""
+    if not _is_secret(name) or _is_value(word):
+        return False
+    needs_value = not _OPTIONAL_VALUE.startswith(name.lstrip("-").replace("_", "-"))
+    return needs_value or bool(_NO_SHORT_OPTION.match(word))
 
 
 def _is_secret(option: str) -> bool:

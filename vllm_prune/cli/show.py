@@ -10,12 +10,15 @@ from typing import Any
 
 _DEFAULT_PRUNES = ("stage1_only", "default")
 _KINDS = (".png", ".html", ".mp4")
+_ADDRESSES = ("http://", "https://", "data:")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options."""
     parser.add_argument("video", help="file, http(s) URL or data URL")
-    parser.add_argument("-o", "--output", required=True, metavar="FILE", help="ends in .png, .html or .mp4")
+    parser.add_argument("-o", "--output", metavar="FILE", help="ends in .png, .html or .mp4")
+    parser.add_argument("--facts", action="store_true", help="print what was decided; the picture may be left out then")
+    parser.add_argument("--json", action="store_true", help="with --facts: print one JSON object")
     parser.add_argument("--question", help="what to ask; left out of the picture where it decides nothing")
     parser.add_argument("--model", default="embedded", help='"embedded", a folder or a hub name (default: %(default)s)')
     parser.add_argument(
@@ -34,25 +37,55 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Writes the picture; 2 if an argument, the video, the trace or the model cannot be used."""
     try:
-        path = _check_output(args.output)
+        path = _check_output(args)
+        check_video(args.video)
         story = _from_trace(args) if args.trace else _from_model(args)
-        _save(story, path, args)
+        if path is not None:
+            _save(story, path, args)
     except ValueError as error:
         print(f"vllm-prune show: {error}", file=sys.stderr)
         return 2
-    for panel in story.panels:
-        answer = f" | answer: {panel.answer}" if panel.answer is not None else ""
-        print(f"{panel.label}: {panel.summary}{answer}")
-    print(f"{path} ({path.stat().st_size / 1024:.0f} KiB)")
+    _tell(story, args)
+    if path is not None:
+        print(f"{path} ({path.stat().st_size / 1024:.0f} KiB)", file=sys.stderr if args.json else sys.stdout)
     return 0
 
 
-def _check_output(output: str) -> Path:
-    path = Path(output)
+def _tell(story: Any, args: argparse.Namespace) -> None:
+    from vllm_prune.show.facts import describe, lines
+
+    if args.json:
+        print(json.dumps(describe(story), indent=2))
+        return
+    for panel in story.panels:
+        answer = f" | answer: {panel.answer}" if panel.answer is not None else ""
+        print(f"{panel.label}: {panel.summary}{answer}")
+        if args.facts:
+            print("\n".join(f"  {line}" for line in lines(panel)))
+
+
+def check_video(video: str) -> None:
+    """Looks for a local file, before anything is imported that takes seconds.
+
+    Raises:
+        ValueError: It is not there.
+    """
+    if not video.startswith(_ADDRESSES) and not Path(video).is_file():
+        raise ValueError(f"video={video!r}: no such file; give a file, an http(s) URL or a data URL")
+
+
+def _check_output(args: argparse.Namespace) -> Path | None:
+    if args.json and not args.facts:
+        raise ValueError("json=True: --json is how --facts are printed; give --facts as well")
+    if args.output is None:
+        if args.facts:
+            return None
+        raise ValueError("output=None: give -o FILE for a picture, --facts for text, or both")
+    path = Path(args.output)
     if path.suffix.lower() not in _KINDS:
-        raise ValueError(f"output={output!r}: must end in {', '.join(_KINDS)}")
+        raise ValueError(f"output={args.output!r}: must end in {', '.join(_KINDS)}")
     if not path.parent.is_dir():
-        raise ValueError(f"output={output!r}: there is no folder {str(path.parent)!r}; make it first")
+        raise ValueError(f"output={args.output!r}: there is no folder {str(path.parent)!r}; make it first")
     return path
 
 
@@ -71,13 +104,15 @@ def _from_model(args: argparse.Namespace) -> Any:
 
 
 def _from_trace(args: argparse.Namespace) -> Any:
+    if args.prune:
+        raise ValueError(f"prune={args.prune!r}: a trace has its own configuration; leave --prune or --trace out")
+    if not Path(args.trace).is_file():
+        raise ValueError(f"trace={args.trace!r}: no such file; give one that a server with --prune-trace wrote")
     from vllm_prune.show.media import load_video, to_frames
     from vllm_prune.show.run import make_story
     from vllm_prune.show.story import label_of, make_panel
     from vllm_prune.show.trace_file import read_trace
 
-    if args.prune:
-        raise ValueError(f"prune={args.prune!r}: a trace has its own configuration; leave --prune or --trace out")
     videos = read_trace(args.trace)
     if not 0 <= args.trace_video < len(videos):
         raise ValueError(

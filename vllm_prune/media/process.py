@@ -47,6 +47,7 @@ class DecoderProcess:
                 pass_fds=(theirs.fileno(),),
                 stdin=subprocess.DEVNULL,
                 env={**_QUIET, **environment, "VLLM_PRUNE_STARTUP": "0"},
+                process_group=0,  # Ctrl-C is for whoever started it, at whose end it ends
             )
         self.usable = False
         """Whether it waits for a command: neither at work nor ended."""

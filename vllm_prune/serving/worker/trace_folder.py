@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import re
+import stat
 from pathlib import Path
 
 from vllm.logger import init_logger
@@ -15,6 +16,7 @@ from vllm_prune.trace_limits import TraceLimits
 logger = init_logger("vllm.vllm_prune")
 
 _OWN_NAME = re.compile(r"(\d{6,}-[0-9a-f]{16}|asked-[0-9a-f]{32})\.npz")
+_OTHERS = stat.S_IRWXG | stat.S_IRWXO
 _LEFT = 0.9
 """Share of a limit that deleting goes down to, so that the folder is not read for every trace."""
 
@@ -31,6 +33,7 @@ class TraceFolder:
         self._must_read = True
         try:
             self._make()
+            self._warn_if_open()
         except OSError as error:
             self._complain(error)
 
@@ -60,6 +63,17 @@ class TraceFolder:
 
     def _make(self) -> None:
         self._path.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def _warn_if_open(self) -> None:
+        """A folder that was there keeps its mode; the files in it are the owner's alone."""
+        mode = stat.S_IMODE(self._path.stat().st_mode)
+        if mode & _OTHERS:
+            logger.warning(
+                "trace=%r: the folder was there and keeps its mode %03o, so other users can look into it or change "
+                "it; traces themselves are readable by their owner alone; chmod 700 closes it",
+                str(self._path),
+                mode,
+            )
 
     def _write(self, name: str, content: bytes) -> Path:
         if len(content) > self._limits.bytes:
