@@ -15,6 +15,7 @@ from transformers import DynamicCache
 
 from vllm_prune.budget import TokenCounts
 from vllm_prune.config import PruneConfig, PruneConfigError
+from vllm_prune.layout import MediumLayout
 from vllm_prune.serving.wire.decoder_layers import pruning_layers
 from vllm_prune.serving.worker.dense.decoder_view import DeepstackView
 from vllm_prune.serving.worker.dense.layer_memory import inner_width
@@ -23,13 +24,16 @@ from vllm_prune.serving.worker.dense.step import DenseVideo, plan_step
 from vllm_prune.serving.worker.medium_info import MediumInfo
 
 GRID = (4, 5, 5)
-BEFORE, TOTAL, AFTER = 7, 100, 9
+CONTIGUOUS = MediumLayout(GRID)
+STAMPED = MediumLayout(GRID, text=((7, 8), (7,), (7, 8, 9), (7,), (9,)), rope="per_step")
+BEFORE, AFTER = 7, 9
 OTHER = 40
 """Rows of another request, of which some are an image's."""
 CASES = {
-    "the first layer that may": ((2,), (30,)),
-    "several layers": ((2, 3), (60, 20)),
-    "the last layer that may": ((4,), (50,)),
+    "the first layer that may": ((2,), (30,), CONTIGUOUS),
+    "several layers": ((2, 3), (60, 20), CONTIGUOUS),
+    "the last layer that may": ((4,), (50,), STAMPED),
+    "several layers, rows that stay": ((2, 4), (60, 1), STAMPED),
 }
 
 
@@ -71,11 +75,11 @@ class Rows:
 class Oracle:
     """One request through Hugging Face's layers."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, pinned: Tensor) -> None:
+        """`pinned`: which slots of the video nobody may drop, [n] bool."""
+        self.pinned = pinned
         self.text = model.model.language_model
         self.cache = DynamicCache(config=model.config.text_config)
-        self.kept = torch.arange(TOTAL)
-        self.scores: list[Tensor] = []
 
     @torch.no_grad()
     def run(self, rows: Rows, layers: tuple[int, ...] = (), counts: tuple[int, ...] = ()) -> Tensor:
@@ -105,45 +109,42 @@ class Oracle:
         return hidden, found[0]
 
     def _choose(self, weights: Tensor, count: int, length: int) -> Tensor:
-        tokens = torch.arange(BEFORE, BEFORE + len(self.kept))
-        questions = torch.arange(int(tokens[-1]) + 1, length)
-        self.scores.append(importance(weights[:, questions][:, :, tokens], "max"))
-        chosen = top_k(self.scores[-1], count)
-        self.kept = self.kept[chosen]
-        return torch.cat((torch.arange(BEFORE), tokens[chosen], questions))
+        tokens, pinned = (BEFORE + places.nonzero().squeeze(1) for places in (~self.pinned, self.pinned))
+        questions = torch.arange(BEFORE + len(self.pinned), length)
+        chosen = tokens[top_k(importance(weights[:, questions][:, :, tokens], "max"), count)]
+        stay = torch.cat((chosen, pinned)).sort().values
+        self.pinned = self.pinned[stay - BEFORE]
+        return torch.cat((torch.arange(BEFORE), stay, questions))
 
 
-def make_video(rows: Rows, layers: tuple[int, ...], counts: tuple[int, ...]) -> DenseVideo:
-    media = slice(BEFORE, BEFORE + TOTAL)
+def make_prompt(layers: tuple[int, ...], counts: tuple[int, ...], layout: MediumLayout) -> tuple[Rows, DenseVideo]:
     config = PruneConfig.parse({"method": "attention", "layers": list(layers), "keep_ratio": [0.5] * len(layers)})
-    told = TokenCounts(total=TOTAL, encoded=TOTAL, stage1=TOTAL, entering=TOTAL, layers=counts)
-    info = MediumInfo(grid=GRID, t_factor=1.0, counts=told, config_json=config.to_json())
-    features = torch.cat((rows.embeds[media], *(level[media] for level in rows.levels)), dim=1)
-    return DenseVideo(features, torch.arange(TOTAL), torch.zeros(TOTAL, dtype=torch.long), BEFORE, info, [])
-
-
-def make_prompt(layers: tuple[int, ...], counts: tuple[int, ...]) -> tuple[Rows, DenseVideo]:
-    is_media = torch.zeros(BEFORE + TOTAL + AFTER, dtype=torch.bool)
-    is_media[BEFORE : BEFORE + TOTAL] = True
+    n, total, pinned = layout.num_cells, layout.num_slots, torch.from_numpy(layout.is_pinned())
+    told = TokenCounts(total=n, encoded=n, stage1=n, entering=n, layers=counts, pinned=layout.num_pinned)
+    info = MediumInfo(layout, told, config.to_json())
+    is_media = torch.cat((torch.zeros(BEFORE, dtype=torch.bool), ~pinned, torch.zeros(AFTER, dtype=torch.bool)))
     rows = Rows.random(1, len(is_media), is_media)
-    video = make_video(rows, layers, counts)
-    rows.positions[:, BEFORE : BEFORE + TOTAL] = video.positions
-    rows.positions[:, BEFORE + TOTAL :] = BEFORE + video.info.extent + torch.arange(AFTER)
+    media = slice(BEFORE, BEFORE + total)
+    features = torch.cat((rows.embeds[media], *(level[media] for level in rows.levels)), dim=1)
+    video = DenseVideo(features, torch.arange(total), torch.zeros(total, dtype=torch.long), BEFORE, info, [])
+    rows.positions[:, media] = BEFORE + torch.from_numpy(layout.offsets()).T
+    rows.positions[:, BEFORE + total :] = BEFORE + layout.extent() + torch.arange(AFTER)
     return rows, video
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_dense_step_and_the_tokens_after_it_are_hugging_faces(models: Models, case: str) -> None:
-    layers, counts = CASES[case]
-    rows, video = make_prompt(layers, counts)
+    layers, counts, layout = CASES[case]
+    rows, video = make_prompt(layers, counts, layout)
     image = torch.zeros(OTHER, dtype=torch.bool)
     image[10:25] = True
     other = Rows.random(2, OTHER, image)
 
-    oracle, beside = Oracle(models.oracle), Oracle(models.oracle)
+    pinned = torch.from_numpy(layout.is_pinned())
+    oracle, beside = Oracle(models.oracle, pinned), Oracle(models.oracle, pinned)
     expected = torch.cat((beside.run(other), oracle.run(rows, layers, counts)))
 
-    kept, served = counts[-1], models.served
+    kept, served = counts[-1] + layout.num_pinned, models.served
     length = BEFORE + kept + AFTER
     tables = [[3, 9], [5, 1, 12, 8]]
     placeholders = torch.cat((torch.arange(BEFORE), torch.full((kept,), BEFORE), torch.arange(-AFTER, 0)))

@@ -78,7 +78,7 @@ def test_rows_that_are_left(step):
     (first, second), (third,) = (request.videos for request in step.requests)
     ranges = [left.video_range(one, first), left.video_range(one, second), left.video_range(other, third)]
     assert ranges == [(2, 5), (8, 11), (17, 20)]
-    assert left.tokens_left(one, first).tolist() == [0, 2, 4]
+    assert left.rows_left(one, first).tolist() == [0, 2, 4]
     assert left.question(other, third).tolist() == [20, 21]
     again = left.select(torch.tensor([i for i in range(22) if i not in (2, 21)]))
     assert again.lengths == [16, 4]

@@ -43,21 +43,21 @@ def measure_importance(
 
 
 def choose_tokens(
-    video: DenseVideo, left: torch.Tensor, importance: torch.Tensor, hidden: torch.Tensor, count: int
+    video: DenseVideo, rows: torch.Tensor, importance: torch.Tensor, hidden: torch.Tensor, count: int
 ) -> torch.Tensor:
     """Which `count` of the video's n tokens that are left stay: indices [count], increasing.
 
     Args:
         video: The video.
-        left: Which of its N1 tokens are left, [n].
+        rows: Of its rows, those of these tokens, [n].
         importance: Of those, [n].
         hidden: Their hidden states after the layer, [n, C].
         count: 1..n.
     """
     config = video.info.config
     if config.attention_param("selector") == "dpp":
-        tokens = VideoTokens(hidden, video.info.places(video.cells[left]), video.info.grid)
+        tokens = VideoTokens(hidden, video.info.places(video.slots[rows]), video.info.grid)
         return DPP().assign(tokens, count, relevance=importance).anchor
     if config.attention_param("quota") == "segment":
-        return select_top_by_group(importance, video.groups[left], count)
+        return select_top_by_group(importance, video.groups[rows], count)
     return select_top(importance, count)

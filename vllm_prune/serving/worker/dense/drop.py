@@ -53,15 +53,16 @@ class RowDropper:
             context = self._paged.keys(attention, live.request.index, live.request.context)
             keys = torch.cat((context, key[live.start : live.end]))
             for video in pruned:
-                importance = self._measure(rows, live, video, query, keys, attention.impl.scale)
-                self.importance.setdefault(video, {})[layer] = importance
                 first, last = rows.video_range(live, video)
-                left = upload(rows.tokens_left(live, video), importance.device)
+                left = upload(rows.rows_left(live, video), key.device)
+                tokens, pinned = video.video.split(left)
+                importance = self._measure(rows, live, video, query, keys, first + tokens, attention.impl.scale)
+                self.importance.setdefault(video, {})[layer] = importance
                 count = self._schedule[layer][video]
-                chosen = choose_tokens(video.video, left, importance, hidden[first:last], count)
-                check_same_on_ranks(chosen, "choice behind layer %d, video of %d tokens", layer, last - first)
+                chosen = choose_tokens(video.video, left[tokens], importance, hidden[first + tokens], count)
+                check_same_on_ranks(chosen, "choice behind layer %d, video of %d tokens", layer, len(tokens))
                 keep[first:last] = False
-                all_chosen.append(first + chosen)
+                all_chosen.append(first + torch.cat((tokens[chosen], pinned)))
         keep[torch.cat(all_chosen).cpu()] = True  # the one wait for the device behind a layer
         return keep.nonzero().squeeze(1)
 
@@ -72,15 +73,14 @@ class RowDropper:
         video: VideoRows,
         query: torch.Tensor,
         keys: torch.Tensor,
+        tokens: torch.Tensor,
         scaling: float,
     ) -> torch.Tensor:
-        """Importance of the tokens that a video has left. `keys`: all of its request's, the context's first."""
+        """Importance of a video's tokens at dense rows `tokens`. `keys`: all of its request's, the context's first."""
         question = upload(rows.question(live, video), query.device)
         to_key = live.request.context - live.start
-        first, last = rows.video_range(live, video)
-        tokens = torch.arange(first, last, device=query.device) + to_key
         config = video.video.info.config
-        return measure_importance(query[question], question + to_key + 1, keys, tokens, scaling, config)
+        return measure_importance(query[question], question + to_key + 1, keys, tokens + to_key, scaling, config)
 
 
 def _pruning_schedule(step: DenseStep, decoder: DecoderView) -> dict[int, dict[VideoRows, int]]:

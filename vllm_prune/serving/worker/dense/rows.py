@@ -65,8 +65,8 @@ class DenseRows:
         bounds = torch.searchsorted(self.alive, torch.tensor([video.start, video.end]) + live.origin)
         return int(bounds[0]), int(bounds[1])
 
-    def tokens_left(self, live: LiveRequest, video: VideoRows) -> torch.Tensor:
-        """Which of a video's N1 tokens are left, [n], increasing."""
+    def rows_left(self, live: LiveRequest, video: VideoRows) -> torch.Tensor:
+        """Which of a video's N1 + S rows are left, [n], increasing."""
         first, last = self.video_range(live, video)
         return self.alive[first:last] - live.origin - video.start
 

@@ -1,8 +1,8 @@
 """Which rows a step with dense prefixes computes, and where they come from and go to. Index work only; no model.
 
 Three numberings of rows meet here:
-- batch rows: what vLLM scheduled, K placeholders for a video (and padding at the end);
-- dense rows: the requests with a dense prefix, N1 rows for a video, one request after the other;
+- batch rows: what vLLM scheduled, K + S placeholders for a video (and padding at the end);
+- dense rows: the requests with a dense prefix, N1 + S rows for a video, one request after the other;
 - other rows: the batch rows of all other requests, and the padding.
 Layers 0..L compute other rows and dense rows, in this order, in one tensor.
 """
@@ -23,11 +23,12 @@ class DenseVideo:
     """A video of this step whose tokens the question is to choose."""
 
     features: torch.Tensor
-    """[N1, (1 + levels) * C]: embeddings, and what the encoder adds to them behind the decoder's first layers."""
-    cells: torch.Tensor
-    """Index of each token's cell in the grid, [N1]."""
+    """[n, (1 + levels) * C]: embeddings, and what the encoder adds to them behind the decoder's first layers; of the
+    video's N1 tokens and of the S rows between them that nobody may drop, n = N1 + S."""
+    slots: torch.Tensor
+    """Each row's slot in the video's layout, [n]."""
     groups: torch.Tensor
-    """The group in which each token competes, [N1]."""
+    """The group in which each token competes, [n]."""
     start: int
     """The video's first position."""
     info: MediumInfo
@@ -38,11 +39,20 @@ class DenseVideo:
 
     @property
     def positions(self) -> torch.Tensor:
-        """M-RoPE positions [3, N1]."""
-        return (self.info.offsets(self.cells) + self.start).T
+        """M-RoPE positions [3, n]."""
+        return (self.info.offsets(self.slots) + self.start).T
+
+    def split(self, left: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Which of the rows `left` [m] compete, and which nobody may drop: increasing indices [m - S] and [S]."""
+        num_tokens = len(left) - self.info.counts.pinned
+        if num_tokens == len(left):
+            return torch.arange(num_tokens, device=left.device), left[:0]
+        # Sorted, since to count them would make the host wait.
+        order = self.info.pinned(self.slots[left]).int().argsort(stable=True)
+        return order[:num_tokens], order[num_tokens:]
 
     def features_at(self, level: int, width: int) -> torch.Tensor:
-        """Embeddings [N1, width] (level 0), or what is added to the rows behind layer `level` - 1."""
+        """Embeddings [n, width] (level 0), or what is added to the rows behind layer `level` - 1."""
         return self.features[:, level * width : (level + 1) * width]
 
     def at_row(self, row: int) -> DenseVideo:
@@ -62,7 +72,7 @@ class Batch:
 
 @dataclass(frozen=True, eq=False)
 class VideoRows:
-    """Where a video's tokens are among the dense rows of its request."""
+    """Where a video's rows are among the dense rows of its request."""
 
     video: DenseVideo
     start: int
@@ -71,8 +81,8 @@ class VideoRows:
 
     @property
     def end(self) -> int:
-        """Behind its last token."""
-        return self.start + self.video.info.counts.entering
+        """Behind its last row."""
+        return self.start + self.video.info.counts.entering_rows
 
 
 @dataclass(frozen=True)
@@ -144,7 +154,7 @@ def _plan_request(index: int, videos: list[DenseVideo], is_media: torch.Tensor, 
     for video in videos:
         counts = video.info.counts
         first = video.batch_row - start + grown
-        ends.append(video.batch_row - start + counts.kept)
+        ends.append(video.batch_row - start + counts.rows)
         grown += counts.entering - counts.kept
         rows.append(VideoRows(video, first, text))
     placed = [

@@ -69,7 +69,7 @@ class StepRun:
             for rows in request.videos:
                 first = rows.video.batch_row
                 found += [batch.narrow(dim, row, first - row), of_video(rows.video)]
-                row = first + rows.video.info.counts.kept
+                row = first + rows.video.info.counts.rows
             found.append(batch.narrow(dim, row, request.batch_end - row))
         return torch.cat(found, dim)
 
@@ -165,11 +165,14 @@ class StepRun:
     def outcome(self, video: VideoRows) -> VideoOutcome:
         """What became of a video, after `run`."""
         live = next(live for live in self._rows.requests() if video in live.request.videos)
-        kept = self._rows.tokens_left(live, video)
-        positions = video.video.positions[:, kept.to(video.video.positions.device)]
-        trace = video.video.info.trace
+        left = self._rows.rows_left(live, video)
+        dense = video.video
+        tokens, _ = dense.split(torch.arange(dense.info.counts.entering_rows, device=dense.slots.device))
+        is_left = torch.isin(tokens.cpu(), left)
+        positions = dense.positions[:, tokens[is_left.to(tokens.device)]]
+        trace = dense.info.trace
         assert trace is not None  # kept from when it was encoded, as traces are written
-        return VideoOutcome(trace, kept, positions, self._dropper.importance[video])
+        return VideoOutcome(trace, is_left.nonzero().squeeze(1), positions, self._dropper.importance[video])
 
     def _write_cache(self, batch_rows: torch.Tensor) -> None:
         found_in: torch.Tensor | None = None
