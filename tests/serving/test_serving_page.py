@@ -156,7 +156,25 @@ def test_a_dropped_video_and_another_method(page):
 
 
 @needs_browser
+def test_a_sample_clip_is_offered_played_and_asked(page):
+    sample = clips()[2]
+    page.run(
+        f"(() => {{ const list = document.querySelector('#sample'); list.value = '{sample.name}'; "
+        "list.dispatchEvent(new Event('change')); })()"
+    )
+    page.wait(f"document.querySelector('#name').innerText.startsWith('{sample.name}.mp4')")
+    page.wait("document.querySelector('#preview').videoWidth === 112 && !document.querySelector('#preview').hidden")
+    page.wait(f"document.querySelector('#question').value === {json.dumps(sample.questions[0].question)}")
+    offered = page.run("[...document.querySelectorAll('#questions option')].map(option => option.value)")
+    assert offered == [asked.question for asked in sample.questions]
+    fill(page, sample.questions[0].question, "default")
+    ask(page)
+    assert page.text("#full .said") == sample.questions[0].answer
+
+
+@needs_browser
 def test_what_the_server_refuses_is_told(page):
+    fill(page, ASKED.question, "custom")
     page.run("""document.querySelector('#json').value = '{"method": "uniform", "keep_ratio": 7}'""")
     ask(page)
     assert "keep_ratio=7" in page.text("#pruned .said")
@@ -191,6 +209,16 @@ def test_the_cells_want_the_key_and_say_what_is_missing(page_server):
     assert httpx.get(f"{page_server.root}/prune").status_code == 200
     assert "no trace of this request" in refusal(page_server, body)
     assert "keep_ratio=7" in refusal(page_server, body | {"prune": {"keep_ratio": 7}})
+
+
+def test_samples_want_the_key_and_are_the_packages_own_clips_alone(page_server):
+    samples = f"{page_server.root}/v1/prune/samples"
+    own = {"Authorization": f"Bearer {KEY}"}
+    assert httpx.get(samples).status_code == httpx.get(f"{samples}/{CLIP.name}").status_code == 401
+    assert [entry["name"] for entry in httpx.get(samples, headers=own).json()] == [clip.name for clip in clips()]
+    assert httpx.get(f"{samples}/{CLIP.name}", headers=own).content == CLIP.path.read_bytes()
+    for name in ("absent", "clips.json", "..%2Fmodel%2Fconfig.json", "%2Fetc%2Fpasswd"):
+        assert httpx.get(f"{samples}/{name}", headers=own).status_code in (400, 404)
 
 
 def test_a_request_without_the_page_gets_its_cells_by_its_own_key(page_server):

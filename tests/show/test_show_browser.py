@@ -13,7 +13,8 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason=NO_CHROMIUM)
 PRUNES = ["default", {"method": "uniform", "keep_ratio": 0.1}]
 QUESTION = "</script><script>document.title='hacked'</script> <b>&amp; \"why\"?"
 VIEW, TIME, CLOCK, COUNTS = '[data-part="view"]', '[data-part="time"]', '[data-part="clock"]', '[data-part="counts"]'
-RIGHT_ARROW = 39
+RIGHT_ARROW, DOWN_ARROW, TAB, PAGE_DOWN = 39, 40, 9, 34
+PHONE = {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
 
 
 @pytest.fixture(scope="module")
@@ -120,3 +121,105 @@ def test_the_address_chooses_a_state(browser, url):
     assert browser.text(CLOCK) == "frame 4 of 12, 1.5 s"
     pressed = browser.run("[...document.querySelectorAll('[aria-pressed=true]')].map(b => b.innerText)")
     assert pressed == ["uniform, 10%", "video"]
+
+
+def told(page: Browser) -> str | None:
+    """What a screen reader reads of the element that has the focus."""
+    return page.run("document.activeElement.getAttribute('aria-label')")
+
+
+def test_cells_are_reached_and_read_by_keys(page):
+    page.run("document.querySelector('[data-part=\"views\"] button:last-child').focus()")
+    page.press("Tab", TAB)
+    assert told(page).startswith("Step 0, row 0, column 0: ")
+    page.press("ArrowDown", DOWN_ARROW)
+    page.press("ArrowRight", RIGHT_ARROW)
+    assert told(page).startswith("Step 0, row 1, column 1: ")
+    assert page.text('[data-part="cell"]') == told(page)
+    assert page.text(CLOCK) == "frame 1 of 12, 0.0 s"
+    chosen = page.picture(VIEW)
+    page.press("PageDown", PAGE_DOWN)
+    assert told(page).startswith("Step 1, row 1, column 1: ")
+    assert page.text(CLOCK) == "frame 3 of 12, 1.0 s"
+    for _ in range(GRID[2]):  # stops at the end of the row, and turns no frame there
+        page.press("ArrowRight", RIGHT_ARROW)
+    assert f"row 1, column {GRID[2] - 1}: " in told(page)
+    assert page.text(CLOCK) == "frame 3 of 12, 1.0 s"
+    page.press("Tab", TAB)
+    assert page.run("document.activeElement.dataset.part") == "play"
+    assert differ(chosen, page.picture(VIEW)) > 0
+
+
+@pytest.mark.parametrize("side", [40, 12])
+def test_merged_cells_are_told_apart_without_colour(page, side):
+    """By what is drawn on an empty picture: the same in cells of one group, in large cells another for each group."""
+    drawn = page.run(
+        f"""(() => {{
+          const [T, H, W] = story.grid, panel = story.panels[0], found = [];
+          for (let t = 0; t < T; t++) {{
+            const g = new OffscreenCanvas(W * {side}, H * {side}).getContext("2d");
+            drawGroups(g, panel, {{ base: t * H * W, W, H, w: {side}, h: {side} }});
+            for (let i = 0; i < H * W; i++) {{
+              const data = g.getImageData(i % W * {side}, Math.floor(i / W) * {side}, {side}, {side}).data;
+              found.push([panel.state[t * H * W + i], panel.token[t * H * W + i], data.join()]);
+            }}
+          }}
+          return found; }})()"""
+    )
+    groups: dict[int, set[str]] = {}
+    for state, token, pixels in drawn:
+        if state == 1:
+            groups.setdefault(token, set()).add(pixels)
+        else:
+            assert set(pixels.split(",")) == {"0"}
+    assert len(groups) > 4
+    assert all(len(own) == 1 for own in groups.values())
+    assert len(set.union(*groups.values())) == (len(groups) if side == 40 else 4)
+
+
+def test_with_a_question_it_opens_on_what_the_question_decides(browser, tmp_path):
+    for question, opened in ((QUESTION, "default"), (None, "stage1_only")):
+        save_page(make_story(tmp_path, ["stage1_only", "default"], question=question), tmp_path / "page.html")
+        browser.open((tmp_path / "page.html").as_uri())
+        browser.wait("document.documentElement.dataset.ready === 'yes'")
+        assert browser.text('[data-part="panels"] [aria-pressed=true]') == opened
+
+
+def test_a_phone_gets_no_hints_about_keys_and_nothing_wider_than_itself(browser, url):
+    browser.send("Emulation.setDeviceMetricsOverride", **PHONE)
+    browser.send("Emulation.setTouchEmulationEnabled", enabled=True)
+    try:
+        browser.open(url)
+        browser.wait("document.documentElement.dataset.ready === 'yes'")
+        seen = browser.text(".viewer")
+        assert "Tap a cell" in seen
+        assert "Keys:" not in seen
+        assert "Point at" not in seen
+        assert browser.run("document.documentElement.scrollWidth") == PHONE["width"]
+        browser.click(VIEW)
+        assert f"row {GRID[1] // 2}, column {GRID[2] // 2}" in browser.text('[data-part="cell"]')
+    finally:
+        browser.send("Emulation.clearDeviceMetricsOverride")
+        browser.send("Emulation.setTouchEmulationEnabled", enabled=False)
+    browser.open(f"{url}#again")
+    browser.wait("document.documentElement.dataset.ready === 'yes'")
+    assert "Keys:" in browser.text(".viewer")
+
+
+@pytest.mark.parametrize(("width", "height"), [(1240, 1000), (1920, 900), (900, 1000)])
+def test_the_picture_and_the_cards_fill_the_width(browser, url, width, height):
+    browser.send("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
+    try:
+        browser.open(url)
+        browser.wait("document.documentElement.dataset.ready === 'yes'")
+        stage, picture, aside = browser.run(
+            "['.stage', '.picture', 'aside'].map(s => document.querySelector(s).getBoundingClientRect().toJSON())"
+        )
+        assert picture["left"] == stage["left"]
+        assert aside["left"] - picture["right"] == pytest.approx(20, abs=1)
+        assert aside["right"] == pytest.approx(stage["right"], abs=1)
+        assert picture["height"] <= 0.8 * height + 1
+        fills_height = picture["height"] == pytest.approx(0.8 * height, abs=2)
+        assert fills_height or aside["width"] == pytest.approx(300, abs=2)
+    finally:
+        browser.send("Emulation.clearDeviceMetricsOverride")

@@ -28,6 +28,19 @@ def inside(image: np.ndarray, row: int, column: int) -> np.ndarray:
     return image[row * CELL + 3 : row * CELL + 7, column * CELL + 3 : column * CELL + 7]
 
 
+def test_groups_are_numbered_where_there_is_room(tmp_path):
+    cells = make_panels(tmp_path, ["stage1_only"])[0].cells
+    numbers = {int(token): int(group) for token, group in zip(cells.token.flat, cells.group.flat, strict=True) if group}
+    assert sorted(numbers.values()) == list(range(1, len(numbers) + 1))
+    assert (cells.group > 0).tolist() == (cells.state == State.MERGED).tolist()
+    for side, numbered in ((CELL, True), (20, False)):
+        image = np.full((GRID[1] * side, GRID[2] * side, 3), 128, dtype=np.uint8)
+        step, row, column = np.argwhere(cells.group > 0)[0]
+        cell = paint_cells(image, cells, step)[row * side : (row + 1) * side, column * side : (column + 1) * side]
+        lower_left = cell[2 * side // 3 : -2, 2 : side // 2].astype(int)
+        assert (lower_left.std(axis=(0, 1)).max() > 20) == numbered
+
+
 @pytest.mark.parametrize("prune", CONFIGS, ids=str)
 def test_kept_cells_are_clear_and_dropped_ones_grey(tmp_path, prune):
     cells = make_panels(tmp_path, [prune])[0].cells

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from vllm_prune.show.html import with_viewer
 
+_FOLDER = Path(__file__).parent
+
 HEADERS = {
     "Cache-Control": "no-store",
     "Referrer-Policy": "no-referrer",
@@ -21,4 +23,5 @@ HEADERS = {
 @lru_cache(maxsize=1)
 def page() -> str:
     """The document."""
-    return with_viewer(Path(__file__).with_name("prune.html").read_text(encoding="utf-8"))
+    template, code = ((_FOLDER / name).read_text(encoding="utf-8") for name in ("prune.html", "prune.js"))
+    return with_viewer(template).replace("@PAGE@", code, 1)

@@ -10,22 +10,25 @@ from argparse import Namespace
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi.responses import FileResponse, HTMLResponse, JSONResponse
 from pydantic import BaseModel
 from starlette.datastructures import State
 from vllm.plugins.endpoint_plugins.interface import EndpointPlugin
 
 from vllm_prune.config import PRESETS
+from vllm_prune.embedded import clip_path
 from vllm_prune.hook import Hooked, hook
 from vllm_prune.override import ServerSettings
 from vllm_prune.page.document import HEADERS, page
 from vllm_prune.page.enable import PLUGIN
 from vllm_prune.page.find_trace import find_trace
+from vllm_prune.page.samples import list_samples
 from vllm_prune.serving.wire.architectures import variants
 from vllm_prune.serving.wire.settings import read_settings
 from vllm_prune.show.errors import ShowError
 
 PATH, SERVER_PATH, CELLS_PATH = "/prune", "/v1/prune/server", "/v1/prune/cells"
+SAMPLES_PATH = "/v1/prune/samples"
 _STATE = "vllm_prune_page"
 
 
@@ -93,6 +96,8 @@ class PrunePage(Hooked, EndpointPlugin):
         app.get(PATH, response_class=HTMLResponse, include_in_schema=False)(_get_page)
         app.get(SERVER_PATH)(_get_server)
         app.post(CELLS_PATH)(_post_cells)
+        app.get(SAMPLES_PATH)(list_samples)
+        app.get(SAMPLES_PATH + "/{name}")(_get_sample)
 
     @hook
     async def init_state(self, engine_client: Any, state: State, args: Namespace) -> None:
@@ -115,12 +120,23 @@ def _get_server(request: Request) -> dict[str, Any]:
     return _state_of(request).describe()
 
 
+def _get_sample(name: str) -> Any:
+    try:
+        return FileResponse(clip_path(name), media_type="video/mp4")
+    except ValueError as error:
+        return _refuse(error)
+
+
 def _post_cells(request: Request, asked: CellsRequest) -> Any:
     # Not `async`: decoding and drawing take time, and Starlette gives such functions a thread of their own.
     try:
         return _state_of(request).describe_cells(asked)
     except ValueError as error:
-        return JSONResponse({"error": {"message": str(error), "type": "BadRequestError", "code": 400}}, 400)
+        return _refuse(error)
+
+
+def _refuse(error: ValueError) -> JSONResponse:
+    return JSONResponse({"error": {"message": str(error), "type": "BadRequestError", "code": 400}}, 400)
 
 
 def _state_of(request: Request) -> PageState:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import cached_property
 
 import numpy as np
 
@@ -50,6 +51,17 @@ class Cells:
     def kept_per_step(self) -> np.ndarray:
         """[T] int64, tokens in the prompt with a position in each step of the grid."""
         return self.anchor.sum((1, 2))
+
+    @cached_property
+    def group(self) -> np.ndarray:
+        """[T, H, W] int64: 1, 2, ... for merged cells, one number a token, in the order in which they come; else 0."""
+        merged = self.state == State.MERGED
+        tokens, first, inverse = np.unique(self.token[merged], return_index=True, return_inverse=True)
+        numbers: np.ndarray = np.zeros(len(tokens), dtype=np.int64)
+        numbers[first.argsort()] = np.arange(1, len(tokens) + 1)
+        group: np.ndarray = np.zeros(self.state.shape, dtype=np.int64)
+        group[merged] = numbers[inverse]
+        return group
 
 
 def map_cells(video: TracedVideo) -> Cells:

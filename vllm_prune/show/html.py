@@ -18,6 +18,7 @@ from vllm_prune.show.story import Panel, Story
 _LARGEST, _SMALLEST = 640, 224  # of the longer side of a frame
 _JPEG_QUALITY = 82
 _FOLDER = Path(__file__).parent
+_VIEWER = ("paint.js", "grid.js", "viewer.js")
 
 
 def save_page(story: Story, path: Path) -> None:
@@ -29,7 +30,8 @@ def save_page(story: Story, path: Path) -> None:
 
 def with_viewer(template: str) -> str:
     """`template` with the viewer's style at @STYLE@ and its code at @VIEWER@."""
-    return template.replace("@STYLE@", _read("viewer.css"), 1).replace("@VIEWER@", _read("viewer.js"), 1)
+    code = "\n".join(_read(name) for name in _VIEWER)
+    return template.replace("@STYLE@", _read("viewer.css"), 1).replace("@VIEWER@", code, 1)
 
 
 def _read(name: str) -> str:
@@ -47,7 +49,14 @@ def describe(story: Story) -> dict[str, Any]:
         "seconds": [round(float(second), 3) for second in story.frames.seconds],
         "frames": [_jpeg(image, story.grid) for image in story.frames.images],
         "panels": [_describe_panel(panel) for panel in story.panels],
+        "opens": _opens(story),
     }
+
+
+def _opens(story: Story) -> int:
+    """The panel to show first: with a question, one that it decides in."""
+    asked = (index for index, panel in enumerate(story.panels) if panel.config.query_aware)
+    return next(asked, 0) if story.question is not None else 0
 
 
 def _describe_panel(panel: Panel) -> dict[str, Any]:

@@ -31,7 +31,7 @@ def list_entries(story: Story) -> list[Entry]:
     cells = [panel.cells for panel in story.panels]
     entries = [
         Entry("kept alone", 2 * _SIZE, _draw_state(State.KEPT)),
-        Entry("merged: cells of one colour share a token, at the dot", 2 * _SIZE, _draw_state(State.MERGED)),
+        Entry("merged: cells of one colour and number share a token, at the dot", 2 * _SIZE, _draw_state(State.MERGED)),
         Entry("dropped", 2 * _SIZE, _draw_state(State.DROPPED)),
     ]
     if any(part.heat is not None for part in cells):

@@ -14,6 +14,7 @@ TINT = 0.26
 """How much of a merged cell is its cluster's colour."""
 _DIM_GAIN, _DIM_LIFT = 0.3, 22
 _FAINTEST = 0.45
+_NUMBER_ROOM = 26  # pixels of a cell from which on a number can be read in it
 _HEAT_STOPS = np.array([[8, 8, 24], [70, 16, 96], [186, 40, 84], [246, 128, 40], [252, 244, 164]], dtype=np.float32)
 _HEAT_GAMMA, _HOTTEST = 0.5, 0.99  # attention is spiky: without these all but a few cells would look cold
 
@@ -71,7 +72,7 @@ def paint_cells(image: np.ndarray, cells: Cells, step: int) -> np.ndarray:
     between = _edges(token) & kept & ~edge
     faint = strength - _FAINTEST
     painted = np.where(between[..., None], painted * (1 - faint) + 255.0 * faint, painted)
-    return _dot_anchors(painted.astype(np.uint8), cells, step)
+    return _number_groups(_dot_anchors(painted.astype(np.uint8), cells, step), cells, step)
 
 
 def paint_heat(image: np.ndarray, cells: Cells, step: int) -> np.ndarray:
@@ -125,4 +126,20 @@ def _dot_anchors(image: np.ndarray, cells: Cells, step: int) -> np.ndarray:
         centre = (round((column + 0.5) * width / columns * scale), round((row + 0.5) * height / rows * scale))
         for size, colour in ((radius + rim, (30, 30, 30)), (radius, (255, 255, 255))):
             cv2.circle(image, centre, round(size * scale), colour, -1, cv2.LINE_AA, shift=4)
+    return image
+
+
+def _number_groups(image: np.ndarray, cells: Cells, step: int) -> np.ndarray:
+    """The number of its group in the lower left corner of every merged cell that has room: groups without colour."""
+    _, rows, columns = cells.grid
+    height, width = image.shape[:2]
+    side = min(height / rows, width / columns)
+    if side < _NUMBER_ROOM:
+        return image
+    scale = min(0.6, side / 80)
+    for row, column in np.argwhere(cells.group[step] > 0):
+        number, corner = str(cells.group[step, row, column]), (row + 1) * height / rows - 4
+        place = (round(column * width / columns + 3), round(corner))
+        for thickness, colour in ((3, (0, 0, 0)), (1, (255, 255, 255))):
+            cv2.putText(image, number, place, cv2.FONT_HERSHEY_SIMPLEX, scale, colour, thickness, cv2.LINE_AA)
     return image
