@@ -1,0 +1,1 @@
+"""Which model fits which GPU, by which flags."""
