@@ -12,6 +12,7 @@ from method_cases import EXTENTS, SEEDS, assign, budgets_of, mixed_video, noise,
 from vllm_prune.methods import Assignment, Method, VideoTokens, compact, create, names
 
 pytestmark = pytest.mark.parametrize("name", names())
+LOOK_AT_NOTHING = {"random", "topk", "uniform"}
 NEED_ALL = {"dycoke", "evs", "fastvid", "flashvid", "framefusion", "prunevid", "vidcom2"}
 """Methods that compare a token with others at or near its place in other frames."""
 
@@ -124,3 +125,20 @@ def test_methods_compare_equal_and_cannot_change(name: str) -> None:
     assert method == create(name)
     with pytest.raises(AttributeError):
         method.name = "other"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf"), 0.0])
+@pytest.mark.parametrize("common", [0.0, 1.0, 2.4], ids=["mean cosine 0", "mean cosine 0.5", "mean cosine 0.85"])
+def test_broken_tokens_are_never_preferred(name: str, common: float, value: float, dtype: torch.dtype) -> None:
+    """They are kept no more often than the others; encoders' tokens resemble each other, so zero is unusual there."""
+    if name in LOOK_AT_NOTHING:
+        pytest.skip(f"{name} does not look at features")
+    features = noise(11, 8, 49, 32) * 0.5 + noise(12, 1, 49, 32) * 0.866 + common * noise(13, 32)
+    tokens = VideoTokens.from_features(features.flatten(0, 1).to(dtype), (8, 7, 7))
+    broken = noise(14, tokens.num_tokens).argsort()[: tokens.num_tokens // 20]
+    tokens.features[broken] = value
+    is_broken = torch.zeros(tokens.num_tokens, dtype=torch.bool).index_fill_(0, broken, True)
+    for budget in (tokens.num_tokens // 20, tokens.num_tokens // 4):
+        kept = is_broken[_check(tokens, create(name), budget).anchor]
+        assert kept.sum() * (tokens.num_tokens - len(broken)) <= (~kept).sum() * len(broken)

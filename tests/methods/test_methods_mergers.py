@@ -80,7 +80,7 @@ def test_fastvid_blocks_have_room(lengths: list[int], cells: int, data: st.DataO
 
 
 def test_fastvid_merges_into_the_most_similar_anchor_of_the_block() -> None:
-    tokens = mixed_video(2, (12, 3, 3), 16)
+    tokens = random_video(2, (12, 3, 3), 16)
     assignment = FastVID(min_segments=2).assign(tokens, 25)
     frames = tokens.grid[assignment.anchor, 0]
     for token in range(tokens.num_tokens):

@@ -23,12 +23,14 @@ _SUM_BYTES = 2 << 20  # sums made at a time
 class Measure:
     """A video, measured.
 
-    features: [T*H*W, C] finite. segment: [T] int64. segment_length, first_frame: [S] int64, in frames.
+    features: [T*H*W, C] finite. usable: [T*H*W] bool, False for zero vectors. segment: [T] int64. segment_length,
+        first_frame: [S] int64, in frames.
     ends: for every segment the frame behind its last one, on the host.
     similarity: [S, H*W], mean pairwise cosine similarity of a cell over a segment's frames; -Inf for a single frame.
     """
 
     features: Tensor
+    usable: Tensor
     segment: Tensor
     segment_length: Tensor
     first_frame: Tensor
@@ -66,7 +68,7 @@ def measure(tokens: VideoTokens, segments: int, k: int) -> Measure:
     end = length.cumsum(0)
     ends = end.tolist()
     similarity = _compare_cells(video, norm.view(frames, -1), segment, length, ends)
-    return Measure(features, segment, length, end - length, ends, similarity)
+    return Measure(features, norm > 0, segment, length, end - length, ends, similarity)
 
 
 def make_plan(measured: Measure, static: Tensor) -> PruneVidPlan:

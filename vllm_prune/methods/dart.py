@@ -14,6 +14,7 @@ from vllm_prune.methods.base import Assignment, VideoTokens
 from vllm_prune.methods.topk import best
 
 _MOST_PIVOTS = 64
+_ABOVE_ANY = 2.0  # cosine: nothing to tell, so last
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +25,7 @@ class DART:
 
     Pivots are the tokens of highest relevance, without one those with the longest features. The paper takes them by the
     norm of their keys inside the LLM, and finds the rule to matter little. Time grows as N * pivots. Tokens with NaN or
-    Inf count as zero vectors, of similarity 0 to all.
+    Inf, and zero vectors, come last.
     """
 
     pivots: int = 8
@@ -39,10 +40,11 @@ class DART:
         check_budget(budget, tokens.num_tokens)
         check_relevance(relevance, tokens.num_tokens)
         features, norm = to_finite(tokens.features)
-        score = norm if relevance is None else relevance.masked_fill(relevance.isnan(), -torch.inf)
+        score = norm if relevance is None else relevance.masked_fill(relevance.isnan() | (norm == 0), -torch.inf)
         pivot = best(score, min(self.pivots, budget))
         inverse = invert(norm)
         similarity = (features[pivot] * inverse[pivot, None]) @ features.mT * inverse
+        similarity.masked_fill_(norm == 0, _ABOVE_ANY)
         return Assignment.from_kept(_least_similar(similarity, pivot, budget), tokens.num_tokens)
 
 

@@ -8,12 +8,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from vllm_prune.methods._broken import find_usable
 from vllm_prune.methods._checks import check_budget, check_unpruned
 from vllm_prune.methods._device import working_set
+from vllm_prune.methods._numerics import invert
 from vllm_prune.methods.base import Assignment, VideoTokens
 from vllm_prune.methods.topk import best
 
-_COPY_BYTES = 4 << 20  # cosine_similarity makes several copies: in pieces they stay in the processor's cache
+_COPY_BYTES = 32 << 20  # of copies: smaller pieces suit the cache better, but threads wait for each other after each
 _FIRST_FRAME = 255.0  # above any dissimilarity: the first frame has nothing before it, so it comes first
 
 
@@ -22,12 +24,13 @@ class EVS:
     """Keep the tokens least similar (cosine) to the token at the same place in the frame before.
 
     precise: compute in float32 whatever the dtype of the features. False computes in their own dtype as vLLM's EVS
-        does, and keeps exactly the tokens it keeps; bfloat16 then ties many of them, which keeps the earlier.
+        does, and keeps exactly the tokens it keeps; bfloat16 then ties many of them, which keeps the earlier frames.
 
-    The budget decides how many stay: vLLM never goes below one frame, this does. NaN or Inf resembles nothing.
+    The budget decides how many stay: vLLM never goes below one frame, this does. Tokens with NaN or Inf, and zero
+    vectors, come last (in vLLM many come first); a token that has one before it counts as quite unlike it.
     """
 
-    precise: bool = False
+    precise: bool = True
     name: ClassVar[str] = "evs"
     needs_every_token: ClassVar[bool] = True
     sees_all_levels: ClassVar[bool] = True
@@ -37,15 +40,37 @@ class EVS:
         """Exactly `budget` tokens, each kept as it is."""
         check_budget(budget, tokens.num_tokens)
         check_unpruned(tokens.num_tokens, tokens.grid_thw, self.name)
-        features = tokens.features.float() if self.precise else tokens.features
-        change = measure_change(features.reshape(tokens.grid_thw[0], -1, features.shape[1]))
+        video = tokens.features.reshape(tokens.grid_thw[0], -1, tokens.features.shape[1])
+        change = measure_change(video) if self.precise else measure_change_as_vllm(video)
         return Assignment.from_kept(best(change.flatten(), budget), tokens.num_tokens)
 
 
 def measure_change(video: Tensor) -> Tensor:
-    """[T, H*W]: 1 - cosine similarity of each cell of `video` [T, H*W, C] to the frame before."""
+    """[T, H*W] float: 1 - cosine similarity of each cell of `video` [T, H*W, C] to the frame before.
+
+    In float32 (float64 stays). 255 in the first frame, 1 after a broken token, -1 for one.
+    """
+    wide = torch.promote_types(video.dtype, torch.float32)
+    copied = 0 if video.dtype == wide else 4 * video[0].numel()
+    at_once = len(video) if not copied else max(1, working_set(_COPY_BYTES, video.device) // copied)
+    change = torch.full(video.shape[:2], _FIRST_FRAME, dtype=wide, device=video.device)
+    norm = torch.empty_like(change)
+    for start in range(0, len(video), at_once):
+        first, stop = max(0, start - 1), min(len(video), start + at_once)
+        part = video[first:stop].to(wide)
+        norm[first:stop] = torch.linalg.vector_norm(part, dim=2)
+        # A product of single rows reads memory once; a sum of products would write them first.
+        dot = part[1:].flatten(0, 1)[:, None, :] @ part[:-1].flatten(0, 1)[:, :, None]
+        inverse = invert(norm[first:stop])
+        change[first + 1 : stop] = 1 - dot.view(-1, video.shape[1]) * inverse[1:] * inverse[:-1]
+    return change.nan_to_num_(1).masked_fill_(~((norm > 0) & norm.isfinite()), -1)
+
+
+def measure_change_as_vllm(video: Tensor) -> Tensor:
+    """`measure_change` in the dtype of `video`, with the very roundings of vLLM's EVS."""
     first = torch.full_like(video[:1, :, 0], _FIRST_FRAME)
     at_once = max(1, working_set(_COPY_BYTES, video.device) // (video[0].numel() * video.element_size()))
     pairs = zip(video[1:].split(at_once), video[:-1].split(at_once), strict=True)
     change = [1 - torch.nn.functional.cosine_similarity(now, before, dim=-1) for now, before in pairs]
-    return torch.cat((first, *change)).nan_to_num(1)
+    usable = find_usable(video.flatten(0, 1)).view(video.shape[:2])
+    return torch.cat((first, *change)).nan_to_num(1).masked_fill_(~usable, -1)

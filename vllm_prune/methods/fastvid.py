@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from vllm_prune.methods._broken import spare_broken
 from vllm_prune.methods._checks import check_budget, check_integer, check_range, check_unpruned
 from vllm_prune.methods._dpc_knn import pick_centres, squared_distances
 from vllm_prune.methods._kernels import nearest_in_batch
@@ -35,7 +36,8 @@ class FastVID:
     slots: the least similar cuts stay.
 
     transition_threshold: -1 <= transition_threshold <= 1. min_segments, anchor_stride, k: >= 1.
-    Ties keep the earlier token or frame. Tokens with NaN or Inf count as zero vectors.
+    Ties keep the earlier token or frame. Tokens with NaN or Inf, and zero vectors,
+    are dropped first.
     """
 
     transition_threshold: float = 0.9
@@ -68,7 +70,7 @@ class FastVID:
         block, block_quota = divide(segment, length, quota, cells, self.anchor_stride)
         is_anchor = self._pick_anchors(features, block, block_quota, cells)
         root = join_anchors(features, norm, block.repeat_interleave(cells), len(block_quota), is_anchor)
-        return Assignment.from_roots(root)
+        return Assignment.from_roots(spare_broken(root, norm > 0), budget)
 
     def _pick_anchors(self, features: Tensor, block: Tensor, quota: Tensor, cells: int) -> Tensor:
         """[N] bool: `quota` [B] density peaks of the first frame of each block."""

@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from vllm_prune.methods._broken import spare_broken
 from vllm_prune.methods._checks import check_budget, check_integer, check_range, check_relevance, check_unpruned
 from vllm_prune.methods._dpc_knn import cluster_groups
 from vllm_prune.methods._frame_products import FrameProducts, pick_diverse
@@ -42,8 +43,8 @@ class FlashVID:
     Where it differs from the paper: the count is given; there is no class-token attention, so the first pick of a frame
     is the token most like all of it; half of the budget is diverse, not 0.7, and a video is cut in 2 at least, not 8:
     both blur real clips less. A merged token is the mean of its members (the authors' code divides the sum of a tree
-    by its direct children). Ties keep the earlier token; tokens with NaN or Inf count as zero vectors. Time grows as
-    frames * tokens-per-frame^2.
+    by its direct children). Ties keep the earlier token; tokens with NaN or Inf, and
+    zero vectors, are dropped first. Time grows as frames * tokens-per-frame^2.
     """
 
     diverse_ratio: float = 0.5
@@ -75,14 +76,15 @@ class FlashVID:
         is_diverse, similarity, parent = pick_and_link(products, quota, weight)
         own = torch.where(is_diverse, torch.arange(tokens.num_tokens, device=device).view(frames, cells), -1).flatten()
         if diverse == budget:
-            return Assignment.from_roots(own, budget)
+            return Assignment.from_roots(spare_broken(own, norm > 0), budget)
         merged = budget - diverse
         segment = cut_at_transitions(
             average_frames(products.video), self.transition_threshold, self.min_segments, merged
         )
         root, share = self._grow_trees(similarity, parent, ~is_diverse, segment, merged)
         root = cluster_trees(tokens, products, root, segment, share)
-        return Assignment.from_roots(torch.where(is_diverse.flatten(), own, root), budget)
+        root = torch.where(is_diverse.flatten(), own, root)
+        return Assignment.from_roots(spare_broken(root, norm > 0), budget)
 
     def _grow_trees(
         self, similarity: Tensor, parent: Tensor, rest: Tensor, segment: Tensor, budget: int

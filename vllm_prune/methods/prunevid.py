@@ -12,6 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from vllm_prune.methods._broken import spare_broken
 from vllm_prune.methods._checks import check_budget, check_integer, check_range, check_unpruned
 from vllm_prune.methods._dpc_knn import cluster_groups
 from vllm_prune.methods._numerics import to_finite
@@ -34,7 +35,7 @@ class PruneVid:
     k: neighbours that density is measured on, the token itself included, >= 1.
     keep_small: groups of up to this many tokens stay whole when the budget covers the natural one, >= 0.
 
-    Tokens with NaN or Inf count as zero vectors. A zero vector resembles nothing, so its cell is dynamic.
+    Tokens with NaN or Inf, and zero vectors, resemble nothing and are dropped first.
     """
 
     tau: float = 0.8
@@ -77,9 +78,9 @@ class PruneVid:
         groups, num_static = torch.stack((has_tokens.sum(), plan.static.sum())).tolist()  # one wait for the device
         if budget >= groups:
             root = self._merge_in_space(measured, plan, self._share(plan.group_sizes, budget), num_static > 0)
-            return Assignment.from_roots(root, budget)
+            return Assignment.from_roots(spare_broken(root, measured.usable), budget)
         root = self._merge_in_space(measured, plan, has_tokens.long(), num_static > 0)
-        whole = Assignment.from_roots(root, groups)
+        whole = Assignment.from_roots(spare_broken(root, measured.usable), groups)
         return self._merge_groups(tokens, whole, budget)
 
     def _measure(self, tokens: VideoTokens) -> Measure:
@@ -133,4 +134,4 @@ class PruneVid:
         features = to_finite(compact(tokens, whole).features)[0]
         together = torch.zeros_like(whole.anchor)
         centre = cluster_groups(features, together, together.new_full((1,), budget), self.k)
-        return Assignment.from_roots(whole.anchor[centre][whole.slot], budget)
+        return Assignment.from_roots(torch.where(whole.slot < 0, -1, whole.anchor[centre][whole.slot]), budget)

@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from vllm_prune.methods._broken import find_usable, spare_broken
 from vllm_prune.methods._checks import check_budget
 from vllm_prune.methods._numerics import invert, rank_descending, to_finite
 from vllm_prune.methods._ragged import batches, sizes
@@ -24,22 +25,25 @@ class ToMe:
     in the same way. Where it differs from the paper: features, not attention keys, are compared, and rounds follow each
     other at once rather than layer by layer. A slot takes the place of the token the others were merged into.
 
-    Ties keep the earlier token. Tokens with NaN or Inf count as zero vectors. Time grows as the sum over frames of n^2.
+    Ties keep the earlier token. Tokens with NaN or Inf, and zero vectors, are
+    dropped first. Time grows as the sum over frames of n^2.
     """
 
     name: ClassVar[str] = "tome"
 
     def assign(self, tokens: VideoTokens, budget: int) -> Assignment:
-        """Exactly `budget` slots; nothing is dropped."""
+        """Exactly `budget` slots; only broken tokens are dropped."""
         check_budget(budget, tokens.num_tokens)
         frame, frames = tokens.grid[:, 0], tokens.grid_thw[0]
-        size = sizes(frame, frames)
-        if int((size > 0).sum()) <= budget:
-            return Assignment.from_roots(_merge_groups(tokens.features, frame, share_budget(budget, size)))
-        whole = Assignment.from_roots(_merge_groups(tokens.features, frame, (size > 0).long()))
+        size, usable = sizes(frame, frames), find_usable(tokens.features)
+        enough = int((size > 0).sum()) <= budget
+        quota = share_budget(budget, size) if enough else (size > 0).long()
+        whole = Assignment.from_roots(spare_broken(_merge_groups(tokens.features, frame, quota), usable))
+        if enough:
+            return whole
         together = torch.zeros_like(whole.anchor)
         root = _merge_groups(compact(tokens, whole).features, together, together.new_tensor([budget]))
-        return Assignment.from_roots(whole.anchor[root][whole.slot])
+        return Assignment.from_roots(torch.where(whole.slot < 0, -1, whole.anchor[root][whole.slot]))
 
 
 def _merge_groups(features: Tensor, group: Tensor, quota: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from vllm_prune.methods._broken import find_usable
 from vllm_prune.methods._checks import check_budget, check_range, check_unpruned
 from vllm_prune.methods._numerics import rank_descending, to_finite
 from vllm_prune.methods.base import Assignment, VideoTokens
@@ -27,7 +28,7 @@ class VidCom2:
     precise: compute in float32 whatever the dtype of the features; False computes in their own dtype as vLLM does.
 
     The budget decides how many stay: vLLM never goes below one per frame, this does. Ties keep the earlier token (vLLM:
-    unspecified). Tokens with NaN or Inf count as zero vectors.
+    unspecified). Tokens with NaN or Inf, and zero vectors, count as the zero vector in means, and come last.
     """
 
     keep_ratio: float | None = None
@@ -48,9 +49,10 @@ class VidCom2:
         features = tokens.features.float() if self.precise else tokens.features
         video = select_quiet_channels(features).view(tokens.grid_thw[0], -1, max(1, features.shape[1] // 2))
         to_video, to_frame = measure_likeness(video)
-        likeness = to_video + to_frame
+        usable = find_usable(tokens.features).view(video.shape[:2])
+        likeness = (to_video + to_frame).masked_fill_(~usable, torch.inf)
         keep_ratio = self.keep_ratio or budget / tokens.num_tokens
-        wanted = rank_descending(-likeness) < share_frames(to_video, keep_ratio)[:, None]
+        wanted = usable & (rank_descending(-likeness) < share_frames(to_video, keep_ratio)[:, None])
         return Assignment.from_kept(fit(wanted.flatten(), likeness.flatten(), budget), tokens.num_tokens)
 
 
@@ -67,6 +69,8 @@ def select_quiet_channels(features: Tensor) -> Tensor:
 def measure_likeness(video: Tensor) -> tuple[Tensor, Tensor]:
     """Likeness [T, H*W] of each token of `video` [T, H*W, C] to the mean of the video, and to that of its frame."""
     units = torch.nn.functional.normalize(video, dim=-1)
+    if units.dtype == torch.float16:  # in which the smallest norm that `normalize` divides by is 0
+        units = units.nan_to_num_(0)
     return _gaussian(units, units.mean(dim=(0, 1), keepdim=True)), _gaussian(units, units.mean(dim=1, keepdim=True))
 
 
