@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import torch
-from transformers import Qwen2_5_VLForConditionalGeneration
+from transformers import PreTrainedModel
 
 from vllm_prune.budget import plan_counts
 from vllm_prune.config import ATTENTION, NO_METHOD, PruneConfig
@@ -15,7 +15,7 @@ from .pixels import merged_cells
 from .prompt import Medium
 
 
-def entering_tokens(model: Qwen2_5_VLForConditionalGeneration, medium: Medium, config: PruneConfig) -> VideoTokens:
+def entering_tokens(model: PreTrainedModel, medium: Medium, config: PruneConfig) -> VideoTokens:
     """The N1 tokens of a medium that enter the language model; images keep all of theirs."""
     if medium.kind == "video" and config.plans_on_pixels:
         return select(merged_cells(model, medium, config), config)
@@ -23,7 +23,7 @@ def entering_tokens(model: Qwen2_5_VLForConditionalGeneration, medium: Medium, c
     return merge(tokens, config) if medium.kind == "video" else tokens
 
 
-def encode(model: Qwen2_5_VLForConditionalGeneration, medium: Medium) -> VideoTokens:
+def encode(model: PreTrainedModel, medium: Medium) -> VideoTokens:
     """The N tokens [N, C] of an unpruned medium."""
     t, h, w = medium.grid_thw
     side = model.config.vision_config.spatial_merge_size
