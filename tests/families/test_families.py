@@ -146,8 +146,10 @@ def numbered(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RemoteEngine]
     fields["architectures"] = ["NumberedForConditionalGeneration"]
     (folder / "config.json").write_text(json.dumps(fields))
     path = os.pathsep.join([str(installed), str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])])
-    with RemoteEngine(str(folder), "baseline", {"PYTHONPATH": path}) as engine:
-        yield engine
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(installed))  # a spawned process takes over this one's path
+        with RemoteEngine(str(folder), "baseline", {"PYTHONPATH": path}) as engine:
+            yield engine
 
 
 @pytest.fixture(scope="module")

@@ -84,8 +84,9 @@ def ask(config: object) -> Case:
 
 
 def test_every_query_free_method_keeps_what_was_asked_for(engine):
-    configs = ["baseline", *({"method": method, "keep_ratio": 0.25} for method in QUERY_FREE)]
+    configs = ["baseline", *({"stage1": None, "method": method, "keep_ratio": 0.25} for method in QUERY_FREE)]
     whole, *answers = engine.run([ask(config).prompt() for config in configs], max_tokens=1)
+    assert [answer.error for answer in answers] == [""] * len(QUERY_FREE)
     assert {len(whole.prompt) - len(answer.prompt) for answer in answers} == {48}  # of 64
 
 
