@@ -136,7 +136,8 @@ def _cell(row: dict[str, Any], name: str, before: dict[str, Any] | None) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Writes reconstruction.json and reconstruction.md."""
-    without_relevance = [name for name in names() if getattr(registry.load(name), "relevance", "") != "required"]
+    told = ("required", "encoder")
+    without_relevance = [name for name in names() if getattr(registry.load(name), "relevance", "") not in told]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--frames", type=int, nargs="+", default=[16, 32, 64])
     parser.add_argument("--methods", nargs="+", choices=without_relevance, default=without_relevance, metavar="NAME")

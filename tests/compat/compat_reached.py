@@ -31,6 +31,10 @@ _VARIABLES = {
     },
     "api/metrics": {"vllm_config": _CONFIG},
     "worker/model": {"vllm_config": _CONFIG, "feature": _FEATURE},
+    "worker/encoder_attention": {
+        "attention": "vllm.model_executor.layers.attention.mm_encoder_attention:MMEncoderAttention",
+        "encoder": "vllm.model_executor.models.qwen2_5_vl:Qwen2_5_VisionTransformer",
+    },
     "worker/partial_encoder": {"encoder": "vllm.model_executor.models.qwen2_5_vl:Qwen2_5_VisionTransformer"},
     "api/processor": {"inputs": _INPUTS},
     "core/report": {"feature": _FEATURE, "scheduler": _SCHEDULER, "step": _STEP},

@@ -25,6 +25,7 @@ RELIED_UPON = (
     "vllm.model_executor.models.qwen2:Qwen2Attention.forward",
     "vllm.model_executor.models.qwen2:Qwen2DecoderLayer.forward",
     "vllm.model_executor.models.qwen2:Qwen2Model.forward",
+    "vllm.model_executor.models.qwen2_5_vl:Qwen2_5_VisionAttention.forward",
     "vllm.model_executor.models.qwen2_5_vl:Qwen2_5_VisionTransformer.forward",
     "vllm.model_executor.models.qwen2_5_vl:Qwen2_5_VisionTransformer.get_rope_by_thw",
     "vllm.model_executor.models.qwen2_5_vl:Qwen2_5_VisionTransformer.prepare_encoder_metadata",

@@ -99,6 +99,7 @@ CONFIGS: tuple[Any, ...] = (
     {"method": "attention", "stage1": None, "layers": [0], "keep_ratio": None, "target_token_num": 5},
     {"preset": "default", "layers": [1, 4], "keep_ratio": None, "target_token_num": [20, 7]},
     {"method": "uniform", "stage1": None, "keep_ratio": 0.3},
+    {"method": "visionzip", "stage1": None, "keep_ratio": 0.4},
 )
 
 

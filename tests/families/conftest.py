@@ -9,8 +9,7 @@ from unittest import mock
 
 import pytest
 
-for folder in ("", "dense", "pixels"):
-    sys.path.insert(0, str(Path(__file__).parents[1] / folder))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 
 @pytest.fixture(scope="module")

@@ -29,7 +29,7 @@ def on_gpu(tokens: VideoTokens) -> VideoTokens:
 def test_every_method_chooses_as_on_the_cpu(name: str) -> None:
     tokens = video(1, (8, 6, 7), 400)
     method = create(name)
-    given = {"relevance": tokens.features[:, 0]} if getattr(method, "relevance", "") == "required" else {}
+    given = {"relevance": tokens.features[:, 0]} if getattr(method, "relevance", "") in ("required", "encoder") else {}
     expected = method.assign(tokens, 120, **given)
     found = method.assign(on_gpu(tokens), 120, **{key: value.cuda() for key, value in given.items()})
     assert torch.equal(found.anchor.cpu(), expected.anchor)

@@ -37,7 +37,7 @@ def mixed_video(seed: int, grid_thw: tuple[int, int, int], channels: int = 6) ->
 
 def assign(method: Method, tokens: VideoTokens, budget: int) -> Assignment:
     """What the method chooses; one that needs a relevance gets the first channel."""
-    if getattr(method, "relevance", "unused") == "required":
+    if getattr(method, "relevance", "unused") in ("required", "encoder"):
         return method.assign(tokens, budget, relevance=tokens.features[:, 0].float())
     return method.assign(tokens, budget)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import Qwen2_5_VLForConditionalGeneration
 
 ALL = 1 << 30
 """As the last layer at which a row is seen: it is never dropped."""
@@ -32,7 +32,7 @@ class MaskedVideo:
 
 @torch.no_grad()
 def masked_run(
-    model: PreTrainedModel,
+    model: Qwen2_5_VLForConditionalGeneration,
     embeds: Tensor,
     positions: Tensor,
     videos: list[MaskedVideo],
@@ -52,7 +52,7 @@ def masked_run(
 
 
 def _one_pass(
-    model: PreTrainedModel,
+    model: Qwen2_5_VLForConditionalGeneration,
     embeds: Tensor,
     positions: Tensor,
     videos: list[MaskedVideo],

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForImageTextToText, PreTrainedModel
+from transformers import Qwen2_5_VLForConditionalGeneration
 
 from vllm_prune.budget import plan_counts
 from vllm_prune.config import ATTENTION, PruneConfig
@@ -42,13 +42,17 @@ class OracleResult:
     positions: Tensor
 
 
-def load_model(folder: str | Path) -> PreTrainedModel:
+def load_model(folder: str | Path) -> Qwen2_5_VLForConditionalGeneration:
     """The float32 model in `folder`."""
-    return AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    return Qwen2_5_VLForConditionalGeneration.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
 
 
 @torch.no_grad()
-def run_oracle(model: PreTrainedModel, prompt: Prompt, config: PruneConfig, max_new_tokens: int) -> OracleResult:
+def run_oracle(
+    model: Qwen2_5_VLForConditionalGeneration, prompt: Prompt, config: PruneConfig, max_new_tokens: int
+) -> OracleResult:
     """Prefill under `config` and `max_new_tokens` (>= 1) greedy steps."""
     tokens = [entering_tokens(model, medium, config) for medium in prompt.media]
     layout = lay_out(model, prompt, tokens)
@@ -68,7 +72,7 @@ def run_oracle(model: PreTrainedModel, prompt: Prompt, config: PruneConfig, max_
 
 
 def plan_pruning(
-    model: PreTrainedModel, prompt: Prompt, config: PruneConfig, tokens: list[VideoTokens]
+    model: Qwen2_5_VLForConditionalGeneration, prompt: Prompt, config: PruneConfig, tokens: list[VideoTokens]
 ) -> Pruning | None:
     """Stages 2 and 3 of `config` for this prompt, or None where the question decides nothing."""
     if config.method != ATTENTION:
@@ -86,7 +90,7 @@ def plan_pruning(
 
 
 def prefill(
-    model: PreTrainedModel, prompt: Prompt, layout: Layout, pruning: Pruning | None, cache: KVCache
+    model: Qwen2_5_VLForConditionalGeneration, prompt: Prompt, layout: Layout, pruning: Pruning | None, cache: KVCache
 ) -> tuple[Tensor, Rows]:
     """Fills `cache` with the prompt.
 
@@ -105,7 +109,7 @@ def prefill(
 
 
 def decode(
-    model: PreTrainedModel, hidden: Tensor, position: int, cache: KVCache, steps: int
+    model: Qwen2_5_VLForConditionalGeneration, hidden: Tensor, position: int, cache: KVCache, steps: int
 ) -> tuple[list[int], Tensor]:
     """Greedy steps from the last prompt row `hidden` [C] on; `position` is that of the first generated token.
 

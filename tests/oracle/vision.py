@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import Qwen2_5_VLForConditionalGeneration
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
+    apply_rotary_pos_emb_vision,
+    get_vision_window_index,
+)
 
 from vllm_prune.budget import plan_counts
 from vllm_prune.config import ATTENTION, NO_METHOD, PruneConfig
@@ -15,15 +21,17 @@ from .pixels import merged_cells
 from .prompt import Medium
 
 
-def entering_tokens(model: PreTrainedModel, medium: Medium, config: PruneConfig) -> VideoTokens:
+def entering_tokens(model: Qwen2_5_VLForConditionalGeneration, medium: Medium, config: PruneConfig) -> VideoTokens:
     """The N1 tokens of a medium that enter the language model; images keep all of theirs."""
     if medium.kind == "video" and config.plans_on_pixels:
         return select(merged_cells(model, medium, config), config)
     tokens = encode(model, medium)
-    return merge(tokens, config) if medium.kind == "video" else tokens
+    if medium.kind != "video":
+        return tokens
+    return merge(tokens, config, received(model, medium) if config.needs_encoder_attention else None)
 
 
-def encode(model: PreTrainedModel, medium: Medium) -> VideoTokens:
+def encode(model: Qwen2_5_VLForConditionalGeneration, medium: Medium) -> VideoTokens:
     """The N tokens [N, C] of an unpruned medium."""
     t, h, w = medium.grid_thw
     side = model.config.vision_config.spatial_merge_size
@@ -31,20 +39,48 @@ def encode(model: PreTrainedModel, medium: Medium) -> VideoTokens:
     return VideoTokens.from_features(features, (t, h // side, w // side))
 
 
-def merge(tokens: VideoTokens, config: PruneConfig) -> VideoTokens:
-    """N tokens to N1: stage 1, then a query-free method, as far as `config` has them."""
+def received(model: Qwen2_5_VLForConditionalGeneration, medium: Medium, layer: int = -1) -> torch.Tensor:
+    """[N]: the attention that each token receives in a layer of the vision encoder, 1 on average; whole matrices."""
+    given: list[Any] = []
+    visual = model.model.visual
+    attention = visual.blocks[layer].attn
+    handle = attention.register_forward_pre_hook(lambda _, args, kwargs: given.append((args, kwargs)), with_kwargs=True)
+    grid = torch.tensor([medium.grid_thw])
+    visual(medium.pixel_values, grid_thw=grid)
+    handle.remove()
+    ((args, kwargs),) = given
+    hidden = args[0] if args else kwargs["hidden_states"]
+    qkv = attention.qkv(hidden).double().reshape(len(hidden), 3, attention.num_heads, -1).permute(1, 0, 2, 3)
+    query, key = apply_rotary_pos_emb_vision(qkv[0], qkv[1], *(part.double() for part in kwargs["position_embeddings"]))
+    columns = []
+    for start, stop in itertools.pairwise(kwargs["cu_seqlens"].tolist()):
+        weights = torch.einsum("qhd,khd->hqk", query[start:stop], key[start:stop]) * attention.scaling
+        columns.append(weights.softmax(2).mean((0, 1)) * (stop - start))
+    config = model.config.vision_config
+    side = config.spatial_merge_size
+    order, _ = get_vision_window_index(grid, side, config.window_size, config.patch_size)
+    by_window = torch.cat(columns).view(-1, side**2).mean(1)
+    return torch.empty_like(by_window).index_copy(0, order, by_window)
+
+
+def merge(tokens: VideoTokens, config: PruneConfig, attention: torch.Tensor | None = None) -> VideoTokens:
+    """N tokens to N1: stage 1, then a query-free method, as far as `config` has them. `attention`: see `received`."""
     counts = plan_counts(config, tokens.num_tokens)
     if config.stage1 is not None:
         own = config.stage1.method == "prunevid"
         stage1 = create(config.stage1.method, **config.stage1.merging() if own else {})
         tokens = compact(tokens, stage1.assign(tokens, counts.stage1))
-    return select(tokens, config)
+        if attention is not None:
+            raise NotImplementedError("the oracle knows the encoder's attention of unmerged videos only")
+    return select(tokens, config, attention)
 
 
-def select(tokens: VideoTokens, config: PruneConfig) -> VideoTokens:
+def select(tokens: VideoTokens, config: PruneConfig, attention: torch.Tensor | None = None) -> VideoTokens:
     """What a query-free method leaves of the tokens that stage 1 has left."""
     if config.method not in (NO_METHOD, ATTENTION):
         method = create(config.method, **config.params)
         count = plan_counts(dataclasses.replace(config, stage1=None), tokens.num_tokens).entering
-        tokens = compact(tokens, method.assign(tokens, count))
+        tokens = compact(
+            tokens, method.assign(tokens, count, **({} if attention is None else {"relevance": attention}))
+        )
     return tokens

@@ -124,15 +124,17 @@ def ask_embeddings(config: Any) -> dict[str, Any]:
 
 
 def test_embeddings_are_refused_or_merged_by_their_features(engine):
-    refused, merged, after = engine.run(
+    refused, hidden, merged, after = engine.run(
         [
             ask_embeddings({"stage1": PIXELS}),
+            ask_embeddings({"method": "visionzip", "keep_ratio": 0.5}),
             ask_embeddings({"stage1": {**PIXELS, "without_pixels": "encoder"}}),
             ask_embeddings({"stage1": {}}),
         ]
     )
     assert "precomputed embeddings" in refused.error
     assert 'stage1.without_pixels="encoder"' in refused.error
+    assert "method='visionzip': needs the attention inside the vision encoder, and this request b" in hidden.error
     assert not merged.error, merged.error
     assert merged.prompt == after.prompt
     (answer,) = engine.run([ask({"stage1": PIXELS}, busy(7)).prompt()])

@@ -144,6 +144,15 @@ class PruneConfig:
         return self.stage1 is not None and self.stage1.method == "prunevid" and not self.plans_on_pixels
 
     @property
+    def needs_encoder_attention(self) -> bool:
+        """Whether the method looks at the attention inside the vision encoder."""
+        if self.method in (NO_METHOD, ATTENTION):
+            return False
+        from vllm_prune.methods import registry  # imported here, so that configurations do without torch
+
+        return getattr(registry.create(self.method, **self.params), "relevance", "unused") == "encoder"
+
+    @property
     def query_aware(self) -> bool:
         """Whether the question decides which tokens stay (stages 2 and 3)."""
         return self.method == ATTENTION and not self._keeps_its_input

@@ -28,12 +28,15 @@ _BUILT_IN = MappingProxyType(
         "fastvid": "vllm_prune.methods.fastvid:FastVID",
         "flashvid": "vllm_prune.methods.flashvid:FlashVID",
         "framefusion": "vllm_prune.methods.framefusion:FrameFusion",
+        "holitom": "vllm_prune.methods.holitom:HoliTom",
+        "prumerge": "vllm_prune.methods.prumerge:PruMerge",
         "prunevid": "vllm_prune.methods.prunevid:PruneVid",
         "random": "vllm_prune.methods.random:Random",
         "tome": "vllm_prune.methods.tome:ToMe",
         "topk": "vllm_prune.methods.topk:TopK",
         "uniform": "vllm_prune.methods.uniform:Uniform",
         "vidcom2": "vllm_prune.methods.vidcom2:VidCom2",
+        "visionzip": "vllm_prune.methods.visionzip:VisionZip",
     }
 )
 

@@ -12,9 +12,9 @@ from vllm.model_executor.models.config import VerifyAndUpdateConfig
 
 from vllm_prune.config import PruneConfigError
 from vllm_prune.hook import Hooked, hook
-from vllm_prune.serving.refusals import check_requested
+from vllm_prune.serving.refusals import check_requested, hidden_encoder
 from vllm_prune.serving.wire.decoder_layers import pruning_layers
-from vllm_prune.serving.wire.settings import REQUEST_KEY, read_settings, write_max_step_tokens
+from vllm_prune.serving.wire.settings import REQUEST_KEY, read_settings, write_hidden_encoder, write_max_step_tokens
 
 _PRUNING_ENABLED = 0.5
 """Any rate above 0 makes vLLM's runners strip extra columns and recompute positions; how much is ours to say."""
@@ -70,6 +70,10 @@ class PruneConfigHook(Hooked, VerifyAndUpdateConfig):
         if settings.may_query:
             check_requested(vllm_config)
             pruning_layers(settings.config, vllm_config.model_config)
+        hidden = hidden_encoder(vllm_config)
+        if hidden and settings.config.needs_encoder_attention:
+            raise PruneConfigError(f"method={settings.config.method!r}: {hidden}")
+        write_hidden_encoder(vllm_config.model_config.hf_config, hidden)
         scheduler = vllm_config.scheduler_config
         max_step_tokens = min(scheduler.max_num_batched_tokens, scheduler.max_num_scheduled_tokens or sys.maxsize)
         write_max_step_tokens(vllm_config.model_config.hf_config, max_step_tokens)

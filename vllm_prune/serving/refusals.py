@@ -12,6 +12,7 @@ from typing import Any
 
 import vllm.envs as envs
 from vllm.config import CompilationMode, CUDAGraphMode, VllmConfig
+from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
 from vllm_prune.config import PruneConfigError
 
@@ -42,6 +43,19 @@ def check_resolved(vllm_config: VllmConfig) -> None:
     """
     _check(_requested(vllm_config))
     _check(_resolved(vllm_config))
+
+
+def hidden_encoder(vllm_config: VllmConfig) -> str:
+    """Why methods cannot look at the attention inside this vision encoder; "" if they can."""
+    mm_config = vllm_config.model_config.get_multimodal_config()
+    needs = "the method needs the attention inside the vision encoder, which"
+    if vllm_config.parallel_config.tensor_parallel_size > 1 and mm_config.mm_encoder_tp_mode == "data":
+        return f'{needs} one rank alone knows with mm_encoder_tp_mode="data"; use "weights", or another method'
+    if vllm_config.compilation_config.compile_mm_encoder:
+        return f"{needs} a compiled one does not show; leave out compile_mm_encoder, or choose another method"
+    if mm_config.mm_encoder_attn_backend == AttentionBackendEnum.FLASHINFER:
+        return f'{needs} mm_encoder_attn_backend="FLASHINFER" lays out otherwise; choose another one of the two'
+    return ""
 
 
 def check_windows(attention: Sequence[Any]) -> None:

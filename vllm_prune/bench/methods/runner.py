@@ -65,7 +65,8 @@ def make_cases(tokens: VideoTokens, size: Size, methods: Sequence[str], compare:
     relevance = torch.linspace(0, 1, size.tokens, device=tokens.features.device)
     for name in methods:
         method = create(name)
-        given = {"relevance": relevance} if getattr(method, "relevance", "unused") == "required" else {}
+        wanted = getattr(method, "relevance", "unused") in ("required", "encoder")
+        given = {"relevance": relevance} if wanted else {}
         yield Case(name, "method", partial(method.assign, tokens, size.budget, **given))
         if compare and name in _REFERENCES:
             yield Case(name, "reference", partial(_REFERENCES[name], tokens, size.budget))

@@ -9,6 +9,7 @@ from vllm.multimodal.processing import BaseMultiModalProcessor
 from vllm_prune.config import PruneConfig, PruneConfigError
 from vllm_prune.layout import MediumLayout
 from vllm_prune.override import ServerSettings
+from vllm_prune.serving.api.encoder_check import check_encoder_is_readable
 from vllm_prune.serving.api.pixel_plan import PixelFormat
 from vllm_prune.serving.api.turn_format import derive_turn_format
 from vllm_prune.serving.wire.settings import read_settings
@@ -54,6 +55,7 @@ class FamilyProcessor(BaseMultiModalProcessor[Any]):
 
     def check_can_serve(self, config: PruneConfig) -> None:
         """Refuses what this model cannot do."""
+        check_encoder_is_readable(config, self.info.get_hf_config())
         if config.query_aware and self.turn is None:
             raise PruneConfigError(
                 f"prune.method={config.method!r}: the model's chat template yields no end of a question's turn, so "

@@ -27,6 +27,7 @@ from vllm_prune.config import PruneConfig, PruneConfigError
 from vllm_prune.hook import Hooked, hook
 from vllm_prune.layout import MediumLayout
 from vllm_prune.methods.still_cells import StillPlan
+from vllm_prune.serving.api.encoder_check import check_encoder_runs
 from vllm_prune.serving.api.family import FamilyProcessor
 from vllm_prune.serving.api.length_check import check_length
 from vllm_prune.serving.api.metrics import observe_refusal
@@ -146,6 +147,7 @@ class PruningProcessorMixin(Hooked, FamilyProcessor):
         data = super()._apply_hf_processor_main(mm_items, without_prune(hf_kwargs))
         if self.video_grid in data:
             config = config_for(data, self._config(hf_kwargs), self.video_pixels)
+            check_encoder_runs(config, self.video_pixels in data)
             plans = (
                 self._plan_on_pixels(config, data) if config.plans_on_pixels else [None] * len(data[self.video_grid])
             )

@@ -20,6 +20,7 @@ TRACE_KEY = "prune_trace_key"
 """Under which the processor keeps a request's trace key, apart from the resolved configuration."""
 _KEYS = ("config", "override", "trace", "trace_limits", "log")
 _MAX_STEP_TOKENS = "vllm_prune_max_step_tokens"
+_HIDDEN_ENCODER = "vllm_prune_hidden_encoder"
 
 
 def read_settings(hf_config: Any) -> ServerSettings:
@@ -77,3 +78,13 @@ def write_max_step_tokens(hf_config: Any, value: int) -> None:
 def read_max_step_tokens(hf_config: Any) -> int | None:
     """What `write_max_step_tokens` left there; None where no engine was configured."""
     return getattr(hf_config, _MAX_STEP_TOKENS, None)
+
+
+def write_hidden_encoder(hf_config: Any, reason: str) -> None:
+    """Leaves why no method can look into the vision encoder ("" if it can) where the processor finds it."""
+    setattr(hf_config, _HIDDEN_ENCODER, reason)
+
+
+def read_hidden_encoder(hf_config: Any) -> str:
+    """What `write_hidden_encoder` left there."""
+    return getattr(hf_config, _HIDDEN_ENCODER, "")

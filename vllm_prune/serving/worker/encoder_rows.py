@@ -12,6 +12,7 @@ from vllm_prune.layout import MediumLayout, cell_slots
 from vllm_prune.serving.wire.notes import StepRecorder
 from vllm_prune.serving.wire.request_spec import VideoSpec
 from vllm_prune.serving.worker import carrier
+from vllm_prune.serving.worker.encoder_attention import EncoderAttention
 from vllm_prune.serving.worker.failures import select_tokens
 from vllm_prune.serving.worker.medium_info import MediumInfo, MediumTable
 from vllm_prune.serving.worker.query_free import over_all_cells, place_tokens, temporal_segments
@@ -28,6 +29,8 @@ class EncoderRows:
     ) -> None:
         """`width`: C of the first level, by which is decided; `embed_text`: token ids [S] to embeddings [S, C]."""
         self.media = MediumTable()
+        self.attention = EncoderAttention()
+        """What is read off the encoder while it runs, for methods that look at it."""
         self._trace = trace
         self._width = width
         self._embed_text = embed_text
@@ -47,14 +50,15 @@ class EncoderRows:
         Returns:
             The features where everything is kept, else [K + S, ...] as `carrier.pack` makes them.
         """
+        counts, layout = spec.counts, spec.layout
+        attention = self.attention.take(counts.encoded)
         if spec.keeps_all:
             return features
-        counts, layout = spec.counts, spec.layout
         begin = time.perf_counter()
         features, pinned = self._split(features, layout)
         tokens = place_tokens(features, layout.grid, cells)
         with notes.merging(features.device):
-            selection = select_tokens(tokens, spec.config, counts, self._width)
+            selection = select_tokens(tokens, spec.config, counts, self._width, attention)
         info = MediumInfo(layout, counts, spec.config.to_json())
         if isinstance(selection, str):
             return self._failed(features, pinned, dataclasses.replace(info, failure=selection))

@@ -23,7 +23,9 @@ Selection = tuple[VideoTokens, Assignment, torch.Tensor]
 """What enters the language model, where it comes from, and the group in which each token competes."""
 
 
-def select_tokens(tokens: VideoTokens, config: PruneConfig, counts: TokenCounts, width: int | None) -> Selection | str:
+def select_tokens(
+    tokens: VideoTokens, config: PruneConfig, counts: TokenCounts, width: int | None, attention: torch.Tensor | None
+) -> Selection | str:
     """The tokens that enter the language model, or why there are none; decided on `width` columns (`query_free.py`).
 
     All tensor-parallel ranks return the same kind: a rank that went on alone would wait for the others for ever.
@@ -31,7 +33,7 @@ def select_tokens(tokens: VideoTokens, config: PruneConfig, counts: TokenCounts,
     selection: Selection | None = None
     failure = ""
     try:
-        entering, assignment = merge_and_select(tokens, config, counts, width)
+        entering, assignment = merge_and_select(tokens, config, counts, width, attention)
         selection = entering, assignment, competing_groups(first_level(tokens, width), config, assignment)
     except Exception as error:
         failure = _describe(error, tokens, config, counts)

@@ -66,10 +66,11 @@ class PatchMediaMixin(PruningModelMixin):
     def _embed_videos(self, inputs: dict[str, Any], specs: list[VideoSpec] | None, cells: Any) -> list[torch.Tensor]:
         """Encodes and prunes videos. `cells`: which ones of each are encoded, where stage 1 looked at the pixels."""
         encoded = self.notes.encoding(self._encode_videos(inputs, specs or [], cells), self.visual.device)
-        return [
-            features if specs is None else self.prune_video(features, specs[i], chosen)
-            for i, (features, chosen) in enumerate(encoded)
-        ]
+        with self._encoder_rows.attention.reading(self.visual, [spec.config for spec in specs or []]):
+            return [
+                features if specs is None else self.prune_video(features, specs[i], chosen)
+                for i, (features, chosen) in enumerate(encoded)
+            ]
 
     def _encode_videos(
         self, inputs: dict[str, Any], specs: list[VideoSpec], cells: Any

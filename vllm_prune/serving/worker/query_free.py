@@ -28,12 +28,18 @@ def first_level(tokens: VideoTokens, width: int | None) -> VideoTokens:
 
 
 def merge_and_select(
-    tokens: VideoTokens, config: PruneConfig, counts: TokenCounts, width: int | None = None
+    tokens: VideoTokens,
+    config: PruneConfig,
+    counts: TokenCounts,
+    width: int | None = None,
+    attention: torch.Tensor | None = None,
 ) -> tuple[VideoTokens, Assignment]:
     """The tokens that enter the language model's first layer, `counts.entering` of them, and where they come from.
 
     What goes where is decided on the first `width` columns of their features (by methods that vLLM has, too, on all of
     them, as it does), and done to all columns.
+
+    `attention`: [M], what each token receives inside the vision encoder, for methods that look at it.
     """
     assignment = Assignment.identity(tokens.num_tokens, tokens.features.device)
     if config.stage1 is not None:
@@ -42,7 +48,10 @@ def merge_and_select(
     if config.method not in (NO_METHOD, ATTENTION):
         method = registry.create(config.method, **config.params)
         seen = tokens if getattr(method, "sees_all_levels", False) else first_level(tokens, width)
-        chosen = method.assign(seen, counts.entering)
+        given = {}
+        if getattr(method, "relevance", "unused") == "encoder" and attention is not None:
+            given["relevance"] = _average_members(attention, assignment)
+        chosen = method.assign(seen, counts.entering, **given)
         if not registry.is_built_in(config.method):
             _check_foreign(chosen)
         tokens, assignment = compact(tokens, chosen), _chain(assignment, chosen)
@@ -52,6 +61,20 @@ def merge_and_select(
             f"{counts.entering} were asked for"
         )
     return tokens, assignment
+
+
+def _average_members(score: torch.Tensor, assignment: Assignment) -> torch.Tensor:
+    """[K] means of `score` [N] over the members of each slot.
+
+    >>> roots = torch.tensor([0, 0, -1, 3])
+    >>> _average_members(torch.tensor([1.0, 3.0, 9.0, 5.0]), Assignment.from_roots(roots)).tolist()
+    [2.0, 5.0]
+    """
+    member = assignment.slot >= 0
+    slot = assignment.slot.clamp(min=0)
+    total = score.new_zeros(assignment.num_slots).index_add_(0, slot, score.masked_fill(~member, 0))
+    size = score.new_zeros(assignment.num_slots).index_add_(0, slot, member.to(score.dtype))
+    return total / size
 
 
 def _check_foreign(chosen: object) -> None:
