@@ -77,8 +77,8 @@ def test_methods_that_need_every_token_refuse_stage_1(method):
 
 
 LARGE = [
-    ({"method": "dpp", "params": {"exact_limit": 10**30}}, "params.exact_limit=1000000000000000000000000000000: "),
-    ({"method": "dpp", "params": {"exact_limit": 10**12}}, "exact_limit=1000000000000; use"),
+    ({"method": "dpp", "params": {"rank": 10**30}}, "params.rank=1000000000000000000000000000000: "),
+    ({"method": "dpp", "params": {"rank": 10**12}}, "rank=1000000000000; use"),
     ({"method": "random", "params": {"seed": 10**5000}}, "params.seed=<integer of 16610 bits>: "),
     ({"method": "random", "params": {"seed": [0] * (MAX_PARAM_VALUES + 1)}}, "params must have 256 values or fewer"),
     ({"method": "random", "params": {"seed": "x" * (MAX_PARAM_TEXT + 1)}}, "params must have 4096 characters or fewer"),

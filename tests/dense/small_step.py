@@ -17,7 +17,7 @@ from vllm.forward_context import override_forward_context
 
 from vllm_prune.config import PruneConfig
 from vllm_prune.layout import MediumLayout
-from vllm_prune.methods import dpp
+from vllm_prune.methods import _greedy_map
 from vllm_prune.serving.wire.request_spec import VideoSpec
 from vllm_prune.spans import TurnFormat
 
@@ -150,5 +150,5 @@ def _slots(table: torch.Tensor, lengths: list[int], starts: list[int], num_rows:
 def alone() -> Iterator[None]:
     """A process without a group for tensor parallelism, and without a device that Triton compiles for."""
     ranks = mock.patch.object(parallel_state, "_TP", SimpleNamespace(world_size=1, rank_in_group=0))
-    with ranks, mock.patch.object(dpp, "_has_triton", return_value=False):
+    with ranks, mock.patch.object(_greedy_map, "has_triton", return_value=False):
         yield

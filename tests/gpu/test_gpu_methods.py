@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from vllm_prune.methods import VideoTokens, create, names
-from vllm_prune.methods.dpp import DPP, fits_triton
+from vllm_prune.methods._greedy_map import fits_triton
+from vllm_prune.methods.dpp import DPP
 
 pytestmark = [
     pytest.mark.gpu,
@@ -36,16 +37,17 @@ def test_every_method_chooses_as_on_the_cpu(name: str) -> None:
     assert torch.equal(found.slot.cpu(), expected.slot)
 
 
+@pytest.mark.parametrize("scope", ["video", "segment", "frame"])
 @pytest.mark.parametrize("mode", ["exact", "greedy"])
 @pytest.mark.parametrize("case", range(20))
-def test_the_dpp_picks_as_on_the_cpu(mode: str, case: int) -> None:
+def test_the_dpp_picks_as_on_the_cpu(mode: str, case: int, scope: str) -> None:
     tokens = video(case, (1 + case % 5, 3 + case, 9), 600)
     tokens.features[3] = 0
     tokens.features[7] = tokens.features[5]
     relevance = tokens.features[:, 1] if case % 2 else None
     budget = tokens.num_tokens // 3
-    expected = DPP(mode=mode).assign(tokens, budget, relevance)  # type: ignore[arg-type]
-    found = DPP(mode=mode).assign(on_gpu(tokens), budget, relevance)  # type: ignore[arg-type]
+    expected = DPP(scope=scope, mode=mode).assign(tokens, budget, relevance)  # type: ignore[arg-type]
+    found = DPP(scope=scope, mode=mode).assign(on_gpu(tokens), budget, relevance)  # type: ignore[arg-type]
     assert torch.equal(found.anchor.cpu(), expected.anchor)
 
 
@@ -57,7 +59,7 @@ def test_all_picks_of_a_batch_are_one_launch() -> None:
 
 
 def _launches(tokens: VideoTokens, budget: int) -> int:
-    DPP().assign(tokens, budget)  # compiles
+    DPP(scope="frame").assign(tokens, budget)  # compiles
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
-        DPP().assign(tokens, budget)
+        DPP(scope="frame").assign(tokens, budget)
     return sum(event.count for event in profiler.key_averages() if "_pick" in event.key)

@@ -33,12 +33,12 @@ def test_it_writes_json_markdown_and_a_picture(tmp_path: Path) -> None:
     measured = {(row["name"], row["kind"]) for row in results["main"]}
     assert {(name, "method") for name in names()} <= measured
     assert {
-        ("dpp", "reference"),
+        ("dpp by frame", "reference"),
         ("prunevid", "reference"),
         ("tome", "reference"),
         ("Gram products", "floor"),
     } <= measured
-    assert [row["tokens"] for row in results["sweep"]] == [48] * len(names()) + [96] * len(names())
+    assert [row["tokens"] for row in results["sweep"]] == [48] * (len(names()) + 1) + [96] * (len(names()) + 1)
     text = (tmp_path / "methods.md").read_text()
     assert all(f"| {name} (method) |" in text for name in names())
     assert (tmp_path / "methods.png").stat().st_size > 10_000
@@ -76,7 +76,7 @@ def test_memory_is_the_most_held_at_once() -> None:
 def test_the_plain_versions_do_the_same_work() -> None:
     tokens = random_video(0, (4, 3, 4), 32)
     plain = torch.cat([frame.sort().values + 12 * t for t, frame in enumerate(references.dpp(tokens, 24))])
-    mine = create("dpp").assign(tokens, 24).anchor
+    mine = create("dpp", scope="frame").assign(tokens, 24).anchor
     gram = torch.nn.functional.normalize(tokens.features.double(), dim=1)
     for frame in range(4):
         volumes = [gram[kept[kept // 12 == frame]] for kept in (plain, mine)]

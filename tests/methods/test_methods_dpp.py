@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from dpp_reference import cholesky, kernel_of, log_det, textbook
 from method_cases import noise, random_video
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -20,32 +21,6 @@ from vllm_prune.methods.dpp import DPP, LONGEST_SEGMENT, normalize_relevance
 from vllm_prune.methods.topk import best_in_groups
 
 
-def kernel_of(features: torch.Tensor, relevance: torch.Tensor | None) -> torch.Tensor:
-    """relevance x cosine x relevance in float64."""
-    units = torch.nn.functional.normalize(features.double(), dim=1)
-    weight = normalize_relevance(relevance, len(features), features.double()).sqrt()
-    return weight[:, None] * (units @ units.T) * weight
-
-
-def textbook(kernel: torch.Tensor, allowed: torch.Tensor, budgets: torch.Tensor) -> list[int]:
-    """Greedy MAP by determinants: no update formulas, one group at a time. The first of equals is nearest the mean."""
-    cosines = kernel / kernel.diagonal().sqrt().outer(kernel.diagonal().sqrt())
-    picked: list[int] = []
-    for group, budget in enumerate(budgets.tolist()):
-        mine: list[int] = []
-        members = (allowed == group).nonzero().squeeze(1).tolist()
-        for _ in range(budget):
-            rest = [i for i in members if i not in mine]
-            near = cosines[:, members].sum(1) if not mine else torch.zeros(len(kernel))
-            mine.append(max(rest, key=lambda i: (round(log_det(kernel, [*mine, i]), 9), round(float(near[i]), 9), -i)))
-        picked += mine
-    return sorted(picked)
-
-
-def log_det(kernel: torch.Tensor, picked: list[int]) -> float:
-    return float(torch.linalg.slogdet(kernel[picked][:, picked]).logabsdet)
-
-
 @pytest.mark.parametrize("case", range(200))
 def test_equals_the_textbook_in_every_segment(case: int) -> None:
     draw = torch.Generator().manual_seed(case)
@@ -57,7 +32,7 @@ def test_equals_the_textbook_in_every_segment(case: int) -> None:
     budget = int(torch.randint(1, tokens.num_tokens + 1, (), generator=draw))
     segment = tokens.grid[:, 0]
     expected = textbook(kernel_of(tokens.features, relevance), segment, share_budget(budget, sizes(segment, frames)))
-    assert DPP(mode="exact").assign(tokens, budget, relevance).anchor.tolist() == expected
+    assert DPP(scope="frame").assign(tokens, budget, relevance).anchor.tolist() == expected
 
 
 @pytest.mark.parametrize("case", range(20))
@@ -69,13 +44,13 @@ def test_sharing_by_gain_is_greedy_map_of_the_block_diagonal_kernel(case: int) -
     kernel = kernel_of(tokens.features, relevance) * (frame[:, None] == frame)
     budget = 1 + case
     expected = textbook(kernel, torch.zeros_like(frame), torch.tensor([budget]))
-    assert DPP(share="gain").assign(tokens, budget, relevance).anchor.tolist() == expected
+    assert DPP(scope="frame", share="gain").assign(tokens, budget, relevance).anchor.tolist() == expected
 
 
 def test_a_share_by_gain_is_the_beginning_of_each_segments_picks() -> None:
     """Gains of "lowrank" rise again at every restart; the picks taken must be the first ones all the same."""
     tokens = random_video(8, (2, 5, 6), 24)
-    kept = DPP(mode="lowrank", rank=4, share="gain").assign(tokens, 20).anchor
+    kept = DPP(scope="frame", mode="lowrank", rank=4, share="gain").assign(tokens, 20).anchor
     for frame in range(2):
         mine = kept[kept // 30 == frame] - 30 * frame
         alone = VideoTokens.from_features(tokens.features[30 * frame :][:30], (1, 5, 6))
@@ -104,26 +79,16 @@ def test_approximations_come_close(mode: Any) -> None:
     )
     frame = tokens.grid[:, 0]
     kernel = kernel_of(tokens.features, None) * (frame[:, None] == frame)
-    exact = log_det(kernel, DPP(mode="exact").assign(tokens, 60).anchor.tolist())
-    mine = log_det(kernel, DPP(mode=mode).assign(tokens, 60).anchor.tolist())
+    exact = log_det(kernel, DPP(scope="frame").assign(tokens, 60).anchor.tolist())
+    mine = log_det(kernel, DPP(scope="frame", mode=mode).assign(tokens, 60).anchor.tolist())
     chance = log_det(kernel, noise(2, 200).argsort()[:60].tolist())
     assert chance < mine <= exact + 1e-6
 
 
 def test_lowrank_with_every_channel_is_exact() -> None:
     tokens = random_video(3, (3, 5, 5), 40)
-    exact = DPP(mode="exact").assign(tokens, 30)
-    assert torch.equal(DPP(mode="lowrank", rank=40).assign(tokens, 30).anchor, exact.anchor)
-
-
-def test_auto_takes_each_segment_by_its_length() -> None:
-    features = noise(4, 60, 64)
-    segment = torch.repeat_interleave(torch.arange(3), torch.tensor([10, 20, 30]))
-    quota = torch.tensor([5, 8, 12])
-    auto, _ = DPP(exact_limit=10, greedy_limit=20, rank=16).rank_tokens(features, segment, quota, None)
-    for mode, s in (("exact", 0), ("greedy", 1), ("lowrank", 2)):
-        alone, _ = DPP(mode=mode, rank=16).rank_tokens(features, segment, quota, None)  # type: ignore[arg-type]
-        torch.testing.assert_close(auto[segment == s], alone[segment == s])
+    exact = DPP(scope="frame").assign(tokens, 30)
+    assert torch.equal(DPP(scope="frame", mode="lowrank", rank=40).assign(tokens, 30).anchor, exact.anchor)
 
 
 @pytest.mark.parametrize("scale", [1e-6, 1e-3, 1e6])
@@ -151,22 +116,9 @@ def test_tokens_that_add_nothing_come_last(mode: Any) -> None:
 def test_float32_picks_what_float64_picks() -> None:
     """12,544 tokens of noise, half kept: cosines of 0.0001 differ by less than float32 resolves near 1."""
     video = make_video(Size(64, 14, 14, 98, 4096), "cpu", "float32", 0.0, 0)
-    found = DPP().assign(video, 64 * 98).anchor.view(64, 98)
+    found = DPP(scope="frame").assign(video, 64 * 98).anchor.view(64, 98)
     for kept, frame in zip(found % 196, video.features.view(64, 196, 4096), strict=True):
         assert set(kept.tolist()) == set(cholesky(kernel_of(frame, None), 98))
-
-
-def cholesky(kernel: torch.Tensor, count: int) -> list[int]:
-    """Greedy MAP by the updates of Chen et al. 2018; the first pick is nearest the mean."""
-    left, columns = kernel.diagonal().clone(), kernel.new_zeros(count, len(kernel))
-    picked: list[int] = []
-    for step in range(count):
-        pick = int((left if step else kernel.sum(1)).argmax())
-        columns[step] = (kernel[pick] - columns[:step, pick] @ columns[:step]) / left[pick].sqrt()
-        left -= columns[step].square()
-        left[pick] = -torch.inf
-        picked.append(pick)
-    return picked
 
 
 @pytest.mark.parametrize("mode", ["exact", "greedy", "lowrank"])
@@ -175,7 +127,7 @@ def test_without_a_relevance_the_first_pick_is_nearest_to_the_mean(mode: Any) ->
     units = torch.nn.functional.normalize(tokens.features.double(), dim=1).view(4, 30, 24)
     nearest = (units @ units.mean(1)[:, :, None]).squeeze(2).argmax(1)
     for relevance in (None, torch.full((120,), 3.0)):
-        kept = DPP(mode=mode, rank=24).assign(tokens, 4, relevance).anchor
+        kept = DPP(scope="frame", mode=mode, rank=24).assign(tokens, 4, relevance).anchor
         assert kept.tolist() == (nearest + 30 * torch.arange(4)).tolist()
 
 
@@ -252,7 +204,8 @@ def watched(method: DPP, tokens: VideoTokens, budget: int) -> Watch:
 
 def test_segments_are_one_batch() -> None:
     few, many = random_video(0, (4, 4, 4)), random_video(0, (64, 4, 4))
-    assert watched(DPP(), few, 4 * 8).operations == watched(DPP(), many, 64 * 8).operations
+    method = DPP(scope="frame")
+    assert watched(method, few, 4 * 8).operations == watched(method, many, 64 * 8).operations
 
 
 def test_the_loop_never_waits_for_the_device() -> None:
@@ -261,17 +214,16 @@ def test_the_loop_never_waits_for_the_device() -> None:
     each = torch.arange(5)
     ones = torch.ones(5, 20)
     with Watch(may_wait=False):
-        greedy_map(lambda pick: kernel[each, pick], ones, ones, ones.bool(), 10, 10, each)
+        greedy_map(lambda pick: kernel[each, pick], 0 * ones, ones, ones.bool(), 10, 10, each)
     with pytest.raises(AssertionError, match="waits"), Watch(may_wait=False):
         ones.sum().item()
 
 
 def test_no_matrix_of_the_whole_video() -> None:
     tokens = random_video(1, (3, 30, 30), 16)
-    one_segment = DPP(temporal_segment_ratio=0.01, rank=8)
-    assert watched(one_segment, tokens, 40).largest < 2700 * 128
-    exact = DPP(temporal_segment_ratio=0.01, mode="exact")
-    assert watched(exact, tokens, 40).largest == 2700**2, "unless asked for"
+    assert watched(DPP(mode="lowrank", rank=8), tokens, 40).largest < 2700 * 128
+    assert watched(DPP(), tokens, 40).largest < 2700 * 129, "the kernel of a block of 128, and 16 columns of all"
+    assert watched(DPP(mode="greedy"), tokens, 40).largest == 2700**2, "unless asked for"
 
 
 @pytest.mark.parametrize("channels", [3, 8, 24])
@@ -305,6 +257,5 @@ def test_no_parameters_make_a_segment_too_long() -> None:
     assert int(sizes(uncut, 600).max()) > LONGEST_SEGMENT
     assert bool((token_segments(tokens, 0.005, LONGEST_SEGMENT).diff()[uncut.diff() > 0] > 0).all())
     for mode in ("exact", "greedy", "lowrank"):
-        assert (
-            watched(DPP(mode=mode, temporal_segment_ratio=1e-9), tokens, 50).largest <= 3 * (LONGEST_SEGMENT + 25) ** 2
-        )
+        method = DPP(scope="segment", mode=mode, temporal_segment_ratio=1e-9)
+        assert watched(method, tokens, 50).largest <= 3 * (LONGEST_SEGMENT + 25) ** 2

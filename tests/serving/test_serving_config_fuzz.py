@@ -86,7 +86,7 @@ REFUSED = [
     ({"stage1": {"tau": 1}}, "stage1.tau=1.0: must be below 1"),
     *(({"method": name}, f"method='{name}': needs every token") for name in ("evs", "vidcom2", "fastvid", "flashvid")),
     ({"method": "prunevid", "stage1": {"tau": 0.9}}, "method='prunevid': needs every token"),
-    ({"method": "dpp", "params": {"exact_limit": 10**30}}, "params.exact_limit=1000000000000000000000000000000"),
+    ({"method": "dpp", "params": {"rank": 10**30}}, "params.rank=1000000000000000000000000000000"),
 ]
 
 

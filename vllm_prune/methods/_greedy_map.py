@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 
 _LONG = 1024
+_TRITON_LIMIT = 4096  # tokens of a segment: more do not fit the registers of one program
 
 
 def greedy_map(
     rows: Callable[[Tensor], Tensor],
-    diagonal: Tensor,
+    explained: Tensor,
     weight: Tensor,
     valid: Tensor,
     steps: int,
@@ -26,7 +29,8 @@ def greedy_map(
     harms precision. What the picks explain of a token is added up from 0: float32 resolves 1e-7 there as well, where
     a remainder of almost 1 would make tokens tie that do not.
 
-    rows: from picks [S] to the rows of C they stand for, [S, n]. diagonal: [S, n] of C, 1 (or 0: like nothing).
+    rows: from picks [S] to the rows of C they stand for, [S, n].
+    explained: [S, n], what is explained before the first pick: 0, or 1 for what is like nothing.
     weight: [S, n], r^2, in (0, 1]. valid: [S, n], False at padding. steps: picks made in every segment, 1..n.
     memory: picks remembered exactly. With fewer than `steps` the factorisation starts afresh when it is full; with 0
         there is none: of a token max cos^2 to any pick is explained, a lower bound of the exact value.
@@ -36,20 +40,17 @@ def greedy_map(
     others, by weight, with a value in [-3, -2]. Ties keep the earlier token; past the length of a segment picks mean
     nothing. Nothing waits for the device in the loop, and any prefix of the picks is the choice for a smaller budget.
     """
-    segments, length = diagonal.shape
-    noise = 100 * torch.finfo(diagonal.dtype).eps
-    loss, leftover = weight - 1, weight - 3
-    closed = torch.zeros_like(diagonal).masked_fill_(~valid, -torch.inf)
-    explained = 1 - diagonal
-    basis = diagonal.new_empty(segments, min(memory, steps), length)
-    picks = torch.empty(segments, steps, dtype=torch.int64, device=diagonal.device)
-    gains = diagonal.new_empty(segments, steps)
+    segments, length = weight.shape
+    noise = 100 * torch.finfo(weight.dtype).eps
+    closed = torch.zeros_like(weight).masked_fill_(~valid, -torch.inf)
+    before, explained = explained, explained.clone()
+    basis = weight.new_empty(segments, min(memory, steps), length)
+    picks = torch.empty(segments, steps, dtype=torch.int64, device=weight.device)
+    gains = weight.new_empty(segments, steps)
     for step in range(steps):
         if memory and step and step % memory == 0:
-            explained = 1 - diagonal
-        # -Inf for what is explained; several times as fast as `where`.
-        left = torch.nn.functional.threshold(-explained, noise - 1, -torch.inf)
-        score = torch.maximum(torch.addcmul(loss, weight, left), leftover) + closed
+            explained = before.clone()
+        score = score_tokens(explained, weight) + closed
         pick = score.argmax(1, keepdim=True) if step else first[:, None]
         picks[:, step : step + 1] = pick
         gains[:, step : step + 1] = score.gather(1, pick)
@@ -65,16 +66,60 @@ def greedy_map(
     return picks, gains
 
 
-def first_picks(likeness: Tensor, diagonal: Tensor, weight: Tensor, valid: Tensor) -> Tensor:
+def score_tokens(explained: Tensor, weight: Tensor) -> Tensor:
+    """What each token adds, less 1, or its weight less 3 where all of it up to rounding is explained; all [S, n]."""
+    noise = 100 * torch.finfo(weight.dtype).eps
+    # -Inf for what is explained; several times as fast as `where`.
+    left = torch.nn.functional.threshold(-explained, noise - 1, -torch.inf)
+    return torch.addcmul(weight - 1, weight, left).maximum(weight - 3)
+
+
+def map_kernel(
+    kernel: Tensor,
+    explained: Tensor,
+    weight: Tensor,
+    valid: Tensor,
+    steps: int,
+    first: Tensor,
+    exact: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """Picks and gains of `greedy_map` from kernels [S, n, n]: one Triton kernel where there is a GPU for it.
+
+    exact: remember every pick, else none.
+    """
+    if fits_triton(kernel):
+        from vllm_prune.methods import _greedy_map_triton  # needs Triton, which CPU builds of PyTorch lack
+
+        return _greedy_map_triton.greedy_map(kernel, explained, weight, valid, steps, first, exact)
+    each = torch.arange(len(weight), device=weight.device) * weight.shape[1]
+
+    def rows(pick: Tensor) -> Tensor:
+        return kernel.flatten(0, 1).index_select(0, each + pick)
+
+    return greedy_map(rows, explained, weight, valid, steps, steps if exact else 0, first)
+
+
+def fits_triton(kernel: Tensor) -> bool:
+    """Whether the picks from `kernel` [S, n, n] are made by one kernel on the GPU instead of some launches a pick."""
+    return kernel.is_cuda and kernel.shape[2] <= _TRITON_LIMIT and has_triton()
+
+
+@cache
+def has_triton() -> bool:
+    """Whether Triton is installed; CPU builds of PyTorch lack it."""
+    return find_spec("triton") is not None
+
+
+def first_picks(likeness: Tensor, explained: Tensor, weight: Tensor, valid: Tensor) -> Tensor:
     """[S] int64: the first pick of each segment, of the tokens that add most the one nearest to the segment's mean.
 
     Without a relevance every token adds as much: then it is the choice of where to begin. Ties up to rounding keep the
     earlier token.
 
-    likeness: [S, n], each token's summed cosines to its segment. diagonal, weight, valid: as for `greedy_map`.
+    likeness: [S, n], each token's summed cosines to its segment. explained, weight, valid: as for `greedy_map`.
     """
-    gain = (weight - 3 * (1 - diagonal)).masked_fill_(~valid, -torch.inf)
-    likeness = likeness.masked_fill(gain < gain.amax(1, keepdim=True), -torch.inf)
+    score = score_tokens(explained, weight).masked_fill_(~valid, -torch.inf)
+    likeness = likeness.masked_fill(score < score.amax(1, keepdim=True), -torch.inf)
     rounding = 8 * torch.finfo(likeness.dtype).eps * likeness.shape[1] ** 0.5
     return (likeness >= likeness.amax(1, keepdim=True) - rounding).to(torch.uint8).argmax(1)
 

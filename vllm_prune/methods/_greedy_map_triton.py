@@ -14,15 +14,15 @@ _TILE = 4096  # entries of earlier columns read at a time
 
 
 def greedy_map(
-    kernel: Tensor, weight: Tensor, valid: Tensor, steps: int, first: Tensor, exact: bool
+    kernel: Tensor, explained: Tensor, weight: Tensor, valid: Tensor, steps: int, first: Tensor, exact: bool
 ) -> tuple[Tensor, Tensor]:
     """Picks and gains less 1, each [S, steps], as `_greedy_map.greedy_map` has them; one program for each segment.
 
-    kernel: [S, n, n] cosines, float32 or float64, diagonal 1 (or 0: like nothing). weight, valid: [S, n].
+    kernel: [S, n, n] cosines, float32 or float64. explained, weight: [S, n]. valid: [S, n] bool.
     first: [S] int64, the first picks. exact: remember every pick; else max cos^2 to any pick is explained.
     """
     segments, length = weight.shape
-    kernel, weight = kernel.contiguous(), weight.contiguous()
+    kernel, weight, explained = kernel.contiguous(), weight.contiguous(), explained.contiguous()
     picks = torch.empty(segments, steps, dtype=torch.int64, device=kernel.device)
     gains = kernel.new_empty(segments, steps)
     columns = kernel.new_empty((segments, steps, length) if exact else (1,))
@@ -30,15 +30,18 @@ def greedy_map(
     noise = 100 * torch.finfo(kernel.dtype).eps
     shape = {"EXACT": exact, "WIDTH": width, "ROWS": max(1, _TILE // width), "num_warps": 4 if width <= 512 else 8}
     with torch.cuda.device_of(kernel):
-        _pick[(segments,)](kernel, weight, valid.sum(1), first, columns, picks, gains, length, steps, noise, **shape)
+        _pick[(segments,)](
+            kernel, explained, weight, valid.contiguous(), first, columns, picks, gains, length, steps, noise, **shape
+        )
     return picks, gains
 
 
 @triton.jit
 def _pick(  # type: ignore[no-untyped-def]
     kernel,
+    before,
     weight,
-    count,
+    valid,
     first,
     columns,
     picks,
@@ -57,8 +60,8 @@ def _pick(  # type: ignore[no-untyped-def]
     token = tl.arange(0, WIDTH)
     inside = token < length
     relevance = tl.load(weight + segment * length + token, mask=inside, other=0)
-    explained = 1 - tl.load(kernel + token * (length + 1), mask=inside, other=0)
-    is_open = token < tl.load(count + segment)
+    explained = tl.load(before + segment * length + token, mask=inside, other=1)
+    is_open = tl.load(valid + segment * length + token, mask=inside, other=0) != 0
     start = tl.load(first + segment).to(tl.int32)
     for step in range(steps):
         score = tl.where(explained < 1 - noise, (relevance - 1) - relevance * explained, relevance - 3)

@@ -1,82 +1,94 @@
-"""Conditional DPP (CDPruner: Zhang et al., NeurIPS 2025, arXiv:2506.10967), one per temporal segment.
+"""Conditional DPP (CDPruner: Zhang et al., NeurIPS 2025, arXiv:2506.10967), over a video, its segments or its frames.
 
 A determinantal point process prefers sets that are relevant and diverse: the kernel is relevance x cosine similarity x
-relevance, and the set of largest determinant is sought greedily. Where it differs from the paper: the video is cut
-into segments that share the budget, all of them are solved as one batch, and there are cheaper modes for long ones.
+relevance, and the set of largest determinant is sought greedily. Where it differs from the paper, which has images:
+a video may be one set, or one for each segment or frame, then solved as a batch; and there are cheaper modes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
-from importlib.util import find_spec
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
+from vllm_prune.methods._candidates import count_candidates, tile, tile_quotas
 from vllm_prune.methods._checks import check_budget, check_integer, check_quota, check_range, check_relevance
-from vllm_prune.methods._greedy_map import append_explained, first_picks, greedy_map, times_vectors
+from vllm_prune.methods._greedy_map import (
+    append_explained,
+    first_picks,
+    greedy_map,
+    has_triton,
+    map_kernel,
+    times_vectors,
+)
+from vllm_prune.methods._greedy_map_blocks import greedy_map_by_blocks
 from vllm_prune.methods._kernels import cosine_kernel, sketch
+from vllm_prune.methods._numerics import invert, to_finite
 from vllm_prune.methods._ragged import Batch, batches, sizes
-from vllm_prune.methods._segments import token_segments
+from vllm_prune.methods._segments import cut_long, token_segments
 from vllm_prune.methods._share import share_budget
 from vllm_prune.methods.base import Assignment, VideoTokens
-from vllm_prune.methods.topk import best
+from vllm_prune.methods.topk import best, best_in_groups
 
 _KERNEL_BYTES = 256 << 20  # of the kernels solved together
+_KERNEL_LIMIT = 512  # tokens of a segment: the kernel of a longer one costs more than the rows that are needed
+_KERNEL_LIMIT_TRITON = 2048  # where the kernels of all segments are picked from at once
 _LEAST_RELEVANCE = 1e-3
-_TRITON_LIMIT = 4096  # tokens of a segment: more do not fit the registers of one program
 LONGEST_SEGMENT = 4096
 """Tokens, and at least a frame: whatever the parameters, time and memory grow linearly with the frames."""
+LONGEST_VIDEO = 16384
+"""Tokens, and at least a frame: a longer video is cut into parts with scope "video"."""
+MOST_PICKS = 768
+"""Tokens kept of a part of a video with scope "video", about: where more are kept, the parts are shorter."""
 _LARGEST_RANK = 256
-
-Mode = Literal["exact", "greedy", "lowrank"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class DPP:
-    """Keep the tokens whose kernel has, greedily, the largest determinant in each temporal segment.
+    """Keep the tokens whose kernel has, greedily, the largest determinant.
 
-    mode: how a segment of n tokens is solved for q of them.
-        "exact": greedy MAP on its n x n kernel. Time n^2 C + n min(q, C)^2: C picks explain all others.
-        "greedy": the same kernel, but a token is judged by its most similar pick alone. Time n^2 C + n q.
+    scope: what is one set, and shares the budget: the "video", each "segment" or each "frame". With "video" more than
+        4096 tokens are first cut down to candidates, half as many again as are kept and at least 1024: those that add
+        most to their tile of 16 frames by 2 x 4 cells. More than 16384 tokens, or 768 kept, are cut between frames
+        into parts that share the budget in proportion to their tokens.
+    mode: how a set of n tokens is solved for q of them.
+        "exact": greedy MAP. Time n C q + n q^2, at least n^2 C up to 512 tokens; C picks explain all others.
+        "greedy": on the n x n kernel, but a token is judged by its most similar pick alone. Time n^2 C + n q.
         "lowrank": features projected to `rank` numbers, no kernel, factorisation started afresh every `rank` picks.
-            Time n C rank + n q rank, memory n rank.
-        "auto": exact up to `exact_limit` tokens, greedy up to `greedy_limit`, lowrank above.
-    share: how segments share the budget. "size": in proportion to their tokens. "gain": each next token goes to the
-        segment where it adds most; with mode "exact" this is the greedy MAP of the whole video with similarities
-        between segments taken as 0.
-    temporal_segment_ratio: segments per frame, 0 < temporal_segment_ratio <= 1; 1 makes each frame a segment. A segment
-        of more than 4096 tokens is cut between frames.
-    exact_limit, greedy_limit: tokens in a segment, 1 <= exact_limit <= greedy_limit < 2**31.
+            Time n C rank + n q rank, memory n rank. Cosines are off by 1 / sqrt(rank) (standard deviation, at most).
+    share: how segments or frames share the budget. "size": in proportion to their tokens. "gain": each next token goes
+        to the one where it adds most; with mode "exact" this is the greedy MAP of the whole video with similarities
+        between them taken as 0.
+    temporal_segment_ratio: segments per frame, 0 < temporal_segment_ratio <= 1, for scope "segment". A segment of more
+        than 4096 tokens is cut between frames.
     rank: numbers a token is projected to by "lowrank", 1 <= rank <= 256.
 
-    Of the tokens that add most at first (all of them, without a relevance) the one nearest to its segment's mean is
+    Of the tokens that add most at first (all of them, without a relevance) the one nearest to the mean of its set is
     picked; the paper leaves this to rounding.
 
     Deterministic: later ties keep the earlier token. Tokens with NaN or Inf, zero vectors and duplicates come last. On
-    a GPU with Triton all picks of a batch of segments are one kernel, unless mode is "lowrank" or a segment has more
-    than 4096 tokens.
+    a GPU with Triton all picks of a batch of sets of up to 2048 tokens (with "greedy" 4096) are one kernel.
     """
 
-    mode: Literal["auto", "exact", "greedy", "lowrank"] = "auto"
+    scope: Literal["video", "segment", "frame"] = "video"
+    mode: Literal["exact", "greedy", "lowrank"] = "exact"
     share: Literal["size", "gain"] = "size"
-    temporal_segment_ratio: float = 1.0
-    exact_limit: int = 512
-    greedy_limit: int = 2048
+    temporal_segment_ratio: float = 0.25
     rank: int = 128
     name: ClassVar[str] = "dpp"
     relevance: ClassVar[str] = "optional"
 
     def __post_init__(self) -> None:
-        if self.mode not in ("auto", "exact", "greedy", "lowrank"):
-            raise ValueError(f"mode={self.mode!r}; use 'auto', 'exact', 'greedy' or 'lowrank'")
+        if self.scope not in ("video", "segment", "frame"):
+            raise ValueError(f"scope={self.scope!r}; use 'video', 'segment' or 'frame'")
+        if self.mode not in ("exact", "greedy", "lowrank"):
+            raise ValueError(f"mode={self.mode!r}; use 'exact', 'greedy' or 'lowrank'")
         if self.share not in ("size", "gain"):
             raise ValueError(f"share={self.share!r}; use 'size' or 'gain'")
         check_range("temporal_segment_ratio", self.temporal_segment_ratio, 0, 1, open_low=True)
-        check_integer("exact_limit", self.exact_limit, 1)
-        check_integer("greedy_limit", self.greedy_limit, self.exact_limit)
         check_integer("rank", self.rank, 1, _LARGEST_RANK)
 
     def assign(self, tokens: VideoTokens, budget: int, relevance: Tensor | None = None) -> Assignment:
@@ -85,12 +97,42 @@ class DPP:
         check_relevance(relevance, tokens.num_tokens)
         if budget == tokens.num_tokens:
             return Assignment.identity(budget, tokens.features.device)
-        segment = token_segments(tokens, self.temporal_segment_ratio, LONGEST_SEGMENT)
+        segment = self._segments(tokens, budget)
         size = sizes(segment, tokens.grid_thw[0])
-        quota = share_budget(budget, size) if self.share == "size" else size
-        gain, turn = self._rank_tokens(tokens.features, segment, quota, relevance)
+        quota = share_budget(budget, size)
+        weight = normalize_relevance(relevance, tokens.num_tokens, tokens.features)
+        among = self._candidates(tokens, segment, quota, weight) if int(size.max()) > LONGEST_SEGMENT else None
+        if among is not None:
+            features, segment, weight = tokens.features[among], segment[among], weight[among]
+        else:
+            features = tokens.features
+        if self.share == "gain" and self.scope != "video":
+            quota = size.clamp(max=budget)
+        gain, turn = self._rank(features, segment, quota, weight)
         by_turn = turn.argsort(stable=True)
-        return Assignment.from_kept(by_turn[best(gain[by_turn], budget)], tokens.num_tokens)
+        kept = by_turn[best(gain[by_turn], budget)]
+        return Assignment.from_kept(kept if among is None else among[kept], tokens.num_tokens)
+
+    def _segments(self, tokens: VideoTokens, budget: int) -> Tensor:
+        """[N] int64: what each token is compared with, below T."""
+        if self.scope != "video":
+            ratio = 1.0 if self.scope == "frame" else self.temporal_segment_ratio
+            return token_segments(tokens, ratio, LONGEST_SEGMENT)
+        longest = LONGEST_SEGMENT
+        if self.mode == "exact":
+            longest = max(1, min(LONGEST_VIDEO, MOST_PICKS * tokens.num_tokens // budget))
+        frame, frames = tokens.grid[:, 0], tokens.grid_thw[0]
+        whole = torch.zeros(frames, dtype=torch.int64, device=frame.device)
+        return cut_long(whole, sizes(frame, frames), longest)[frame]
+
+    def _candidates(self, tokens: VideoTokens, segment: Tensor, quota: Tensor, weight: Tensor) -> Tensor | None:
+        """[M] int64, increasing: the tokens to choose from; None for all of them."""
+        if self.mode != "exact":
+            return None
+        wanted = count_candidates(quota, sizes(segment, len(quota)))
+        tile_of = tile(tokens, segment)
+        gain, _ = self._rank(tokens.features, tile_of, tile_quotas(tile_of, segment, wanted), weight)
+        return best_in_groups(gain, segment, wanted)
 
     def rank_tokens(
         self, features: Tensor, segment: Tensor, quota: Tensor, relevance: Tensor | None
@@ -102,70 +144,61 @@ class DPP:
         along the picks of a segment, so the highest gains, earlier turns first, are the beginning of each one's picks.
         """
         check_quota(quota, segment)
-        return self._rank_tokens(features, segment, quota, relevance)
+        return self._rank(features, segment, quota, normalize_relevance(relevance, len(features), features))
 
-    def _rank_tokens(
-        self, features: Tensor, segment: Tensor, quota: Tensor, relevance: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        weight = normalize_relevance(relevance, len(features), features)
+    def _rank(self, features: Tensor, segment: Tensor, quota: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """As `rank_tokens`, with squared relevance `weight` [N] in (0, 1]."""
         # The last entry takes what picks beyond a quota say.
         gain, turn = weight.new_full((len(weight) + 1,), -torch.inf), segment.new_zeros(len(segment) + 1)
-        limits = (0, self.exact_limit, self.greedy_limit, len(features)) if self.mode == "auto" else (0, len(features))
-        modes: tuple[Mode, ...] = ("exact", "greedy", "lowrank") if self.mode == "auto" else (self.mode,)
-        size = sizes(segment, len(quota))
-        for mode, low, high in zip(modes, limits, limits[1:], strict=False):
-            mine = ((size > low) & (size <= high) & (quota > 0))[segment]
-            width = self.rank if mode == "lowrank" else 1
-            for batch in batches(torch.where(mine, segment, -1), len(quota), width, _KERNEL_BYTES):
-                mine_quota = quota[batch.group]
-                steps = int(mine_quota.max())
-                own_weight = weight[batch.index]
-                # Cosines of C numbers have a rank of C: what comes after as many picks adds nothing.
-                some = min(steps, features.shape[1]) if mode == "exact" else steps
-                picks, gains = self._pick(mode, features, own_weight, batch, some)
-                if some < steps:
-                    picks, gains = append_explained(picks, gains, own_weight, batch.valid, steps)
-                step = torch.arange(picks.shape[1], device=picks.device).expand_as(picks)
-                chosen = step < mine_quota[:, None]
-                token = torch.where(chosen, batch.index.gather(1, picks), len(segment)).flatten()
-                gain.scatter_(0, token, gains.cummin(1).values.flatten())
-                turn.scatter_(0, token, step.flatten())
+        for index, picks, gains, mine in self._solve(features, segment, quota, weight):
+            step = torch.arange(picks.shape[1], device=picks.device).expand_as(picks)
+            token = torch.where(step < mine[:, None], index.gather(1, picks), len(segment)).flatten()
+            gain.scatter_(0, token, gains.cummin(1).values.flatten())
+            turn.scatter_(0, token, step.flatten())
         return gain[:-1], turn[:-1]
 
-    def _pick(self, mode: Mode, features: Tensor, weight: Tensor, batch: Batch, steps: int) -> tuple[Tensor, Tensor]:
-        """Picks and gains, each [B, steps], of `mode` in the segments of a batch; see `greedy_map`."""
-        each = torch.arange(len(weight), device=weight.device) * weight.shape[1]
-        if mode == "lowrank":
-            points = sketch(features, batch, self.rank)
-            diagonal = points.any(2).to(points.dtype)  # exactly 1, so that equal tokens tie
-            likeness = times_vectors(points, points.sum(1))
-            memory = points.shape[2]
-        else:
-            kernel = cosine_kernel(features, batch)
-            diagonal = kernel.diagonal(dim1=1, dim2=2)
-            likeness = kernel.sum(2)
-            memory = steps if mode == "exact" else 0
-        first = first_picks(likeness, diagonal, weight, batch.valid)
-        if mode != "lowrank" and fits_triton(kernel):
-            from vllm_prune.methods import _greedy_map_triton  # needs Triton, which CPU builds of PyTorch lack
+    def _solve(
+        self, features: Tensor, segment: Tensor, quota: Tensor, weight: Tensor
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """Members [B, n], picks and gains [B, q], and how many picks count [B], of some segments at a time."""
+        size = sizes(segment, len(quota))
+        limit = _KERNEL_LIMIT_TRITON if features.is_cuda and has_triton() else _KERNEL_LIMIT
+        is_long = (size > limit) & (self.mode == "exact")
+        width = self.rank if self.mode == "lowrank" else 1
+        short = torch.where(((quota > 0) & ~is_long)[segment], segment, -1)
+        for batch in batches(short, len(quota), width, _KERNEL_BYTES):
+            mine = quota[batch.group]
+            yield batch.index, *self._pick(features, weight[batch.index], batch, int(mine.max())), mine
+        long = torch.where(((quota > 0) & is_long)[segment], segment, -1)
+        for batch in batches(long, len(quota), 1, 1):
+            mine = quota[batch.group]
+            points, norm = to_finite(batch.take(features)[0])
+            found = greedy_map_by_blocks(points, invert(norm), weight[batch.index[0]], int(mine))
+            yield batch.index, found[0][None], found[1][None], mine
 
-            return _greedy_map_triton.greedy_map(kernel, weight, batch.valid, steps, first, exact=mode == "exact")
+    def _pick(self, features: Tensor, weight: Tensor, batch: Batch, steps: int) -> tuple[Tensor, Tensor]:
+        """Picks and gains, each [B, steps], in the segments of a batch; see `greedy_map`."""
+        if self.mode == "lowrank":
+            return self._pick_lowrank(features, weight, batch, steps)
+        kernel = cosine_kernel(features, batch)
+        explained = 1 - kernel.diagonal(dim1=1, dim2=2)
+        first = first_picks(kernel.sum(2), explained, weight, batch.valid)
+        exact = self.mode == "exact"
+        # Cosines of C numbers have a rank of C: what comes after as many picks adds nothing.
+        some = min(steps, features.shape[1]) if exact else steps
+        picks, gains = map_kernel(kernel, explained, weight, batch.valid, some, first, exact)
+        return append_explained(picks, gains, weight, batch.valid, steps) if some < steps else (picks, gains)
+
+    def _pick_lowrank(self, features: Tensor, weight: Tensor, batch: Batch, steps: int) -> tuple[Tensor, Tensor]:
+        points = sketch(features, batch, self.rank)
+        explained = 1 - points.any(2).to(points.dtype)  # exactly 0, so that equal tokens tie
+        first = first_picks(times_vectors(points, points.sum(1)), explained, weight, batch.valid)
+        each = torch.arange(len(weight), device=weight.device) * weight.shape[1]
 
         def rows(pick: Tensor) -> Tensor:
-            row = (points if mode == "lowrank" else kernel).flatten(0, 1).index_select(0, each + pick)
-            return times_vectors(points, row) if mode == "lowrank" else row
+            return times_vectors(points, points.flatten(0, 1).index_select(0, each + pick))
 
-        return greedy_map(rows, diagonal, weight, batch.valid, steps, memory, first)
-
-
-def fits_triton(kernel: Tensor) -> bool:
-    """Whether the picks from `kernel` [S, n, n] are made by one kernel on the GPU instead of some launches a pick."""
-    return kernel.is_cuda and kernel.shape[2] <= _TRITON_LIMIT and _has_triton()
-
-
-@cache
-def _has_triton() -> bool:
-    return find_spec("triton") is not None
+        return greedy_map(rows, explained, weight, batch.valid, steps, points.shape[2], first)
 
 
 def normalize_relevance(relevance: Tensor | None, num_tokens: int, like: Tensor) -> Tensor:

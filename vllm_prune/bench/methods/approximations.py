@@ -33,7 +33,7 @@ def compare(size: Size, still: float, seed: int) -> Iterator[dict[str, Any]]:
 
 def _choices(video: VideoTokens, relevance: Tensor, count: int) -> Iterator[tuple[str, Tensor]]:
     for mode in _MODES:
-        method = DPP(mode=mode, temporal_segment_ratio=1 / video.grid_thw[0])
+        method = DPP(mode=mode)
         yield mode, method.assign(video, count, relevance).anchor
     yield "top relevance", relevance.topk(count).indices
     yield "random", torch.randperm(video.num_tokens, generator=torch.Generator().manual_seed(0))[:count]

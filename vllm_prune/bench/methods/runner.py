@@ -13,8 +13,10 @@ from vllm_prune.bench.methods import references
 from vllm_prune.bench.methods.measure import measure
 from vllm_prune.methods import VideoTokens, create
 
-_REFERENCES = {"dpp": references.dpp, "prunevid": references.prunevid, "tome": references.tome}
+_REFERENCES = {"dpp by frame": references.dpp, "prunevid": references.prunevid, "tome": references.tome}
 _VLLM = ("evs", "vidcom2")
+_VARIANTS: dict[str, dict[str, dict[str, Any]]] = {"dpp": {"dpp by frame": {"scope": "frame"}}}
+"""Method -> name of another way to use it -> its parameters."""
 
 
 @dataclass(frozen=True)
@@ -63,16 +65,18 @@ def make_cases(tokens: VideoTokens, size: Size, methods: Sequence[str], compare:
         yield Case("Gram products", "floor", partial(references.gram_products, tokens))
         yield Case("distance matrices (cdist)", "floor", partial(references.distance_matrices, tokens))
     relevance = torch.linspace(0, 1, size.tokens, device=tokens.features.device)
-    for name in methods:
-        method = create(name)
+    ways: list[tuple[str, str, dict[str, Any]]] = [(name, name, {}) for name in methods]
+    ways += [(way, name, params) for name in methods for way, params in _VARIANTS.get(name, {}).items()]
+    for way, name, params in ways:
+        method = create(name, **params)
         wanted = getattr(method, "relevance", "unused") in ("required", "encoder")
         given = {"relevance": relevance} if wanted else {}
-        yield Case(name, "method", partial(method.assign, tokens, size.budget, **given))
-        if compare and name in _REFERENCES:
-            yield Case(name, "reference", partial(_REFERENCES[name], tokens, size.budget))
-        theirs = references.vllm_mask(name, tokens, size.budget) if compare and name in _VLLM else None
+        yield Case(way, "method", partial(method.assign, tokens, size.budget, **given))
+        if compare and way in _REFERENCES:
+            yield Case(way, "reference", partial(_REFERENCES[way], tokens, size.budget))
+        theirs = references.vllm_mask(name, tokens, size.budget) if compare and way in _VLLM else None
         if theirs is not None:
-            yield Case(name, "vLLM", theirs)
+            yield Case(way, "vLLM", theirs)
 
 
 def run_cases(

@@ -57,7 +57,7 @@ def choose_tokens(
     config = video.info.config
     if config.attention_param("selector") == "dpp":
         tokens = VideoTokens(hidden, video.info.places(video.slots[rows]), video.info.grid)
-        return DPP().assign(tokens, count, relevance=importance).anchor
+        return DPP(scope="frame").assign(tokens, count, relevance=importance).anchor
     if config.attention_param("quota") == "segment":
         return select_top_by_group(importance, video.groups[rows], count)
     return select_top(importance, count)
