@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shlex
+import sys
+from types import ModuleType
 
 import pytest
 
@@ -14,6 +16,8 @@ GIB = 1 << 30
 A100 = Gpu("NVIDIA A100-SXM4-80GB", 80 * GIB, (8, 0))
 L40S = Gpu("NVIDIA L40S", 45 * GIB, (8, 9))
 H100 = Gpu("NVIDIA H100 80GB HBM3", 80 * GIB, (9, 0))
+H200 = Gpu("NVIDIA H200", 140 * GIB, (9, 0))
+RTX_5090 = Gpu("NVIDIA GeForce RTX 5090", 31 * GIB, (12, 0))
 B200 = Gpu("NVIDIA B200", 179 * GIB, (10, 0))
 STEP = ("--max-num-batched-tokens", "8192")
 BACKEND = ("--attention-backend", "FLASH_ATTN")
@@ -27,6 +31,30 @@ BACKEND = ("--attention-backend", "FLASH_ATTN")
 def test_by_gpu(gpus, expected):
     assert [(option.name, option.value) for option in added_options(True, [], gpus)] == expected
     assert added_options(False, [], gpus) == []
+
+
+@pytest.mark.parametrize("gpu", [A100, L40S, H100, H200, B200, RTX_5090], ids=lambda gpu: gpu.name)
+def test_options_are_added_exactly_where_vllms_own_choice_would_not_do(gpu, monkeypatch):
+    """vLLM is asked what it takes on this GPU: tokens of a step, and the first backend that it tries."""
+    # Kernels, which a build for CPUs lacks and the choice does not use.
+    monkeypatch.setitem(sys.modules, "vllm._C_stable_libtorch", ModuleType("vllm._C_stable_libtorch"))
+    from vllm.engine import arg_utils
+    from vllm.platforms.cuda import _get_backend_priorities
+    from vllm.platforms.interface import DeviceCapability
+    from vllm.usage.usage_lib import UsageContext
+
+    from vllm_prune.serving.worker.dense.prefix import SUPPORTED_BACKENDS
+
+    monkeypatch.setattr(arg_utils.current_platform, "get_device_total_memory", lambda *_: gpu.memory, raising=False)
+    monkeypatch.setattr(arg_utils.current_platform, "get_device_name", lambda *_: gpu.name, raising=False)
+    monkeypatch.setattr(arg_utils.current_platform, "is_cpu", lambda: False, raising=False)
+    step_tokens = arg_utils.EngineArgs.get_batch_defaults(1)[0][UsageContext.OPENAI_API_SERVER]
+    first, *others = _get_backend_priorities(False, DeviceCapability(*gpu.capability))
+
+    added = {option.name: option.value for option in added_options(True, [], [gpu])}
+    assert (STEP[0] in added) == (step_tokens < int(STEP[1]))
+    assert (BACKEND[0] in added) == (first.name not in SUPPORTED_BACKENDS)
+    assert added.get(BACKEND[0], first.name) in {name.name for name in (first, *others)} & set(SUPPORTED_BACKENDS)
 
 
 @pytest.mark.parametrize(

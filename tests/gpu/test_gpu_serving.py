@@ -52,11 +52,18 @@ print("RESULT " + json.dumps({
 """
 
 
-def answers(config: Any, *, eager: bool, ray_ranks: int = 0) -> dict[str, Any]:
-    """What the embedded model says about its sample clips under `config` (None: stock vLLM)."""
+def answers(config: Any, *, eager: bool, ray_ranks: int = 0, **variables: str) -> dict[str, Any]:
+    """What the embedded model says about its sample clips under `config` (None: stock vLLM).
+
+    Args:
+        config: For `engine_args`.
+        eager: Without compilation and graphs.
+        ray_ranks: Ranks of a Ray executor, if not 0.
+        **variables: Of the engine's environment.
+    """
     command = [sys.executable, "-c", _ANSWER, json.dumps([config, eager, ray_ranks])]
     # Ranks of a Ray executor compare what they keep.
-    environment = {**os.environ, "VLLM_PRUNE_CHECK_RANKS": "1"}
+    environment = {**os.environ, "VLLM_PRUNE_CHECK_RANKS": "1", **variables}
     run = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
     assert run.returncode == 0, run.stderr[-4000:]
     (line,) = [line for line in run.stdout.splitlines() if line.startswith("RESULT ")]
@@ -92,6 +99,21 @@ def test_pruned_prompts_are_answered(stock, config, eager):
 def test_compiled_and_eager_agree():
     eager, compiled = (answers("default", eager=value) for value in (True, False))
     same = [a == b for a, b in zip(eager["tokens"], compiled["tokens"], strict=True)]
+    assert sum(same) / len(same) >= 0.95
+
+
+def test_no_wait_for_the_device_is_hidden_from_vllm():
+    """With this, vLLM ends the engine at a wait in a step that is not announced to it."""
+    checked = answers("default", eager=True, VLLM_GPU_SYNC_CHECK="error")
+    assert checked["tokens"] == answers("default", eager=True)["tokens"]
+
+
+@pytest.mark.parametrize("runner", ["0", "1"], ids=["V1", "V2"])
+@pytest.mark.parametrize("variable", ["VLLM_USE_BREAKABLE_CUDAGRAPH", "VLLM_BATCH_INVARIANT"])
+def test_graphs_of_the_whole_model_change_no_answer(variable, runner):
+    set_ = {variable: "1", "VLLM_USE_V2_MODEL_RUNNER": runner}
+    eager, replayed = (answers("default", eager=value, **set_) for value in (True, False))
+    same = [a == b for a, b in zip(eager["tokens"], replayed["tokens"], strict=True)]
     assert sum(same) / len(same) >= 0.95
 
 
