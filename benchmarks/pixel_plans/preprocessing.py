@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks.pixel_plans.costs import PIXELS, Bench, medians
 from vllm_prune.bench.clips import real_clips
-from vllm_prune.bench.throughput.random_model import PIXELS_PER_TOKEN
+from vllm_prune.bench.throughput.model_dims import PIXELS_PER_TOKEN
 from vllm_prune.bench.throughput.report import table
 
 FEWEST_TOKENS = 16  # of a frame: small clips are not enlarged

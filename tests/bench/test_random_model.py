@@ -3,8 +3,9 @@
 import pytest
 
 from vllm_prune.bench.throughput.errors import BenchmarkError
+from vllm_prune.bench.throughput.model_dims import DIMS
 from vllm_prune.bench.throughput.models import resolve_model
-from vllm_prune.bench.throughput.random_model import DIMS, SPECIAL_TOKENS, write_random_model
+from vllm_prune.bench.throughput.random_model import SPECIAL_TOKENS, write_random_model
 
 
 @pytest.mark.parametrize("name", DIMS)
@@ -14,7 +15,7 @@ def test_dimensions_fit_together(name):
     assert head_dim * dims.heads == dims.hidden
     assert 2 * sum(dims.mrope_section) == head_dim
     assert dims.vision_hidden % dims.vision_heads == 0
-    assert max(dims.vision_full_attention) < dims.vision_depth
+    assert max(dims.vision_full_attention, default=0) < dims.vision_depth
 
 
 def test_parameters_are_those_of_the_published_models():

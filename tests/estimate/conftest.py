@@ -4,31 +4,33 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from transformers import Qwen2_5_VLForConditionalGeneration
+from transformers import AutoModelForImageTextToText, PreTrainedModel
 
 from vllm_prune.estimate import ModelDims
 from vllm_prune.estimate.dims import parse_dims
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from oracle.micro_model import micro_config, randomize
+from oracle.micro_model import FAMILIES, randomize
 
 
-@pytest.fixture(scope="session")
-def model() -> Qwen2_5_VLForConditionalGeneration:
-    config = micro_config()
+@pytest.fixture(scope="session", params=FAMILIES)
+def model(request: pytest.FixtureRequest) -> PreTrainedModel:
+    config: Any = FAMILIES[request.param][0]()
     config.vision_config.depth = 3
-    config.vision_config.fullatt_block_indexes = [1]
+    if hasattr(config.vision_config, "fullatt_block_indexes"):
+        config.vision_config.fullatt_block_indexes = [1]
     config._attn_implementation = "eager"  # the counter has no formula for the fused attention of CPUs
-    made = Qwen2_5_VLForConditionalGeneration(config).float().eval()
+    made = AutoModelForImageTextToText.from_config(config).float().eval()
     randomize(made, seed=0)
     return made.requires_grad_(False)
 
 
 @pytest.fixture(scope="session")
-def dims(model: Qwen2_5_VLForConditionalGeneration) -> ModelDims:
+def dims(model: PreTrainedModel) -> ModelDims:
     return parse_dims(model.config.to_dict())
 
 
@@ -36,9 +38,7 @@ def dims(model: Qwen2_5_VLForConditionalGeneration) -> ModelDims:
 def patches():
     """Random patches of a video of (t, h, w) tokens, and its grid in patches."""
 
-    def make(
-        model: Qwen2_5_VLForConditionalGeneration, grid: tuple[int, int, int]
-    ) -> tuple[torch.Tensor, tuple[int, int, int]]:
+    def make(model: PreTrainedModel, grid: tuple[int, int, int]) -> tuple[torch.Tensor, tuple[int, int, int]]:
         vision = model.config.vision_config
         t, h, w = grid[0], grid[1] * vision.spatial_merge_size, grid[2] * vision.spatial_merge_size
         width = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2

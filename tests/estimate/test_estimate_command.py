@@ -97,7 +97,8 @@ def test_a_wrong_model_is_named(capsys, tmp_path, content, message):
 
 
 def test_a_missing_field_is_named(capsys, tmp_path):
-    (tmp_path / "config.json").write_text('{"model_type": "qwen2_5_vl", "num_attention_heads": 4}')
+    fields = {"architectures": ["Qwen2_5_VLForConditionalGeneration"], "num_attention_heads": 4}
+    (tmp_path / "config.json").write_text(json.dumps(fields))
     assert main(["estimate", str(tmp_path)]) == 2
     assert "hidden_size=None" in capsys.readouterr().err
 

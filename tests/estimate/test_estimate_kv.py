@@ -26,7 +26,8 @@ def test_bytes_are_those_of_vllms_pages(block_size, tokens):
 def test_a_token_of_qwen_7b_takes_56_kib(tmp_path):
     import json
 
-    from vllm_prune.bench.throughput.random_model import DIMS, write_random_model
+    from vllm_prune.bench.throughput.model_dims import DIMS
+    from vllm_prune.bench.throughput.random_model import write_random_model
 
     dims = read_dims(str(write_random_model(tmp_path, DIMS["7b"])))
     assert token_bytes(dims.text, dims.dtype_bytes) == 56 << 10

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from transformers import Qwen2_5_VLForConditionalGeneration
+from transformers import PreTrainedModel
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb
 
 
@@ -37,7 +37,7 @@ class KVCache:
 
 
 def run_layer(
-    model: Qwen2_5_VLForConditionalGeneration, layer: int, hidden: Tensor, positions: Tensor, cache: KVCache
+    model: PreTrainedModel, layer: int, hidden: Tensor, positions: Tensor, cache: KVCache
 ) -> tuple[Tensor, Tensor]:
     """One decoder layer over R rows that come after those in the cache, and are added to it.
 
@@ -56,9 +56,7 @@ def run_layer(
     return hidden + block.mlp(block.post_attention_layernorm(hidden)), weights
 
 
-def project(
-    model: Qwen2_5_VLForConditionalGeneration, layer: int, normed: Tensor, positions: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+def project(model: PreTrainedModel, layer: int, normed: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Rotated queries [R, heads, head dim], rotated keys and values [R, kv heads, head dim] of `normed` [R, C]."""
     attention = model.model.language_model.layers[layer].self_attn
     query, key, value = (
@@ -81,6 +79,6 @@ def attend(query: Tensor, keys: Tensor, values: Tensor, scaling: float) -> tuple
     return (weights @ values).transpose(0, 1).flatten(1), weights
 
 
-def logits_of(model: Qwen2_5_VLForConditionalGeneration, hidden: Tensor) -> Tensor:
+def logits_of(model: PreTrainedModel, hidden: Tensor) -> Tensor:
     """[vocab] from one row [C] after the last layer."""
     return model.lm_head(model.model.language_model.norm(hidden))

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL.Image import Image
-from transformers import BatchFeature, Qwen2_5_VLProcessor
+from transformers import BatchFeature, ProcessorMixin
 from transformers.video_utils import VideoMetadata
 
 from .prompt import Medium, Prompt
@@ -19,7 +19,7 @@ Video = tuple[np.ndarray, dict[str, Any]]
 
 
 def to_prompt(
-    processor: Qwen2_5_VLProcessor,
+    processor: ProcessorMixin,
     text: str,
     videos: Sequence[Video] = (),
     images: Sequence[Image] = (),
@@ -53,7 +53,7 @@ def to_prompt(
     return Prompt(ids, [medium for _, medium in media], [index for index, _ in media], tuple(header))
 
 
-def _videos(processor: Qwen2_5_VLProcessor, videos: Sequence[Video], dtype: torch.dtype) -> list[Medium]:
+def _videos(processor: ProcessorMixin, videos: Sequence[Video], dtype: torch.dtype) -> list[Medium]:
     if not videos:
         return []
     metadata = [
@@ -62,11 +62,12 @@ def _videos(processor: Qwen2_5_VLProcessor, videos: Sequence[Video], dtype: torc
     ]
     output = processor(videos=[frames for frames, _ in videos], video_metadata=metadata, return_tensors="pt")
     pixels = _split(output, "pixel_values_videos", "video_grid_thw")
-    seconds = output["second_per_grid_ts"].to(dtype).tolist()
+    found = output.get("second_per_grid_ts")
+    seconds = [1.0] * len(videos) if found is None else torch.as_tensor(found).to(dtype).tolist()
     return [Medium("video", values, grid, second) for (values, grid), second in zip(pixels, seconds, strict=True)]
 
 
-def _images(processor: Qwen2_5_VLProcessor, images: Sequence[Image]) -> list[Medium]:
+def _images(processor: ProcessorMixin, images: Sequence[Image]) -> list[Medium]:
     if not images:
         return []
     output = processor(images=[image.convert("RGB") for image in images], return_tensors="pt")

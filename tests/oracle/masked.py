@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import Qwen2_5_VLForConditionalGeneration
+from transformers import PreTrainedModel
 
 ALL = 1 << 30
 """As the last layer at which a row is seen: it is never dropped."""
@@ -32,7 +32,7 @@ class MaskedVideo:
 
 @torch.no_grad()
 def masked_run(
-    model: Qwen2_5_VLForConditionalGeneration,
+    model: PreTrainedModel,
     embeds: Tensor,
     positions: Tensor,
     videos: list[MaskedVideo],
@@ -52,7 +52,7 @@ def masked_run(
 
 
 def _one_pass(
-    model: Qwen2_5_VLForConditionalGeneration,
+    model: PreTrainedModel,
     embeds: Tensor,
     positions: Tensor,
     videos: list[MaskedVideo],

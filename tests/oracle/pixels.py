@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import Qwen2_5_VLForConditionalGeneration
+from transformers import PreTrainedModel
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb_vision
 from transformers.vision_utils import get_vision_position_ids
 
@@ -25,7 +25,7 @@ BLACK = 255 * np.array([0.48145466, 0.4578275, 0.40821073])
 """Grey level of a pixel value of 0."""
 
 
-def merged_cells(model: Qwen2_5_VLForConditionalGeneration, medium: Medium, config: PruneConfig) -> VideoTokens:
+def merged_cells(model: PreTrainedModel, medium: Medium, config: PruneConfig) -> VideoTokens:
     """What stage 1 on pixels leaves of a video."""
     assert config.stage1 is not None
     t, h, w = medium.grid_thw
@@ -73,18 +73,20 @@ def _middle(values: np.ndarray) -> float:
 def encode_cells(visual: Any, medium: Medium, cells: Tensor) -> Tensor:
     """[M, C]: features of `cells` [M], where nothing sees a patch of any other cell."""
     t, h, w = medium.grid_thw
-    unit = visual.spatial_merge_unit
+    unit = visual.spatial_merge_size**2
     rows = (cells[:, None] * unit + torch.arange(unit)).flatten()
     place = get_vision_position_ids(torch.tensor([medium.grid_thw]), visual.spatial_merge_size)
-    reach = visual.window_size // visual.patch_size
     frame = torch.arange(t * h * w) // (h * w)
-    window = torch.cat((frame[:, None], place // reach), dim=1)[rows]
     same_frame = frame[rows][:, None] == frame[rows]
-    same_window = (window[:, None] == window).all(2)
+    whole, same_window = range(len(visual.blocks)), same_frame
+    if hasattr(visual, "window_size"):
+        whole = visual.fullatt_block_indexes
+        window = torch.cat((frame[:, None], place // (visual.window_size // visual.patch_size)), dim=1)[rows]
+        same_window = (window[:, None] == window).all(2)
     hidden = visual.patch_embed(medium.pixel_values[rows])
     rotary = visual.rotary_pos_emb(hidden, place[rows])
     for index, block in enumerate(visual.blocks):
-        seen = same_frame if index in visual.fullatt_block_indexes else same_window
+        seen = same_frame if index in whole else same_window
         hidden = hidden + _attend(block.attn, block.norm1(hidden), rotary, seen)
         hidden = hidden + block.mlp(block.norm2(hidden))
     return visual.merger(hidden)

@@ -1,4 +1,4 @@
-"""vLLM's M-RoPE rule for Qwen2.5-VL (`get_rope_index` of transformers 5.19 has another)."""
+"""vLLM's M-RoPE rule for Qwen2-VL and Qwen2.5-VL (`get_rope_index` of transformers 5.19 has another)."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from vllm_prune.methods.base import full_grid
 from .prompt import Medium
 
 
-def temporal_factor(medium: Medium, tokens_per_second: float) -> float:
-    """Positions per step of t."""
-    return medium.second_per_grid_t * tokens_per_second if medium.kind == "video" else 1.0
+def temporal_factor(medium: Medium, tokens_per_second: float | None) -> float:
+    """Positions per step of t. `tokens_per_second`: None for a model that does not know the time."""
+    if medium.kind == "image" or tokens_per_second is None:
+        return 1.0
+    return medium.second_per_grid_t * tokens_per_second
 
 
 def token_offsets(grid: Tensor, t_factor: float) -> Tensor:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from transformers import Qwen2_5_VLForConditionalGeneration
+from transformers import PreTrainedModel
 
 from .decoder import KVCache, run_layer
 from .importance import importance, question_rows, top_k
@@ -29,9 +29,7 @@ class Pruning:
     """Index of each video's medium -> importance of the tokens still there, at each of `layers`."""
 
 
-def run_rows(
-    model: Qwen2_5_VLForConditionalGeneration, rows: Rows, cache: KVCache, pruning: Pruning | None = None
-) -> tuple[Tensor, Rows]:
+def run_rows(model: PreTrainedModel, rows: Rows, cache: KVCache, pruning: Pruning | None = None) -> tuple[Tensor, Rows]:
     """All layers over the next rows of a prompt; with `pruning` the videos among them lose tokens on the way.
 
     Returns:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import Qwen2_5_VLForConditionalGeneration
+from transformers import PreTrainedModel
 
 from vllm_prune.methods import VideoTokens
 
@@ -63,13 +63,13 @@ class Layout:
     """Which of the prompt's ids are the videos' placeholders."""
 
 
-def lay_out(model: Qwen2_5_VLForConditionalGeneration, prompt: Prompt, tokens: list[VideoTokens]) -> Layout:
+def lay_out(model: PreTrainedModel, prompt: Prompt, tokens: list[VideoTokens]) -> Layout:
     """The rows of a prompt whose media enter with `tokens`."""
     placeholders = (model.config.image_token_id, model.config.video_token_id)
     places = prompt.places
     if places is None:
         places = [index for index, token_id in enumerate(prompt.ids) if token_id in placeholders]
-    tokens_per_second = model.config.vision_config.tokens_per_second
+    tokens_per_second = getattr(model.config.vision_config, "tokens_per_second", None)
     parts: list[Rows] = []
     first_row = [0]
     position = medium = 0
@@ -89,7 +89,7 @@ def lay_out(model: Qwen2_5_VLForConditionalGeneration, prompt: Prompt, tokens: l
     return Layout(join(parts), first_row, position, videos)
 
 
-def _medium_of(model: Qwen2_5_VLForConditionalGeneration, prompt: Prompt, index: int, token_id: int) -> Medium:
+def _medium_of(model: PreTrainedModel, prompt: Prompt, index: int, token_id: int) -> Medium:
     kind = "video" if token_id == model.config.video_token_id else "image"
     if index >= len(prompt.media) or prompt.media[index].kind != kind:
         raise ValueError(f"placeholder {index} is of kind {kind!r}, and media[{index}] is not")
@@ -101,7 +101,7 @@ def _medium_rows(tokens: VideoTokens, index: int, start: int, t_factor: float) -
     return Rows(tokens.features, token_offsets(tokens.grid, t_factor) + start, torch.full_like(number, index), number)
 
 
-def text_row(model: Qwen2_5_VLForConditionalGeneration, token_id: int, position: int) -> Rows:
+def text_row(model: PreTrainedModel, token_id: int, position: int) -> Rows:
     """The row of one text token."""
     embeds = model.get_input_embeddings()(torch.tensor([token_id]))
     return Rows(embeds, torch.full((3, 1), position), torch.tensor([TEXT]), torch.tensor([0]))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import Qwen2_5_VLForConditionalGeneration
+from transformers import AutoModelForImageTextToText, PreTrainedModel
 
 from vllm_prune.budget import plan_counts
 from vllm_prune.config import ATTENTION, PruneConfig
@@ -42,17 +42,13 @@ class OracleResult:
     positions: Tensor
 
 
-def load_model(folder: str | Path) -> Qwen2_5_VLForConditionalGeneration:
+def load_model(folder: str | Path) -> PreTrainedModel:
     """The float32 model in `folder`."""
-    return Qwen2_5_VLForConditionalGeneration.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="eager"
-    ).eval()
+    return AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
 
 
 @torch.no_grad()
-def run_oracle(
-    model: Qwen2_5_VLForConditionalGeneration, prompt: Prompt, config: PruneConfig, max_new_tokens: int
-) -> OracleResult:
+def run_oracle(model: PreTrainedModel, prompt: Prompt, config: PruneConfig, max_new_tokens: int) -> OracleResult:
     """Prefill under `config` and `max_new_tokens` (>= 1) greedy steps."""
     tokens = [entering_tokens(model, medium, config) for medium in prompt.media]
     layout = lay_out(model, prompt, tokens)
@@ -72,7 +68,7 @@ def run_oracle(
 
 
 def plan_pruning(
-    model: Qwen2_5_VLForConditionalGeneration, prompt: Prompt, config: PruneConfig, tokens: list[VideoTokens]
+    model: PreTrainedModel, prompt: Prompt, config: PruneConfig, tokens: list[VideoTokens]
 ) -> Pruning | None:
     """Stages 2 and 3 of `config` for this prompt, or None where the question decides nothing."""
     if config.method != ATTENTION:
@@ -90,7 +86,7 @@ def plan_pruning(
 
 
 def prefill(
-    model: Qwen2_5_VLForConditionalGeneration, prompt: Prompt, layout: Layout, pruning: Pruning | None, cache: KVCache
+    model: PreTrainedModel, prompt: Prompt, layout: Layout, pruning: Pruning | None, cache: KVCache
 ) -> tuple[Tensor, Rows]:
     """Fills `cache` with the prompt.
 
@@ -109,7 +105,7 @@ def prefill(
 
 
 def decode(
-    model: Qwen2_5_VLForConditionalGeneration, hidden: Tensor, position: int, cache: KVCache, steps: int
+    model: PreTrainedModel, hidden: Tensor, position: int, cache: KVCache, steps: int
 ) -> tuple[list[int], Tensor]:
     """Greedy steps from the last prompt row `hidden` [C] on; `position` is that of the first generated token.
 

@@ -7,7 +7,7 @@ import itertools
 from typing import Any
 
 import torch
-from transformers import Qwen2_5_VLForConditionalGeneration
+from transformers import PreTrainedModel
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
     apply_rotary_pos_emb_vision,
     get_vision_window_index,
@@ -21,7 +21,7 @@ from .pixels import merged_cells
 from .prompt import Medium
 
 
-def entering_tokens(model: Qwen2_5_VLForConditionalGeneration, medium: Medium, config: PruneConfig) -> VideoTokens:
+def entering_tokens(model: PreTrainedModel, medium: Medium, config: PruneConfig) -> VideoTokens:
     """The N1 tokens of a medium that enter the language model; images keep all of theirs."""
     if medium.kind == "video" and config.plans_on_pixels:
         return select(merged_cells(model, medium, config), config)
@@ -31,7 +31,7 @@ def entering_tokens(model: Qwen2_5_VLForConditionalGeneration, medium: Medium, c
     return merge(tokens, config, received(model, medium) if config.needs_encoder_attention else None)
 
 
-def encode(model: Qwen2_5_VLForConditionalGeneration, medium: Medium) -> VideoTokens:
+def encode(model: PreTrainedModel, medium: Medium) -> VideoTokens:
     """The N tokens [N, C] of an unpruned medium."""
     t, h, w = medium.grid_thw
     side = model.config.vision_config.spatial_merge_size
@@ -39,7 +39,7 @@ def encode(model: Qwen2_5_VLForConditionalGeneration, medium: Medium) -> VideoTo
     return VideoTokens.from_features(features, (t, h // side, w // side))
 
 
-def received(model: Qwen2_5_VLForConditionalGeneration, medium: Medium, layer: int = -1) -> torch.Tensor:
+def received(model: PreTrainedModel, medium: Medium, layer: int = -1) -> torch.Tensor:
     """[N]: the attention that each token receives in a layer of the vision encoder, 1 on average; whole matrices."""
     given: list[Any] = []
     visual = model.model.visual

@@ -1,4 +1,4 @@
-"""The sizes of a Qwen2.5-VL, read from its config.json."""
+"""The sizes of a model, read from its config.json."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-_SUPPORTED = "qwen2_5_vl"
+from vllm_prune.serving.wire.architectures import families
+
 _DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "fp8": 1, "float8_e4m3fn": 1, "float8_e5m2": 1}
 
 
@@ -51,6 +52,8 @@ class VisionDims:
     window_pixels: int
     full_attention: frozenset[int]
     """Blocks that attend over a whole step of the grid; the others attend within windows."""
+    gated: bool = True
+    """Whether the MLP of a block has a gate, and so three matrices in place of two."""
 
     @property
     def token_pixels(self) -> int:
@@ -60,7 +63,7 @@ class VisionDims:
     @property
     def block_parameters(self) -> int:
         """Matrix elements of one block."""
-        return 4 * self.hidden**2 + 3 * self.hidden * self.mlp
+        return 4 * self.hidden**2 + (3 if self.gated else 2) * self.hidden * self.mlp
 
     @property
     def patch_embed_parameters(self) -> int:
@@ -137,8 +140,12 @@ def _fetch_config(model: str) -> dict[str, Any]:
 
 def parse_dims(config: Mapping[str, Any]) -> ModelDims:
     """The sizes in a config.json's fields; the text part may be nested or, as in older files, at the top."""
-    if config.get("model_type") != _SUPPORTED:
-        raise EstimateError(f"model_type={config.get('model_type')!r}: cannot be estimated; supported: {_SUPPORTED}")
+    architectures = config.get("architectures") or [None]
+    if architectures[0] not in families():
+        raise EstimateError(
+            f"architectures={architectures!r} (model_type={config.get('model_type')!r}): cannot be estimated; "
+            f"supported: {', '.join(sorted(families()))}"
+        )
     text = config.get("text_config") or config
     dtype = str(config.get("dtype") or config.get("torch_dtype") or text.get("dtype") or "bfloat16")
     return ModelDims(
@@ -170,17 +177,22 @@ def _parse_text(fields: Mapping[str, Any], tied: bool) -> TextDims:
 
 
 def _parse_vision(fields: Mapping[str, Any]) -> VisionDims:
+    """Where the width is called `embed_dim`, there are no windows: every block attends over whole steps."""
+    own_width = "embed_dim" in fields
+    depth, hidden = _size(fields, "depth"), _size(fields, "embed_dim" if own_width else "hidden_size")
+    whole = range(depth) if own_width else fields.get("fullatt_block_indexes", (7, 15, 23, 31))
     return VisionDims(
-        hidden=_size(fields, "hidden_size"),
-        depth=_size(fields, "depth"),
-        mlp=_size(fields, "intermediate_size"),
-        out=_size(fields, "out_hidden_size"),
+        hidden=hidden,
+        depth=depth,
+        mlp=int(hidden * fields.get("mlp_ratio", 4)) if own_width else _size(fields, "intermediate_size"),
+        out=_size(fields, "hidden_size" if own_width else "out_hidden_size"),
         channels=_size(fields, "in_channels", 3),
         patch_pixels=_size(fields, "patch_size", 14),
         temporal_patch=_size(fields, "temporal_patch_size", 2),
         merge=_size(fields, "spatial_merge_size", 2),
         window_pixels=_size(fields, "window_size", 112),
-        full_attention=frozenset(fields.get("fullatt_block_indexes", (7, 15, 23, 31))),
+        full_attention=frozenset(whole),
+        gated=fields.get("hidden_act", "quick_gelu" if own_width else "silu") == "silu",
     )
 
 

@@ -1,4 +1,4 @@
-"""Model folders without weights: a Qwen2.5-VL of given dimensions, for `--load-format dummy`.
+"""Model folders without weights: a model of given family and dimensions, for `--load-format dummy`.
 
 Timings of such a model are real, its answers are not. The tokenizer has one token a character, so that random token ids
 survive the way through text and back.
@@ -7,9 +7,17 @@ survive the way through text and back.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from vllm_prune.bench.throughput.model_dims import (
+    FAMILIES,
+    PATCH_SIZE,
+    PIXELS_PER_TOKEN,
+    SPATIAL_MERGE,
+    TEMPORAL_PATCH,
+    ModelDims,
+)
 
 END_OF_TEXT, IM_START, IM_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 VISION_START, VISION_END = "<|vision_start|>", "<|vision_end|>"
@@ -28,109 +36,6 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
-PATCH_SIZE, SPATIAL_MERGE, TEMPORAL_PATCH = 14, 2, 2
-PIXELS_PER_TOKEN = (PATCH_SIZE * SPATIAL_MERGE) ** 2  # of one frame; a token also spans two frames
-PATCHES_PER_TOKEN = SPATIAL_MERGE**2
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelDims:
-    """Sizes of one Qwen2.5-VL; `summary` says where they come from."""
-
-    summary: str
-    hidden: int
-    layers: int
-    heads: int
-    kv_heads: int
-    mlp: int
-    vocabulary: int
-    tied: bool
-    mrope_section: tuple[int, int, int]  # half of head_dim, over time, height, width
-    vision_depth: int
-    vision_hidden: int
-    vision_heads: int
-    vision_mlp: int
-    vision_full_attention: tuple[int, ...]  # blocks that attend over the whole frame
-
-    @property
-    def llm_parameters(self) -> int:
-        """Parameters of the decoder layers: what one token of a prompt is multiplied with."""
-        head_dim = self.hidden // self.heads
-        attention = 2 * self.hidden**2 + 2 * self.hidden * self.kv_heads * head_dim
-        return self.layers * (attention + 3 * self.hidden * self.mlp)
-
-    @property
-    def vision_parameters(self) -> int:
-        """Parameters of the vision blocks: what one patch is multiplied with."""
-        return self.vision_depth * (4 * self.vision_hidden**2 + 3 * self.vision_hidden * self.vision_mlp)
-
-    @property
-    def vision_share(self) -> float:
-        """Linear FLOPs of the vision blocks per linear FLOP of the decoder, for an unpruned video."""
-        return PATCHES_PER_TOKEN * self.vision_parameters / self.llm_parameters
-
-    def describe(self) -> str:
-        """One line for reports."""
-        return (
-            f"{self.summary}; decoder: {self.layers} layers, hidden {self.hidden}, MLP {self.mlp}, {self.heads} heads, "
-            f"{self.kv_heads} KV heads, vocabulary {self.vocabulary}, {self.llm_parameters / 1e6:.1f} M parameters "
-            f"without embeddings; vision: {self.vision_depth} blocks, hidden {self.vision_hidden}, MLP "
-            f"{self.vision_mlp}, {self.vision_heads} heads, {self.vision_parameters / 1e6:.1f} M parameters, that is "
-            f"{self.vision_share:.0%} of the decoder's linear FLOPs for an unpruned video"
-        )
-
-
-DIMS = {
-    "cpu": ModelDims(
-        summary="decoder of Qwen2.5-0.5B (0.49 B parameters), vision tower with the share it has in Qwen2.5-VL-32B",
-        hidden=896,
-        layers=24,
-        heads=14,
-        kv_heads=2,
-        mlp=4864,
-        vocabulary=151936,
-        tied=True,
-        mrope_section=(8, 12, 12),
-        vision_depth=6,
-        vision_hidden=320,
-        vision_heads=4,
-        vision_mlp=856,
-        vision_full_attention=(2, 5),
-    ),
-    "7b": ModelDims(
-        summary="Qwen2.5-VL-7B",
-        hidden=3584,
-        layers=28,
-        heads=28,
-        kv_heads=4,
-        mlp=18944,
-        vocabulary=152064,
-        tied=False,
-        mrope_section=(16, 24, 24),
-        vision_depth=32,
-        vision_hidden=1280,
-        vision_heads=16,
-        vision_mlp=3420,
-        vision_full_attention=(7, 15, 23, 31),
-    ),
-    "smoke": ModelDims(
-        summary="smallest that vLLM runs, for trying the benchmark out",
-        hidden=128,
-        layers=2,
-        heads=4,
-        kv_heads=2,
-        mlp=256,
-        vocabulary=512,
-        tied=True,
-        mrope_section=(4, 6, 6),
-        vision_depth=2,
-        vision_hidden=128,
-        vision_heads=4,
-        vision_mlp=256,
-        vision_full_attention=(1,),
-    ),
-}
-
 
 def write_random_model(folder: Path, dims: ModelDims) -> Path:
     """Write configuration, tokenizer and processor files of `dims` into `folder` and return it."""
@@ -140,10 +45,8 @@ def write_random_model(folder: Path, dims: ModelDims) -> Path:
     _write_json(folder / "tokenizer.json", _tokenizer())
     _write_json(folder / "tokenizer_config.json", _tokenizer_config())
     (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
-    _write_json(folder / "preprocessor_config.json", _image_processor("image_processor_type", "Qwen2VLImageProcessor"))
-    _write_json(
-        folder / "video_preprocessor_config.json", _image_processor("video_processor_type", "Qwen2VLVideoProcessor")
-    )
+    _write_json(folder / "preprocessor_config.json", _media_processor(dims, "image"))
+    _write_json(folder / "video_preprocessor_config.json", _media_processor(dims, "video"))
     return folder
 
 
@@ -157,8 +60,8 @@ def _token_id(token: str) -> int:
 
 def _model_config(dims: ModelDims) -> dict[str, Any]:
     return {
-        "architectures": ["Qwen2_5_VLForConditionalGeneration"],
-        "model_type": "qwen2_5_vl",
+        "architectures": [FAMILIES[dims.family].architecture],
+        "model_type": dims.family,
         "dtype": "bfloat16",
         "image_token_id": _token_id(IMAGE_PAD),
         "video_token_id": _token_id(VIDEO_PAD),
@@ -172,7 +75,7 @@ def _model_config(dims: ModelDims) -> dict[str, Any]:
 
 def _text_config(dims: ModelDims) -> dict[str, Any]:
     return {
-        "model_type": "qwen2_5_vl_text",
+        "model_type": f"{dims.family}_text",
         "vocab_size": dims.vocabulary,
         "hidden_size": dims.hidden,
         "intermediate_size": dims.mlp,
@@ -197,19 +100,13 @@ def _text_config(dims: ModelDims) -> dict[str, Any]:
 
 def _vision_config(dims: ModelDims) -> dict[str, Any]:
     return {
-        "model_type": "qwen2_5_vl_vision",
+        "model_type": f"{dims.family}_vision",
         "depth": dims.vision_depth,
-        "hidden_size": dims.vision_hidden,
-        "intermediate_size": dims.vision_mlp,
         "num_heads": dims.vision_heads,
-        "out_hidden_size": dims.hidden,
         "patch_size": PATCH_SIZE,
         "spatial_merge_size": SPATIAL_MERGE,
         "temporal_patch_size": TEMPORAL_PATCH,
-        "window_size": 112,
-        "fullatt_block_indexes": list(dims.vision_full_attention),
-        "tokens_per_second": 2,
-        "hidden_act": "silu",
+        **FAMILIES[dims.family].vision_config(dims),
     }
 
 
@@ -244,11 +141,11 @@ def _tokenizer_config() -> dict[str, Any]:
     }
 
 
-def _image_processor(key: str, name: str) -> dict[str, Any]:
+def _media_processor(dims: ModelDims, kind: str) -> dict[str, Any]:
     """Settings that leave frames between 16 and 1,024 tokens at their size (rounded to whole tokens)."""
     return {
-        key: name,
-        "processor_class": "Qwen2_5_VLProcessor",
+        f"{kind}_processor_type": f"Qwen2VL{kind.capitalize()}Processor",
+        "processor_class": FAMILIES[dims.family].processor,
         "size": {"shortest_edge": 16 * PIXELS_PER_TOKEN, "longest_edge": 1024 * PIXELS_PER_TOKEN},
         "patch_size": PATCH_SIZE,
         "merge_size": SPATIAL_MERGE,

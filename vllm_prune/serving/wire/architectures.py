@@ -15,6 +15,7 @@ ENTRY_POINT_GROUP = "vllm_prune.families"
 
 _ROOM = "vllm_prune.serving.families"
 _BUILT_IN = {
+    "Qwen2VLForConditionalGeneration": f"{_ROOM}.qwen2_vl:PruneQwen2VLForConditionalGeneration",
     "Qwen2_5_VLForConditionalGeneration": f"{_ROOM}.qwen2_5_vl:PruneQwen2_5_VLForConditionalGeneration",
 }
 

@@ -1,0 +1,105 @@
+"""Qwen2-VL against Hugging Face's, and against stock vLLM where everything is kept.
+
+All tests of other folders run with it, too: `PRUNE_TEST_FAMILY=qwen2_vl pytest tests/dense`.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from dense_cases import CONFIGS, IMAGE, LOGPROB_TOLERANCE, VIDEO, Case, Oracle, chat, check_steps, compare, random_case
+from dense_cases import image as picture
+from dense_cases import video as clip
+from dense_engine import RemoteEngine
+from oracle import load_model
+from oracle.micro_model import write_micro_model
+from pixel_cases import random_cases as pixel_cases
+from stock import answer_by_stock
+from transformers import AutoProcessor
+
+from vllm_prune.methods import registry
+
+QUESTION = "What colour is the flash?"
+QUERY_FREE = [name for name in registry.names() if getattr(registry.load(name), "relevance", "unused") != "required"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(write_micro_model(tmp_path_factory.mktemp("qwen2_vl") / "micro", family="qwen2_vl"))
+
+
+@pytest.fixture(scope="module")
+def started(model: str) -> Iterator[RemoteEngine]:
+    with RemoteEngine(model, "default") as engine:
+        yield engine
+
+
+@pytest.fixture
+def engine(started: RemoteEngine) -> Iterator[RemoteEngine]:
+    """With empty caches; all blocks must be free again afterwards."""
+    started.call("forget")
+    free = started.call("free_blocks")
+    yield started
+    assert started.call("free_blocks") == free
+
+
+@pytest.fixture(scope="module")
+def oracle(model: str) -> Iterator[Oracle]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield Oracle(load_model(model), AutoProcessor.from_pretrained(model), "default")
+    torch.set_num_threads(before)
+
+
+def cases() -> list[Case]:
+    """36 at random; the configurations take turns."""
+    random, configs = np.random.default_rng(7), itertools.cycle(CONFIGS)
+    return [random_case(random, [next(configs)]) for _ in range(36)]
+
+
+@pytest.mark.parametrize("start", range(0, 36, 6))
+def test_random_requests_equal_the_oracle(engine, oracle, start):
+    batch = cases()[start : start + 6]
+    prompts = [case.prompt() for case in batch]
+    answers = engine.run(prompts)
+    compare(batch, answers, oracle)
+    for case, answer in zip(batch, answers, strict=True):
+        check_steps(answer, oracle, case)
+    compare(batch, engine.run(prompts), oracle)  # from the caches
+    engine.call("forget")
+    spans = [stop - first for answer in answers for first, stop in oracle.spans(answer.prompt)]
+    compare(batch, engine.run(prompts, step_tokens=max([1, *spans]) + 7), oracle)
+
+
+def test_plans_on_pixels_equal_an_encoder_that_masks(engine, oracle):
+    compare(pixel_cases(), engine.run([case.prompt() for case in pixel_cases()]), oracle)
+
+
+def ask(config: object) -> Case:
+    return Case(chat(VIDEO + QUESTION), (clip(3),), (), config)
+
+
+def test_every_query_free_method_keeps_what_was_asked_for(engine):
+    configs = ["baseline", *({"stage1": None, "method": method, "keep_ratio": 0.25} for method in QUERY_FREE)]
+    whole, *answers = engine.run([ask(config).prompt() for config in configs], max_tokens=1)
+    assert [answer.error for answer in answers] == [""] * len(QUERY_FREE)
+    assert {len(whole.prompt) - len(answer.prompt) for answer in answers} == {48}  # of 64
+
+
+def test_keeping_everything_is_stock_vllm_in_one_batch(engine, model, tmp_path):
+    two = (clip(2), clip(4, 5))
+    everything = [
+        Case(chat("How many shapes?")),
+        Case(chat(IMAGE + QUESTION), (), (picture(1),)),
+        Case(chat(VIDEO + QUESTION), (clip(2),), (), "baseline"),
+        Case(chat(f"{VIDEO}{QUESTION}{IMAGE}", "red", f"{VIDEO}How many?"), two, (picture(3),), "baseline"),
+    ]
+    answers = engine.run([case.prompt() for case in everything])
+    for case, answer, expected in zip(everything, answers, answer_by_stock(model, everything, tmp_path), strict=True):
+        assert answer.prompt == expected.prompt, case
+        assert answer.token_ids == expected.token_ids, case
+        assert np.abs(answer.logprobs - expected.logprobs).max() < LOGPROB_TOLERANCE, case

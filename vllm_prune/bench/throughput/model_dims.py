@@ -1,0 +1,163 @@
+"""Sizes of models without weights, and what their files have of their own in each family."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+PATCH_SIZE, SPATIAL_MERGE, TEMPORAL_PATCH = 14, 2, 2
+PIXELS_PER_TOKEN = (PATCH_SIZE * SPATIAL_MERGE) ** 2  # of one frame; a token also spans two frames
+PATCHES_PER_TOKEN = SPATIAL_MERGE**2
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelDims:
+    """Sizes of one model; `summary` says where they come from."""
+
+    summary: str
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    mlp: int
+    vocabulary: int
+    tied: bool
+    mrope_section: tuple[int, int, int]  # half of head_dim, over time, height, width
+    vision_depth: int
+    vision_hidden: int
+    vision_heads: int
+    vision_mlp: int
+    vision_full_attention: tuple[int, ...] = ()  # blocks that attend over the whole frame, where there are windows
+    family: str = "qwen2_5_vl"
+
+    @property
+    def llm_parameters(self) -> int:
+        """Parameters of the decoder layers: what one token of a prompt is multiplied with."""
+        head_dim = self.hidden // self.heads
+        attention = 2 * self.hidden**2 + 2 * self.hidden * self.kv_heads * head_dim
+        return self.layers * (attention + 3 * self.hidden * self.mlp)
+
+    @property
+    def vision_parameters(self) -> int:
+        """Parameters of the vision blocks: what one patch is multiplied with."""
+        matrices = FAMILIES[self.family].mlp_matrices
+        return self.vision_depth * (4 * self.vision_hidden**2 + matrices * self.vision_hidden * self.vision_mlp)
+
+    @property
+    def vision_share(self) -> float:
+        """Linear FLOPs of the vision blocks per linear FLOP of the decoder, for an unpruned video."""
+        return PATCHES_PER_TOKEN * self.vision_parameters / self.llm_parameters
+
+    def describe(self) -> str:
+        """One line for reports."""
+        return (
+            f"{self.summary}; decoder: {self.layers} layers, hidden {self.hidden}, MLP {self.mlp}, {self.heads} heads, "
+            f"{self.kv_heads} KV heads, vocabulary {self.vocabulary}, {self.llm_parameters / 1e6:.1f} M parameters "
+            f"without embeddings; vision: {self.vision_depth} blocks, hidden {self.vision_hidden}, MLP "
+            f"{self.vision_mlp}, {self.vision_heads} heads, {self.vision_parameters / 1e6:.1f} M parameters, that is "
+            f"{self.vision_share:.0%} of the decoder's linear FLOPs for an unpruned video"
+        )
+
+
+def _windowed_tower(dims: ModelDims) -> dict[str, Any]:
+    return {
+        "hidden_size": dims.vision_hidden,
+        "intermediate_size": dims.vision_mlp,
+        "out_hidden_size": dims.hidden,
+        "window_size": 112,
+        "fullatt_block_indexes": list(dims.vision_full_attention),
+        "tokens_per_second": 2,
+        "hidden_act": "silu",
+    }
+
+
+def _whole_frame_tower(dims: ModelDims) -> dict[str, Any]:
+    ratio = dims.vision_mlp // dims.vision_hidden
+    return {"embed_dim": dims.vision_hidden, "mlp_ratio": ratio, "hidden_size": dims.hidden, "hidden_act": "quick_gelu"}
+
+
+@dataclass(frozen=True)
+class Family:
+    """What the files of a family's models have of their own."""
+
+    architecture: str
+    processor: str
+    vision_config: Callable[[ModelDims], dict[str, Any]]
+    mlp_matrices: int
+    """In a vision block: three with a gate, else two."""
+
+
+FAMILIES = {
+    "qwen2_5_vl": Family("Qwen2_5_VLForConditionalGeneration", "Qwen2_5_VLProcessor", _windowed_tower, 3),
+    "qwen2_vl": Family("Qwen2VLForConditionalGeneration", "Qwen2VLProcessor", _whole_frame_tower, 2),
+}
+"""By `model_type`."""
+
+
+DIMS = {
+    "cpu": ModelDims(
+        summary="decoder of Qwen2.5-0.5B (0.49 B parameters), vision tower with the share it has in Qwen2.5-VL-32B",
+        hidden=896,
+        layers=24,
+        heads=14,
+        kv_heads=2,
+        mlp=4864,
+        vocabulary=151936,
+        tied=True,
+        mrope_section=(8, 12, 12),
+        vision_depth=6,
+        vision_hidden=320,
+        vision_heads=4,
+        vision_mlp=856,
+        vision_full_attention=(2, 5),
+    ),
+    "7b": ModelDims(
+        summary="Qwen2.5-VL-7B",
+        hidden=3584,
+        layers=28,
+        heads=28,
+        kv_heads=4,
+        mlp=18944,
+        vocabulary=152064,
+        tied=False,
+        mrope_section=(16, 24, 24),
+        vision_depth=32,
+        vision_hidden=1280,
+        vision_heads=16,
+        vision_mlp=3420,
+        vision_full_attention=(7, 15, 23, 31),
+    ),
+    "cpu-qwen2-vl": ModelDims(
+        summary="decoder of Qwen2-0.5B (0.49 B parameters), vision tower with about the share it has in Qwen2-VL-7B",
+        hidden=896,
+        layers=24,
+        heads=14,
+        kv_heads=2,
+        mlp=4864,
+        vocabulary=151936,
+        tied=True,
+        mrope_section=(8, 12, 12),
+        vision_depth=8,
+        vision_hidden=320,
+        vision_heads=4,
+        vision_mlp=1280,
+        family="qwen2_vl",
+    ),
+    "smoke": ModelDims(
+        summary="smallest that vLLM runs, for trying the benchmark out",
+        hidden=128,
+        layers=2,
+        heads=4,
+        kv_heads=2,
+        mlp=256,
+        vocabulary=512,
+        tied=True,
+        mrope_section=(4, 6, 6),
+        vision_depth=2,
+        vision_hidden=128,
+        vision_heads=4,
+        vision_mlp=256,
+        vision_full_attention=(1,),
+    ),
+}
