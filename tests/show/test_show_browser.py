@@ -7,6 +7,7 @@ import pytest
 from browser import CHROMIUM, NO_CHROMIUM, Browser
 from show_traces import GRID, make_story
 
+from vllm_prune.show.film import save_film
 from vllm_prune.show.html import save_page
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason=NO_CHROMIUM)
@@ -223,3 +224,12 @@ def test_the_picture_and_the_cards_fill_the_width(browser, url, width, height):
         assert fills_height or aside["width"] == pytest.approx(300, abs=2)
     finally:
         browser.send("Emulation.clearDeviceMetricsOverride")
+
+
+def test_a_film_plays(browser, tmp_path):
+    save_film(make_story(tmp_path, PRUNES, question=QUESTION), tmp_path / "film.mp4")
+    (tmp_path / "film.html").write_text("<!doctype html><video muted autoplay src=film.mp4></video>")
+    browser.open((tmp_path / "film.html").as_uri())
+    browser.wait("document.querySelector('video').error || document.querySelector('video').currentTime > 0.2")
+    assert browser.run("document.querySelector('video').error") is None
+    assert browser.run("document.querySelector('video').videoWidth") > 400

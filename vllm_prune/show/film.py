@@ -17,12 +17,14 @@ from vllm_prune.show.timeline import HEIGHT, draw_timeline
 _TILE_PIXELS, _MARGIN, _TITLE, _HEADER = 420, 16, 46, 40
 _SLOWEST, _FASTEST = 1.0, 30.0
 _NORMAL, _SMALL = 15, 12
+_CODEC = "vp09"
+"""VP9: browsers play it in mp4, and OpenCV's wheels can write it, unlike H.264."""
 
 
 def save_film(story: Story, path: Path) -> None:
     """Writes an mp4 with one frame for each frame that the model saw."""
     first = draw_frame(story, 0)
-    codec = cv2.VideoWriter_fourcc(*"mp4v")  # type: ignore[attr-defined]
+    codec = cv2.VideoWriter_fourcc(*_CODEC)  # type: ignore[attr-defined]
     writer = cv2.VideoWriter(str(path), codec, frame_rate(story), (first.shape[1], first.shape[0]))
     if not writer.isOpened():
         raise ShowError(f"output={str(path)!r}: OpenCV cannot write mp4 there; write .html or .png instead")
