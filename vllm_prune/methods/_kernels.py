@@ -76,12 +76,17 @@ def _signs(rows: int, columns: int) -> Tensor:
 def nearest_in_batch(features: Tensor, norm: Tensor, batch: Batch, is_target: Tensor) -> Tensor:
     """[B, n] int64: for each member of a group the place of the target most similar to it (cosine), earlier on ties.
 
-    features: [N, C] finite. norm: [N]. is_target: [B, n] bool, with at least one target in every group.
+    features: [N, C] finite. norm: [N]. is_target: [B, n] bool, with at least one target in every group. Of targets the
+    place is their own where all before them, in every group of the batch, are targets too: nothing is computed there.
     """
     targets = is_target.sum(1)
-    place = is_target.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, : int(targets.max())]
+    own = is_target.all(0).long().cumprod(0).sum()
+    most, own = torch.stack((targets.max(), own)).tolist()  # one wait for a GPU
+    place = is_target.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :most]
     index = batch.index.gather(1, place)
     units = features[index] * invert(norm[index])[:, :, None]
-    similarity = batch.take(features) @ units.mT
-    real = torch.arange(place.shape[1], device=place.device) < targets[:, None]
-    return place.gather(1, similarity.masked_fill_(~real[:, None, :], -torch.inf).argmax(2))
+    similarity = batch.take(features)[:, own:] @ units.mT
+    real = torch.arange(most, device=place.device) < targets[:, None]
+    similarity.add_(torch.zeros_like(place, dtype=similarity.dtype).masked_fill_(~real, -torch.inf)[:, None, :])
+    first = torch.arange(own, device=place.device).expand(len(place), own)
+    return torch.cat((first, place.gather(1, similarity.argmax(2))), 1)

@@ -15,7 +15,8 @@ from vllm_prune.methods._numerics import invert
 from vllm_prune.methods.base import Assignment, VideoTokens
 from vllm_prune.methods.topk import best
 
-_COPY_BYTES = 32 << 20  # of copies: smaller pieces suit the cache better, but threads wait for each other after each
+_ONE_THREAD_BYTES = 4 << 20  # of copies at a time: they stay in the processor's cache
+_THREADS_BYTES = 32 << 20  # threads wait for each other after each piece, long where others use the processors too
 _FIRST_FRAME = 255.0  # above any dissimilarity: the first frame has nothing before it, so it comes first
 
 
@@ -51,26 +52,28 @@ def measure_change(video: Tensor) -> Tensor:
     In float32 (float64 stays). 255 in the first frame, 1 after a broken token, -1 for one.
     """
     wide = torch.promote_types(video.dtype, torch.float32)
-    copied = 0 if video.dtype == wide else 4 * video[0].numel()
-    at_once = len(video) if not copied else max(1, working_set(_COPY_BYTES, video.device) // copied)
+    at_once = _frames_at_once(video)
     change = torch.full(video.shape[:2], _FIRST_FRAME, dtype=wide, device=video.device)
     norm = torch.empty_like(change)
     for start in range(0, len(video), at_once):
         first, stop = max(0, start - 1), min(len(video), start + at_once)
         part = video[first:stop].to(wide)
         norm[first:stop] = torch.linalg.vector_norm(part, dim=2)
-        # A product of single rows reads memory once; a sum of products would write them first.
-        dot = part[1:].flatten(0, 1)[:, None, :] @ part[:-1].flatten(0, 1)[:, :, None]
         inverse = invert(norm[first:stop])
-        change[first + 1 : stop] = 1 - dot.view(-1, video.shape[1]) * inverse[1:] * inverse[:-1]
+        change[first + 1 : stop] = 1 - (part[1:] * part[:-1]).sum(2) * inverse[1:] * inverse[:-1]
     return change.nan_to_num_(1).masked_fill_(~((norm > 0) & norm.isfinite()), -1)
 
 
 def measure_change_as_vllm(video: Tensor) -> Tensor:
     """`measure_change` in the dtype of `video`, with the very roundings of vLLM's EVS."""
     first = torch.full_like(video[:1, :, 0], _FIRST_FRAME)
-    at_once = max(1, working_set(_COPY_BYTES, video.device) // (video[0].numel() * video.element_size()))
+    at_once = _frames_at_once(video)
     pairs = zip(video[1:].split(at_once), video[:-1].split(at_once), strict=True)
     change = [1 - torch.nn.functional.cosine_similarity(now, before, dim=-1) for now, before in pairs]
     usable = find_usable(video.flatten(0, 1)).view(video.shape[:2])
     return torch.cat((first, *change)).nan_to_num(1).masked_fill_(~usable, -1)
+
+
+def _frames_at_once(video: Tensor) -> int:
+    cpu_bytes = _ONE_THREAD_BYTES if torch.get_num_threads() == 1 else _THREADS_BYTES
+    return max(1, working_set(cpu_bytes, video.device) // (4 * video[0].numel()))

@@ -18,6 +18,8 @@ from vllm_prune.methods._segments import average_frames
 from vllm_prune.methods._share import share_budget
 from vllm_prune.methods.base import Assignment, VideoTokens
 
+_LARGE_BLOCK = 1 << 16  # numbers
+
 
 @dataclass(frozen=True, kw_only=True)
 class FastVID:
@@ -75,8 +77,9 @@ class FastVID:
     def _pick_anchors(self, features: Tensor, block: Tensor, quota: Tensor, cells: int) -> Tensor:
         """[N] bool: `quota` [B] density peaks of the first frame of each block."""
         starts = torch.cat((block[:1] >= 0, (block.diff() > 0) & (block[1:] >= 0)))
-        group = torch.where(starts, block, -1).repeat_interleave(cells)
-        is_anchor = torch.zeros_like(group, dtype=torch.bool)
+        whole = starts & (quota[block] == cells)
+        group = torch.where(starts & ~whole, block, -1).repeat_interleave(cells)
+        is_anchor = whole.repeat_interleave(cells)
         for batch in batches(group, len(quota), features.shape[1]):
             distance = squared_distances(batch.take(features), batch.valid)
             is_anchor[batch.index] = pick_centres(distance, batch.valid, quota[batch.group], self.k)
@@ -124,7 +127,9 @@ def join_anchors(features: Tensor, norm: Tensor, group: Tensor, num_groups: int,
     features: [N, C] finite; norm: [N]. An anchor belongs to itself.
     """
     root = torch.full_like(group, -1)
-    for batch in batches(group, num_groups, features.shape[1]):
+    # On a CPU large blocks one by one, which lie in one piece of memory; several of unequal length would be copied.
+    alone = features.device.type == "cpu" and features.numel() // num_groups >= _LARGE_BLOCK
+    for batch in batches(group, num_groups, features.shape[1], limit=1 if alone else None):
         nearest = nearest_in_batch(features, norm, batch, is_anchor[batch.index] & batch.valid)
         root[batch.index[batch.valid]] = batch.index.gather(1, nearest)[batch.valid]
     return torch.where(is_anchor, torch.arange(len(root), device=root.device), root)
