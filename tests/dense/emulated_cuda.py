@@ -258,8 +258,6 @@ def _is_indexing(name: str, args: Any) -> bool:
 def _count(name: str, args: Any, kwargs: dict[str, Any]) -> None:
     if name in _SYNCS or (name == "repeat_interleave" and kwargs.get("output_size") is None):
         _counts.sync(name)
-    elif name == "segment_reduce" and not kwargs.get("unsafe"):
-        _counts.sync("checks of segment_reduce")
     elif name == "copy_" and not all(isinstance(tensor, EmulatedTensor) for tensor in args[:2]):
         _counts.sync("copy")
     elif _is_indexing(name, args):

@@ -176,13 +176,20 @@ def compact(tokens: VideoTokens, assignment: Assignment) -> VideoTokens:
 def _average_runs(features: Tensor, members: Tensor, lengths: Tensor) -> Tensor:
     """[M, C] means of M runs of `members`, `lengths` [M] of them at a time, in the dtype of `features`."""
     wide = torch.promote_types(features.dtype, torch.float32)
+    if features.dtype == wide and features.is_contiguous():
+        return _average_bags(members, features, lengths)
     mean_length = max(1, len(members) // len(lengths))
     runs = max(1, working_set(_CHUNK_BYTES, features.device) // (4 * features.shape[1] * mean_length))
     pieces = lengths.split(runs)
     one_piece = len(pieces) == 1
     rows = members.split(len(members) if one_piece else torch.stack([piece.sum() for piece in pieces]).tolist())
     means = [
-        torch.segment_reduce(features[row].to(wide), "mean", lengths=piece, axis=0, unsafe=True).to(features.dtype)
+        _average_bags(torch.arange(len(row), device=row.device), features[row].to(wide), piece).to(features.dtype)
         for row, piece in zip(rows, pieces, strict=True)
     ]
     return torch.cat(means)
+
+
+def _average_bags(members: Tensor, features: Tensor, lengths: Tensor) -> Tensor:
+    """[M, C] means of the rows `members` of `features`; rows are summed in their order, and never copied."""
+    return torch.nn.functional.embedding_bag(members, features, lengths.cumsum(0) - lengths, mode="mean")
