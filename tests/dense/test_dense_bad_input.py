@@ -19,7 +19,7 @@ QUESTION = chat(VIDEO + "What colour is the flash?")
         ({"layers": [True]}, "layers=True: must be an integer"),
         ({"layers": ["2"]}, "layers='2': must be an integer"),
         ({"layers": [-1]}, "layers=-1: must be 0 or more"),
-        ({"layers": []}, "one or more layer indices in increasing order"),
+        ({"layers": []}, "must be one or more indices, or shares of the depth, in increasing order"),
         ({"layers": [3, 1]}, "in increasing order"),
         ({"layers": [1, 1]}, "in increasing order"),
         ({"layers": [1, 3], "keep_ratio": [0.5]}, "one value for each of layers"),
