@@ -27,6 +27,7 @@ def configure(model: str, prune: object = STAGE1, override: str = "tighten", **o
         (STAGE1, "tighten", {"mm_processor_kwargs": {"prune": {}}}, r"mm_processor_kwargs\.prune: is for requests"),
         (STAGE1, "tighten", {"video_pruning_rate": 0.3}, "video_pruning_rate=0.3: .*leave it out"),
         (STAGE1, "tighten", {"pipeline_parallel_size": 2}, "pipeline_parallel_size=2: .*use tensor parallelism"),
+        (STAGE1, "tighten", {"compilation_config": {"cudagraph_mm_encoder": True}}, "cudagraph_mm_encoder: a captured"),
         ({"method": "attention", "layers": [9]}, "tighten", {}, r"layers=\[9\]: must lie between 0 and 4"),
         (QUESTION, "tighten", {"enable_lora": True}, "lora_config: .*choose a query-free method"),
     ],

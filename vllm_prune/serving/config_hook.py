@@ -66,6 +66,11 @@ class PruneConfigHook(Hooked, VerifyAndUpdateConfig):
                 "enable_tower_connector_lora: vLLM takes the vision encoder's tokens to be as many as a video keeps, "
                 "and would apply adapters to the wrong ones; leave it out"
             )
+        if getattr(vllm_config.compilation_config, "cudagraph_mm_encoder", False):
+            raise PruneConfigError(
+                "compilation_config.cudagraph_mm_encoder: a captured graph of the vision encoder goes past the place "
+                "where videos are pruned; leave it out"
+            )
         settings = read_settings(vllm_config.model_config.hf_config)
         if settings.may_query:
             check_requested(vllm_config)
