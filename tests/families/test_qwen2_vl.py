@@ -90,6 +90,11 @@ def test_every_query_free_method_keeps_what_was_asked_for(engine):
     assert {len(whole.prompt) - len(answer.prompt) for answer in answers} == {48}  # of 64
 
 
+def test_methods_that_look_into_the_encoder_equal_the_oracle(engine, oracle):
+    looking = [ask({"method": method, "stage1": None, "keep_ratio": 0.4}) for method in ("visionzip", "prumerge")]
+    compare(looking, engine.run([case.prompt() for case in looking]), oracle)
+
+
 def test_keeping_everything_is_stock_vllm_in_one_batch(engine, model, tmp_path):
     two = (clip(2), clip(4, 5))
     everything = [

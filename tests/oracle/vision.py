@@ -58,8 +58,10 @@ def received(model: PreTrainedModel, medium: Medium, layer: int = -1) -> torch.T
         columns.append(weights.softmax(2).mean((0, 1)) * (stop - start))
     config = model.config.vision_config
     side = config.spatial_merge_size
-    order, _ = get_vision_window_index(grid, side, config.window_size, config.patch_size)
     by_window = torch.cat(columns).view(-1, side**2).mean(1)
+    if not hasattr(config, "window_size"):
+        return by_window
+    order, _ = get_vision_window_index(grid, side, config.window_size, config.patch_size)
     return torch.empty_like(by_window).index_copy(0, order, by_window)
 
 

@@ -58,8 +58,9 @@ class EncoderAttention:
         """Makes the encoder's metadata ahead of it, which tell the order of cells within it."""
         metadata = kwargs.get("encoder_metadata")
         if metadata is None:
-            metadata = encoder.prepare_encoder_metadata(kwargs.get("grid_thw", args[-1]))
-        self._order, self._unit = metadata.get("window_index"), encoder.spatial_merge_unit
+            grids: Any = kwargs.get("grid_thw", args[-1])
+            metadata = encoder.prepare_encoder_metadata(grids if isinstance(grids, list) else grids.tolist())
+        self._order, self._unit = metadata.get("window_index"), encoder.spatial_merge_size**2
         return args, {**kwargs, "encoder_metadata": metadata}
 
     def _read(self, attention: MMEncoderAttention, _args: Any, kwargs: dict[str, Any]) -> None:
