@@ -7,7 +7,7 @@ from torch import Tensor
 
 from vllm_prune.methods._greedy_map import append_explained, first_picks, map_kernel, score_tokens
 
-_BLOCK = 128
+_BLOCK = 96
 """Tokens that compete for the picks of a round; more make fewer rounds of more work, and the same picks."""
 _MOST_PICKS = 64  # of a round
 
@@ -52,7 +52,7 @@ def _pick_round(
     """The next picks, at least 1 and at most `most`, their gains, and what is left of the kernel [q, q] among them."""
     order = score.sort(descending=True, stable=True)
     block = order.indices[:_BLOCK].sort().values  # of equals the earlier is picked
-    kernel = _left(points, inverse, basis, block, block)
+    kernel = _left(points, inverse, basis, block)
     bound = order.values[_BLOCK] if len(score) > _BLOCK else score.new_tensor(-torch.inf)
     pick = _pick_on_gpu if kernel.is_cuda else _pick_one_by_one
     chosen, gain = pick(kernel, explained[block], weight[block], score[block], bound.clamp(min=-1), most)
@@ -98,15 +98,16 @@ def _columns(points: Tensor, inverse: Tensor, basis: Tensor, chosen: Tensor, amo
 
     among: [q, q], what is left of the kernel among the chosen.
     """
-    everything = torch.arange(len(points), device=points.device)
     factor = torch.linalg.cholesky_ex(among).L
-    return torch.linalg.solve_triangular(factor, _left(points, inverse, basis, chosen, everything), upper=False)
+    return torch.linalg.solve_triangular(factor, _left(points, inverse, basis, chosen, of_all=True), upper=False)
 
 
-def _left(points: Tensor, inverse: Tensor, basis: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """[r, c]: cosines of the tokens `rows` and `columns`, less what the columns of `basis` [m, n] explain of them."""
-    is_all = len(columns) == len(points)
-    cosines = points[rows] @ (points if is_all else points[columns]).mT
-    cosines.mul_(inverse[rows][:, None]).mul_(inverse[columns])
-    known = basis if is_all else basis[:, columns]
-    return torch.addmm(cosines, basis[:, rows].mT, known, alpha=-1)
+def _left(points: Tensor, inverse: Tensor, basis: Tensor, rows: Tensor, *, of_all: bool = False) -> Tensor:
+    """[r, r], or [r, n]: what is left of the cosines among the tokens `rows`, or between them and all.
+
+    Of each the columns of `basis` [m, n] explain a part.
+    """
+    own, known = points[rows], basis[:, rows]
+    cosines = own @ (points if of_all else own).mT
+    cosines.mul_(inverse[rows][:, None]).mul_(inverse if of_all else inverse[rows])
+    return torch.addmm(cosines, known.mT, basis if of_all else known, alpha=-1)
