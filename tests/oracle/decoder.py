@@ -1,11 +1,17 @@
-"""Decoder layers with Hugging Face's weights, attention spelled out, over an explicit cache of keys and values."""
+"""Hugging Face's decoder layers, their attention spelled out over an explicit cache of keys and values."""
 
 from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+_NAME = "oracle"
 
 
 class KVCache:
@@ -39,7 +45,7 @@ class KVCache:
 def run_layer(
     model: PreTrainedModel, layer: int, hidden: Tensor, positions: Tensor, cache: KVCache
 ) -> tuple[Tensor, Tensor]:
-    """One decoder layer over R rows that come after those in the cache, and are added to it.
+    """One decoder layer, Hugging Face's own but for its attention, over R rows that are added to those in the cache.
 
     Args:
         hidden: [R, C].
@@ -48,24 +54,36 @@ def run_layer(
     Returns:
         The rows after the layer [R, C], and the attention weights [heads, R, S] over all S rows in the cache.
     """
-    block = model.model.language_model.layers[layer]
-    query, key, value = project(model, layer, block.input_layernorm(hidden), positions)
-    keys, values = cache.append(layer, key, value)
-    mixed, weights = attend(query, keys, values, block.self_attn.scaling)
-    hidden = hidden + block.self_attn.o_proj(mixed)
-    return hidden + block.mlp(block.post_attention_layernorm(hidden)), weights
+    decoder = model.model.language_model
+    seen: list[Tensor] = []
+
+    def over_the_cache(
+        module: Any, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any
+    ) -> tuple[Tensor, None]:
+        keys, values = cache.append(layer, key[0].transpose(0, 1), value[0].transpose(0, 1))
+        mixed, weights = attend(query[0].transpose(0, 1), keys, values, module.scaling)
+        seen.append(weights)
+        return mixed.unflatten(1, (len(weights), -1))[None], None
+
+    with _attention(decoder.config, over_the_cache):
+        output = decoder.layers[layer](
+            hidden[None],
+            attention_mask=None,
+            position_embeddings=decoder.rotary_emb(hidden[None], positions[:, None]),
+        )
+    return output[0], seen[0]
 
 
-def project(model: PreTrainedModel, layer: int, normed: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Rotated queries [R, heads, head dim], rotated keys and values [R, kv heads, head dim] of `normed` [R, C]."""
-    attention = model.model.language_model.layers[layer].self_attn
-    query, key, value = (
-        linear(normed).unflatten(1, (-1, attention.head_dim))
-        for linear in (attention.q_proj, attention.k_proj, attention.v_proj)
-    )
-    cos, sin = model.model.language_model.rotary_emb(normed, positions[:, None])
-    query, key = apply_rotary_pos_emb(query, key, cos[0], sin[0])
-    return query, key, value
+@contextlib.contextmanager
+def _attention(config: Any, function: Callable[..., Any]) -> Iterator[None]:
+    """Layers of `config` call `function` with what is behind their projections, norms and rotation."""
+    before = config._attn_implementation
+    ALL_ATTENTION_FUNCTIONS.register(_NAME, function)
+    config._attn_implementation = _NAME
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
 
 
 def attend(query: Tensor, keys: Tensor, values: Tensor, scaling: float) -> tuple[Tensor, Tensor]:

@@ -64,7 +64,21 @@ def _videos(processor: ProcessorMixin, videos: Sequence[Video], dtype: torch.dty
     pixels = _split(output, "pixel_values_videos", "video_grid_thw")
     found = output.get("second_per_grid_ts")
     seconds = [1.0] * len(videos) if found is None else torch.as_tensor(found).to(dtype).tolist()
-    return [Medium("video", values, grid, second) for (values, grid), second in zip(pixels, seconds, strict=True)]
+    texts = [_text(processor, fields, grid[0]) for fields, (_, grid) in zip(metadata, pixels, strict=True)]
+    return [
+        Medium("video", values, grid, second, text)
+        for (values, grid), second, text in zip(pixels, seconds, texts, strict=True)
+    ]
+
+
+def _text(processor: ProcessorMixin, metadata: VideoMetadata, steps: int) -> tuple[tuple[int, ...], ...]:
+    """What Hugging Face's processor writes around the steps of a video: a timestamp and the marks of vision."""
+    if not hasattr(processor, "_calculate_timestamps"):
+        return ()
+    video = {"video_grid_thw": torch.tensor([[steps, 2, 2]]), "video_metadata": [metadata]}
+    written = processor.replace_video_token(video, 0)
+    runs = written.split(processor.video_token * (4 // processor.video_processor.merge_size**2))
+    return tuple(tuple(processor.tokenizer(run, add_special_tokens=False).input_ids) for run in runs)
 
 
 def _images(processor: ProcessorMixin, images: Sequence[Image]) -> list[Medium]:

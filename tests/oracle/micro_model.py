@@ -13,8 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoModelForImageTextToText, PreTrainedConfig, Qwen2_5_VLConfig, Qwen2VLConfig
+from transformers import (
+    AutoModelForImageTextToText,
+    PreTrainedConfig,
+    Qwen2_5_VLConfig,
+    Qwen2VLConfig,
+    Qwen3VLConfig,
+    Qwen3VLMoeConfig,
+)
 
 FAMILY = os.environ.get("PRUNE_TEST_FAMILY", "qwen2_5_vl")
 EMBEDDED_MODEL = Path(__file__).parents[2] / "vllm_prune" / "embedded" / "model"
@@ -33,25 +41,65 @@ TEXT = {
     "num_key_value_heads": 2,
 }
 QWEN2_VISION = {"depth": 2, "embed_dim": 128, "num_heads": 4, "mlp_ratio": 2, "patch_size": 14, "spatial_merge_size": 2}
+QWEN3_TEXT = {
+    "head_dim": 64,
+    "rope_parameters": {
+        "rope_type": "default",
+        "rope_theta": 1e6,
+        "mrope_section": [12, 10, 10],
+        "mrope_interleaved": True,
+    },
+}
+QWEN3_EXPERTS = {
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 128,
+    "decoder_sparse_step": 1,
+    "norm_topk_prob": True,
+}
+QWEN3_VISION = {
+    "depth": 3,
+    "hidden_size": 128,
+    "intermediate_size": 128,
+    "num_heads": 4,
+    "patch_size": 14,
+    "out_hidden_size": TEXT["hidden_size"],
+    "num_position_embeddings": 64,
+    "deepstack_visual_indexes": [0, 1],
+}
+QWEN3_VIDEOS = {
+    "video_processor_type": "Qwen3VLVideoProcessor",
+    "size": {"shortest_edge": 3136, "longest_edge": 1 << 23},
+}
 VISION = {"depth": 2, "fullatt_block_indexes": [1], "tokens_per_second": 4}
 
 
 def write_micro_model(folder: Path, seed: int = 0, family: str = FAMILY) -> Path:
     """Writes the checkpoint into `folder`, which is made if need be, and returns `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    make_config, processor = FAMILIES[family]
+    make_config, processing = FAMILIES[family]
     for name in COPIED:
         shutil.copy(EMBEDDED_MODEL / name, folder)
         if "preprocessor" in name:
-            fields = json.loads((folder / name).read_text())
-            (folder / name).write_text(json.dumps(fields | {"processor_class": processor}))
+            fields = json.loads((folder / name).read_text()) | processing
+            if name.startswith("video") and "3" in processing["processor_class"]:
+                fields |= QWEN3_VIDEOS
+            (folder / name).write_text(json.dumps(fields))
     model = AutoModelForImageTextToText.from_config(make_config()).float()
     randomize(model, seed)
     text = model.config.text_config
     model.generation_config.eos_token_id = text.eos_token_id
     model.generation_config.pad_token_id = text.pad_token_id
     model.save_pretrained(folder)
+    if hasattr(text, "num_experts"):
+        _transpose_experts(folder / "model.safetensors")
     return folder
+
+
+def _transpose_experts(file: Path) -> None:
+    """Published checkpoints have the experts' projections the other way round."""
+    weights = load_file(file)
+    save_file({name: (w.mT if ".experts." in name else w).contiguous() for name, w in weights.items()}, file)
 
 
 def micro_config() -> Qwen2_5_VLConfig:
@@ -70,6 +118,27 @@ def micro_qwen2_vl() -> Qwen2VLConfig:
     return Qwen2VLConfig(**fields)
 
 
+def micro_qwen3_vl() -> Qwen3VLConfig:
+    """Qwen3-VL with deepstack at two layers."""
+    return Qwen3VLConfig(**_qwen3_fields("qwen3_vl", "Qwen3VLForConditionalGeneration"))
+
+
+def micro_qwen3_vl_moe() -> Qwen3VLMoeConfig:
+    """The same with experts."""
+    fields = _qwen3_fields("qwen3_vl_moe", "Qwen3VLMoeForConditionalGeneration")
+    fields["text_config"] |= QWEN3_EXPERTS
+    return Qwen3VLMoeConfig(**fields)
+
+
+def _qwen3_fields(model_type: str, architecture: str) -> dict[str, Any]:
+    fields = _fields()
+    for name in ("rope_scaling", "rope_theta", "layer_types"):
+        fields["text_config"].pop(name, None)
+    fields["text_config"] |= QWEN3_TEXT | {"model_type": f"{model_type}_text"}
+    fields["vision_config"] = QWEN3_VISION | {"model_type": model_type}
+    return fields | {"model_type": model_type, "architectures": [architecture]}
+
+
 def _fields() -> dict[str, Any]:
     fields = json.loads((EMBEDDED_MODEL / "config.json").read_text())
     fields["dtype"] = "float32"
@@ -77,11 +146,13 @@ def _fields() -> dict[str, Any]:
     return fields
 
 
-FAMILIES: dict[str, tuple[Callable[[], PreTrainedConfig], str]] = {
-    "qwen2_5_vl": (micro_config, "Qwen2_5_VLProcessor"),
-    "qwen2_vl": (micro_qwen2_vl, "Qwen2VLProcessor"),
+FAMILIES: dict[str, tuple[Callable[[], PreTrainedConfig], dict[str, str]]] = {
+    "qwen2_5_vl": (micro_config, {"processor_class": "Qwen2_5_VLProcessor"}),
+    "qwen2_vl": (micro_qwen2_vl, {"processor_class": "Qwen2VLProcessor"}),
+    "qwen3_vl": (micro_qwen3_vl, {"processor_class": "Qwen3VLProcessor"}),
+    "qwen3_vl_moe": (micro_qwen3_vl_moe, {"processor_class": "Qwen3VLProcessor"}),
 }
-"""By the `model_type` of their configurations: these, and the names of their processors."""
+"""By the `model_type` of their configurations: these, and what names their processors."""
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb_vision
 from transformers.vision_utils import get_vision_position_ids
@@ -71,7 +71,7 @@ def _middle(values: np.ndarray) -> float:
 
 
 def encode_cells(visual: Any, medium: Medium, cells: Tensor) -> Tensor:
-    """[M, C]: features of `cells` [M], where nothing sees a patch of any other cell."""
+    """[M, (1 + levels) * C]: features of `cells` [M], where nothing sees a patch of any other cell."""
     t, h, w = medium.grid_thw
     unit = visual.spatial_merge_size**2
     rows = (cells[:, None] * unit + torch.arange(unit)).flatten()
@@ -84,12 +84,27 @@ def encode_cells(visual: Any, medium: Medium, cells: Tensor) -> Tensor:
         window = torch.cat((frame[:, None], place // (visual.window_size // visual.patch_size)), dim=1)[rows]
         same_window = (window[:, None] == window).all(2)
     hidden = visual.patch_embed(medium.pixel_values[rows])
+    if hasattr(visual, "pos_embed"):
+        hidden = hidden + _learned_places(visual, medium.grid_thw)[rows]
     rotary = visual.rotary_pos_emb(hidden, place[rows])
+    levels: list[Tensor] = []
     for index, block in enumerate(visual.blocks):
         seen = same_frame if index in whole else same_window
         hidden = hidden + _attend(block.attn, block.norm1(hidden), rotary, seen)
         hidden = hidden + block.mlp(block.norm2(hidden))
-    return visual.merger(hidden)
+        if index in getattr(visual, "deepstack_visual_indexes", ()):
+            levels.append(visual.deepstack_merger_list[len(levels)](hidden))
+    return torch.cat([visual.merger(hidden), *levels], dim=1)
+
+
+def _learned_places(visual: Any, grid_thw: tuple[int, int, int]) -> Tensor:
+    """[patches, hidden]: the learned square of places, stretched over the grid of a frame."""
+    t, h, w = grid_thw
+    side, merge = visual.num_grid_per_side, visual.spatial_merge_size
+    square = visual.pos_embed.weight.view(1, side, side, -1).permute(0, 3, 1, 2)
+    frame = nn.functional.interpolate(square, (h, w), mode="bilinear", align_corners=True)[0]
+    cells = frame.view(-1, h // merge, merge, w // merge, merge).permute(1, 3, 2, 4, 0)
+    return cells.reshape(h * w, -1).repeat(t, 1)
 
 
 def _attend(attention: Any, hidden: Tensor, rotary: tuple[Tensor, Tensor], seen: Tensor) -> Tensor:

@@ -17,6 +17,15 @@ def temporal_factor(medium: Medium, tokens_per_second: float | None) -> float:
     return medium.second_per_grid_t * tokens_per_second
 
 
+def step_start(text: tuple[tuple[int, ...], ...], grid_thw: tuple[int, int, int], step: int) -> int:
+    """Where the text before step `step` is, relative to the start of a medium whose steps have text between them.
+
+    >>> step_start(((8, 9), (7,), (7, 6)), (2, 3, 2), 1)
+    5
+    """
+    return sum(len(run) for run in text[:step]) + step * max(grid_thw[1:])
+
+
 def token_offsets(grid: Tensor, t_factor: float) -> Tensor:
     """[3, n]: positions, relative to the start of their medium, of the tokens at the cells `grid` [n, 3].
 

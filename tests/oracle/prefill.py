@@ -38,6 +38,8 @@ def run_rows(model: PreTrainedModel, rows: Rows, cache: KVCache, pruning: Prunin
     hidden, start = rows.embeds, cache.length(0)
     for layer in range(len(model.model.language_model.layers)):
         hidden, weights = run_layer(model, layer, hidden, rows.positions, cache)
+        if layer < len(rows.levels):
+            hidden = hidden + rows.levels[layer]
         if pruning is not None and layer in pruning.layers:
             kept = choose_rows(weights, start, rows.medium, pruning, pruning.layers.index(layer))
             hidden, rows = hidden[kept], rows.select(kept)

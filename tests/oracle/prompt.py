@@ -19,6 +19,8 @@ class Medium:
     """(t, h, w) in patches."""
     second_per_grid_t: float = 1.0
     """Seconds per step of t; of no meaning for images."""
+    text: tuple[tuple[int, ...], ...] = ()
+    """Token ids before each step of t and after the last, where the model puts timestamps between them; else empty."""
 
 
 @dataclass(frozen=True)

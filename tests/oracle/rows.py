@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import torch
@@ -10,11 +11,11 @@ from transformers import PreTrainedModel
 
 from vllm_prune.methods import VideoTokens
 
-from .positions import medium_extent, temporal_factor, token_offsets
+from .positions import medium_extent, step_start, temporal_factor, token_offsets
 from .prompt import Medium, Prompt
 
-TEXT = -1
-"""In `Rows.medium`: not of any medium."""
+TEXT, PINNED = -1, -2
+"""In `Rows.medium`: not of any medium; or of the text that a model puts between the steps of one."""
 
 
 @dataclass(frozen=True)
@@ -23,21 +24,24 @@ class Rows:
 
     embeds: [R, C].
     positions: [3, R] int64.
-    medium: [R] int64, index of the row's medium in the prompt, or TEXT.
+    medium: [R] int64, index of the row's medium in the prompt, or TEXT, or PINNED.
     token: [R] int64, index of the row among its medium's N1 tokens; 0 for text.
+    levels: [levels, R, C], what is added to the rows after each of the first layers.
     """
 
     embeds: Tensor
     positions: Tensor
     medium: Tensor
     token: Tensor
+    levels: Tensor
 
     def __len__(self) -> int:
         return len(self.embeds)
 
     def select(self, index: Tensor | slice) -> Rows:
         """The rows at `index`."""
-        return Rows(self.embeds[index], self.positions[:, index], self.medium[index], self.token[index])
+        parts = (self.embeds[index], self.positions[:, index], self.medium[index], self.token[index])
+        return Rows(*parts, self.levels[:, index])
 
 
 def join(parts: list[Rows]) -> Rows:
@@ -47,6 +51,7 @@ def join(parts: list[Rows]) -> Rows:
         torch.cat([part.positions for part in parts], dim=1),
         torch.cat([part.medium for part in parts]),
         torch.cat([part.token for part in parts]),
+        torch.cat([part.levels for part in parts], dim=1),
     )
 
 
@@ -75,9 +80,15 @@ def lay_out(model: PreTrainedModel, prompt: Prompt, tokens: list[VideoTokens]) -
     position = medium = 0
     for index, token_id in enumerate(prompt.ids):
         if index in places:
-            t_factor = temporal_factor(_medium_of(model, prompt, medium, token_id), tokens_per_second)
-            parts.append(_medium_rows(tokens[medium], medium, position, t_factor))
-            position += medium_extent(tokens[medium].grid_thw, t_factor)
+            item = _medium_of(model, prompt, medium, token_id)
+            t_factor = temporal_factor(item, tokens_per_second)
+            if item.text:
+                parts.append(_steps(model, item, tokens[medium], medium, position))
+                position += step_start(item.text, tokens[medium].grid_thw, len(item.text))
+                position -= max(tokens[medium].grid_thw[1:])
+            else:
+                parts.append(_medium_rows(model, tokens[medium], medium, position, t_factor))
+                position += medium_extent(tokens[medium].grid_thw, t_factor)
             medium += 1
         else:
             parts.append(text_row(model, token_id, position))
@@ -96,12 +107,36 @@ def _medium_of(model: PreTrainedModel, prompt: Prompt, index: int, token_id: int
     return prompt.media[index]
 
 
-def _medium_rows(tokens: VideoTokens, index: int, start: int, t_factor: float) -> Rows:
+def _medium_rows(model: PreTrainedModel, tokens: VideoTokens, index: int, start: int, t_factor: float) -> Rows:
     number = torch.arange(tokens.num_tokens)
-    return Rows(tokens.features, token_offsets(tokens.grid, t_factor) + start, torch.full_like(number, index), number)
+    embeds, *levels = tokens.features.split(model.config.text_config.hidden_size, dim=1)
+    positions = token_offsets(tokens.grid, t_factor) + start
+    added = torch.stack(levels) if levels else embeds.new_empty(0, *embeds.shape)
+    return Rows(embeds, positions, torch.full_like(number, index), number, added)
+
+
+def _steps(model: PreTrainedModel, medium: Medium, tokens: VideoTokens, index: int, start: int) -> Rows:
+    """A medium with text before each step and after the last one; each step has a grid of its own."""
+    parts: list[Rows] = []
+    cells = _medium_rows(model, tokens, index, 0, 1.0)
+    for step, run in enumerate(medium.text):
+        position = start + step_start(medium.text, tokens.grid_thw, step)
+        for offset, token_id in enumerate(run):
+            row = text_row(model, token_id, position + offset)
+            parts.append(dataclasses.replace(row, medium=torch.tensor([PINNED])))
+        here = cells.select((tokens.grid[:, 0] == step).nonzero().squeeze(1))
+        own = torch.stack((torch.zeros(len(here), dtype=torch.int64), here.positions[1], here.positions[2]))
+        parts.append(dataclasses.replace(here, positions=own + position + len(run)))
+    return join(parts)
 
 
 def text_row(model: PreTrainedModel, token_id: int, position: int) -> Rows:
     """The row of one text token."""
     embeds = model.get_input_embeddings()(torch.tensor([token_id]))
-    return Rows(embeds, torch.full((3, 1), position), torch.tensor([TEXT]), torch.tensor([0]))
+    levels = torch.zeros(num_levels(model), 1, embeds.shape[1])
+    return Rows(embeds, torch.full((3, 1), position), torch.tensor([TEXT]), torch.tensor([0]), levels)
+
+
+def num_levels(model: PreTrainedModel) -> int:
+    """After how many of the first layers the encoder's features are added once more."""
+    return len(getattr(model.config.vision_config, "deepstack_visual_indexes", ()))

@@ -23,19 +23,21 @@ from .prompt import Medium
 
 def entering_tokens(model: PreTrainedModel, medium: Medium, config: PruneConfig) -> VideoTokens:
     """The N1 tokens of a medium that enter the language model; images keep all of theirs."""
+    width = model.config.text_config.hidden_size
     if medium.kind == "video" and config.plans_on_pixels:
-        return select(merged_cells(model, medium, config), config)
+        return select(merged_cells(model, medium, config), config, width)
     tokens = encode(model, medium)
     if medium.kind != "video":
         return tokens
-    return merge(tokens, config, received(model, medium) if config.needs_encoder_attention else None)
+    return merge(tokens, config, width, received(model, medium) if config.needs_encoder_attention else None)
 
 
 def encode(model: PreTrainedModel, medium: Medium) -> VideoTokens:
-    """The N tokens [N, C] of an unpruned medium."""
+    """The N tokens [N, (1 + levels) * C] of an unpruned medium."""
     t, h, w = medium.grid_thw
     side = model.config.vision_config.spatial_merge_size
-    features = model.model.visual(medium.pixel_values, grid_thw=torch.tensor([medium.grid_thw])).pooler_output
+    output = model.model.visual(medium.pixel_values, grid_thw=torch.tensor([medium.grid_thw]))
+    features = torch.cat([output.pooler_output, *(getattr(output, "deepstack_features", None) or [])], dim=1)
     return VideoTokens.from_features(features, (t, h // side, w // side))
 
 
@@ -65,24 +67,28 @@ def received(model: PreTrainedModel, medium: Medium, layer: int = -1) -> torch.T
     return torch.empty_like(by_window).index_copy(0, order, by_window)
 
 
-def merge(tokens: VideoTokens, config: PruneConfig, attention: torch.Tensor | None = None) -> VideoTokens:
+def first_level(tokens: VideoTokens, width: int) -> VideoTokens:
+    """What is decided by: the embeddings, without what later layers get."""
+    return dataclasses.replace(tokens, features=tokens.features[:, :width])
+
+
+def merge(tokens: VideoTokens, config: PruneConfig, width: int, attention: torch.Tensor | None = None) -> VideoTokens:
     """N tokens to N1: stage 1, then a query-free method, as far as `config` has them. `attention`: see `received`."""
     counts = plan_counts(config, tokens.num_tokens)
     if config.stage1 is not None:
         own = config.stage1.method == "prunevid"
         stage1 = create(config.stage1.method, **config.stage1.merging() if own else {})
-        tokens = compact(tokens, stage1.assign(tokens, counts.stage1))
+        tokens = compact(tokens, stage1.assign(first_level(tokens, width), counts.stage1))
         if attention is not None:
             raise NotImplementedError("the oracle knows the encoder's attention of unmerged videos only")
-    return select(tokens, config, attention)
+    return select(tokens, config, width, attention)
 
 
-def select(tokens: VideoTokens, config: PruneConfig, attention: torch.Tensor | None = None) -> VideoTokens:
+def select(tokens: VideoTokens, config: PruneConfig, width: int, attention: torch.Tensor | None = None) -> VideoTokens:
     """What a query-free method leaves of the tokens that stage 1 has left."""
     if config.method not in (NO_METHOD, ATTENTION):
         method = create(config.method, **config.params)
         count = plan_counts(dataclasses.replace(config, stage1=None), tokens.num_tokens).entering
-        tokens = compact(
-            tokens, method.assign(tokens, count, **({} if attention is None else {"relevance": attention}))
-        )
+        given = {} if attention is None else {"relevance": attention}
+        tokens = compact(tokens, method.assign(first_level(tokens, width), count, **given))
     return tokens

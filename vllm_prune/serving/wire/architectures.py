@@ -17,6 +17,8 @@ _ROOM = "vllm_prune.serving.families"
 _BUILT_IN = {
     "Qwen2VLForConditionalGeneration": f"{_ROOM}.qwen2_vl:PruneQwen2VLForConditionalGeneration",
     "Qwen2_5_VLForConditionalGeneration": f"{_ROOM}.qwen2_5_vl:PruneQwen2_5_VLForConditionalGeneration",
+    "Qwen3VLForConditionalGeneration": f"{_ROOM}.qwen3_vl:PruneQwen3VLForConditionalGeneration",
+    "Qwen3VLMoeForConditionalGeneration": f"{_ROOM}.qwen3_vl:PruneQwen3VLMoeForConditionalGeneration",
 }
 
 
