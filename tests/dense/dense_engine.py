@@ -186,6 +186,8 @@ class DenseEngine:
         completion = output.outputs[0]
         answer.prompt = list(output.prompt_token_ids)
         answer.token_ids = list(completion.token_ids)
+        if completion.finish_reason == "error":
+            answer.error = completion.stop_reason
         if completion.logprobs:
             vocabulary = range(len(completion.logprobs[0]))
             answer.logprobs = np.array([[step[token].logprob for token in vocabulary] for step in completion.logprobs])

@@ -3,7 +3,7 @@
     with emulate() as counts:
         y = to_cuda(x) * 2
         y.tolist()
-    counts.syncs  # [Sync("tolist", "test_x.py:12")]
+    counts.syncs  # [Sync("tolist", "test_x.py:12", announced=False)]
 
 An emulated tensor holds a CPU tensor and says that it is on "cuda:0". An operation of CPU and CUDA tensors raises as it
 would there. Counted are kernel launches, and waits of the host for the device: reading a value or a size that depends
@@ -24,6 +24,7 @@ from unittest import mock
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
+from vllm.utils import gpu_sync_debug
 
 CUDA = torch.device("cuda", 0)
 _PINNED = "_emulated_pinned"
@@ -46,6 +47,8 @@ class Sync(NamedTuple):
     kind: str
     place: str
     """The line of vllm_prune, or of the caller."""
+    announced: bool
+    """Whether it is inside vLLM's `gpu_sync_allowed`, without which VLLM_GPU_SYNC_CHECK=error ends the engine."""
 
 
 @dataclass
@@ -62,7 +65,7 @@ class Counts:
 
     def sync(self, kind: str) -> None:
         """Notes a wait."""
-        self.syncs.append(Sync(kind, _place()))
+        self.syncs.append(Sync(kind, _place(), gpu_sync_debug._allow_depth.get() > 0))
 
     def describe(self) -> str:
         """The waits by place, most frequent first."""
@@ -194,6 +197,7 @@ def emulate() -> Iterator[Counts]:
         mock.patch.object(torch.Tensor, "pin_memory", pin_memory),
         mock.patch.object(torch.cuda, "_lazy_init"),
         mock.patch.object(torch.cuda, "Event", _Event),
+        mock.patch.object(gpu_sync_debug, "_SYNC_CHECK_MODE", "error"),
         _Factories(),
     ):
         yield _counts

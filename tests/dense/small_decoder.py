@@ -24,6 +24,7 @@ from vllm_prune.serving.wire.notes import StepRecorder
 from vllm_prune.serving.worker.dense.prefix import DensePrefix
 from vllm_prune.serving.worker.encoder_rows import EncoderRows
 from vllm_prune.serving.worker.model import PruningModelMixin
+from vllm_prune.serving.worker.trace import TraceWriter
 
 WIDTH, HEADS, KV_HEADS, DIM, BLOCK_SIZE, NUM_BLOCKS, LAYERS = 64, 4, 2, 16, 16, 200, 28
 
@@ -181,15 +182,15 @@ class SmallModel(PruningModelMixin, _Embedding):
     def layout_of(self, feature: MultiModalFeatureSpec) -> MediumLayout:
         return MediumLayout(feature.data)
 
-    def __init__(self, place: Any) -> None:
+    def __init__(self, place: Any, trace: TraceWriter | None) -> None:
         """`place`: puts a CPU tensor where the model is."""
         weights = _Weights(place)
         layers = [_Layer(index, weights, place) for index in range(LAYERS)]
         self.embedding = weights(100, WIDTH)
         self._row_width, self._max_dense_rows = WIDTH, 0
         self.language_model = SimpleNamespace(model=SimpleNamespace(layers=layers, norm=_Norm(weights)))
-        self._dense_prefix = DensePrefix(VllmConfig(), self.decoder_view(), None)
-        self._encoder_rows, self.notes = EncoderRows(None, WIDTH, self.embed_input_ids), StepRecorder()
+        self._dense_prefix = DensePrefix(VllmConfig(), self.decoder_view(), trace)
+        self._encoder_rows, self.notes = EncoderRows(trace, WIDTH, self.embed_input_ids), StepRecorder()
         self._gathered: list[Any] = []
         self._dense_videos: list[Any] = []
         self.layers = [layer.self_attn.attn for layer in layers]

@@ -19,6 +19,7 @@ from vllm_prune.config import PruneConfig
 from vllm_prune.layout import MediumLayout
 from vllm_prune.methods import _greedy_map
 from vllm_prune.serving.wire.request_spec import VideoSpec
+from vllm_prune.serving.worker.trace import TraceWriter
 from vllm_prune.spans import TurnFormat
 
 GRID = (16, 14, 14)
@@ -39,14 +40,30 @@ class Result:
 class SmallStep:
     """The step on one kind of device."""
 
-    def __init__(self, place: Callable[[torch.Tensor], torch.Tensor], counts: Counts, config: Any) -> None:
-        """`place`: puts a CPU tensor on the device; `counts`: of the device; `config`: of the video."""
-        self._place, self._counts = place, counts
+    def __init__(
+        self,
+        place: Callable[[torch.Tensor], torch.Tensor],
+        counts: Counts,
+        config: Any,
+        *,
+        runner: str = "v2",
+        trace: TraceWriter | None = None,
+    ) -> None:
+        """The step of a runner, which decides where prompts are: V1 has their positions on the CPU, V2 on the device.
+
+        Args:
+            place: Puts a CPU tensor on the device.
+            counts: Of the device.
+            config: Of the video.
+            runner: "v1" or "v2".
+            trace: Gets what was decided.
+        """
+        self._place, self._counts, self._is_v1 = place, counts, runner == "v1"
         self._spec = VideoSpec(
             config=PruneConfig.parse(config), layout=MediumLayout(GRID), turn=TurnFormat(reply_start=(9,), num_more=2)
         )
         self._kept = self._spec.counts.kept
-        self._model = SmallModel(place)
+        self._model = SmallModel(place, trace)
         self._result = Result()
 
     def run(self) -> Result:
@@ -69,14 +86,16 @@ class SmallStep:
         features = (still + 0.5 * torch.randn(GRID[0], GRID[1] * GRID[2], WIDTH, generator=random)).flatten(0, 1)
         features = self._place(features)
         with self._phase("stage 1"):
-            rows = self._model.prune_video(features, self._spec)
+            (rows,) = self._model.pack_videos([self._model.prune_video(features, self._spec)])
         self._result.values["rows"] = to_host(rows)
         return rows
 
     def _recompute(self, rows: torch.Tensor) -> tuple[Any, torch.Tensor]:
         prompt = [1] * BEFORE + [2] * self._kept + [3] * AFTER
         positions, delta = self._model.get_mrope_input_positions(prompt, [feature(BEFORE, self._kept, GRID)])
-        ids, positions = self._place(torch.tensor(prompt, dtype=torch.int32)), self._place(positions.clone())
+        ids: Any = prompt
+        if not self._is_v1:
+            ids, positions = self._place(torch.tensor(prompt, dtype=torch.int32)), self._place(positions.clone())
         with self._phase("recompute"):
             embeddings, positions, found = self._model.recompute_mrope_positions(ids, [rows], positions, 0)
         assert found == delta
@@ -91,6 +110,7 @@ class SmallStep:
         embeds = self._model.embed_input_ids(ids, embeddings, is_multimodal=media)
         embeds = torch.cat((embeds, embeds.new_zeros(PADDING, WIDTH)))
         # Of a question-aware video they are not known yet.
+        positions = self._place(positions) if self._is_v1 else positions
         batch = positions.new_zeros(3, len(embeds))
         batch[:, others : others + length] = positions
         return embeds, batch

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from emulated_cuda import Counts, emulate, to_cuda
 from small_step import Result, SmallStep, alone
+from vllm.utils.gpu_sync_debug import gpu_sync_allowed
+
+from vllm_prune.serving.worker.trace import TraceWriter
 
 CONFIGS: dict[str, Any] = {
     "default": "default",
@@ -19,12 +23,19 @@ CONFIGS: dict[str, Any] = {
 MOST_SYNCS = {"stage 1": 10, "recompute": 1, "dense step": 10}
 
 
-def run(config: Any, on_cuda: bool) -> Result:
+def run(config: Any, on_cuda: bool, **options: Any) -> Result:
     with torch.no_grad(), alone():
         if not on_cuda:
-            return SmallStep(lambda tensor: tensor, Counts(), config).run()
+            return SmallStep(lambda tensor: tensor, Counts(), config, **options).run()
         with emulate() as counts:
-            return SmallStep(to_cuda, counts, config).run()
+            return SmallStep(to_cuda, counts, config, **options).run()
+
+
+def check_announced(result: Result) -> None:
+    """With VLLM_GPU_SYNC_CHECK=error vLLM ends the engine at a wait that is not inside its `gpu_sync_allowed`."""
+    for phase, counts in result.counts.items():
+        hidden = [sync for sync in counts.syncs if not sync.announced]
+        assert not hidden, f"{phase}: {hidden}"
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -34,6 +45,18 @@ def test_a_step_on_cuda_equals_the_cpus_and_hardly_waits(name: str) -> None:
         assert torch.equal(value, there.values[what]), what
     for phase, counts in there.counts.items():
         assert len(counts.syncs) <= MOST_SYNCS[phase], f"{phase}:\n{counts.describe()}"
+    check_announced(there)
+
+
+@pytest.mark.parametrize("name", ["default", "stage 1 only"])
+def test_waits_are_announced_on_the_v1_runner_and_for_traces(name: str, tmp_path: Path) -> None:
+    here, there = (run(CONFIGS[name], on_cuda, runner="v1") for on_cuda in (False, True))
+    for what, value in here.values.items():
+        assert torch.equal(value, there.values[what]), what
+    check_announced(there)
+    traced = run(CONFIGS[name], True, trace=TraceWriter(str(tmp_path)))
+    assert list(tmp_path.iterdir())
+    check_announced(traced)
 
 
 def test_emulated_tensors_refuse_what_cuda_refuses() -> None:
@@ -68,3 +91,7 @@ def test_what_waits_is_counted(action: Any, syncs: int) -> None:
     with emulate() as counts:
         action(to_cuda(torch.arange(3.0)))
         assert len(counts.syncs) == syncs, counts.describe()
+        assert not any(sync.announced for sync in counts.syncs)
+    with emulate() as counts, gpu_sync_allowed():
+        action(to_cuda(torch.arange(3.0)))
+        assert all(sync.announced for sync in counts.syncs)

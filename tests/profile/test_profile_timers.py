@@ -68,7 +68,7 @@ def test_every_place_is_put_back():
         def embed_multimodal(self):
             return "rows"
 
-        prune_video = compute_logits = forward = embed_multimodal
+        prune_video = pack_videos = compute_logits = forward = embed_multimodal
 
     model = Model()
     owners = (PruningProcessorMixin, StepRun, RowDropper, model)

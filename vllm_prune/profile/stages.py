@@ -38,6 +38,7 @@ def timed_stages(timers: Timers, model: Any) -> Iterator[None]:
         (PruningProcessorMixin, "_plan_on_pixels", PLAN),
         (model, "embed_multimodal", ENCODER),
         (model, "prune_video", STAGE1),
+        (model, "pack_videos", STAGE1),
         (StepRun, "_run_dense_layer", DENSE),
         (RowDropper, "choose", CHOICE),
         (StepRun, "_return_to_batch", COMPACT),

@@ -16,6 +16,7 @@ from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm_prune.layout import MediumLayout
 from vllm_prune.serving.api.processor import PruningProcessorMixin
 from vllm_prune.serving.worker.patch_media import PatchMediaMixin
+from vllm_prune.serving.worker.upload import upload
 
 
 class PruneQwen2_5_VLProcessor(PruningProcessorMixin, Qwen2_5_VLMultiModalProcessor):
@@ -65,10 +66,10 @@ class _PartialGrid:
         window_ends = (before[window_ends.long() // unit] * unit).to(torch.int32)
         frames = torch.arange(0, len(order) + 1, len(order) // t)
         lengths = (before[frames].diff() * unit).to(torch.int32)
-        device = there.to(cos.device)
+        rows = upload(there.nonzero().squeeze(1), cos.device)
         return (
-            cos.view(len(order), unit, -1)[device].flatten(0, 1),
-            sin.view(len(order), unit, -1)[device].flatten(0, 1),
+            cos.view(len(order), unit, -1)[rows].flatten(0, 1),
+            sin.view(len(order), unit, -1)[rows].flatten(0, 1),
             number[order][there],
             torch.unique_consecutive(window_ends[window_ends > 0]),
             lengths[lengths > 0],

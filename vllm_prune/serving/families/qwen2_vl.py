@@ -14,6 +14,7 @@ from vllm.multimodal import MULTIMODAL_REGISTRY
 
 from vllm_prune.serving.api.processor import PruningProcessorMixin
 from vllm_prune.serving.worker.patch_media import PatchMediaMixin
+from vllm_prune.serving.worker.upload import upload
 
 
 class PruneQwen2VLProcessor(PruningProcessorMixin, Qwen2VLMultiModalProcessor):
@@ -33,11 +34,11 @@ class PruneQwen2VLForConditionalGeneration(PatchMediaMixin, Qwen2VLForConditiona
         lengths = torch.bincount(cells // (h * w // unit), minlength=t) * unit
         ends = torch.cat((lengths.new_zeros(1), lengths[lengths > 0].cumsum(0))).to(torch.int32)
         cos, sin = encoder.rot_pos_emb([[t, h, w]])
-        there = cells.to(cos.device)
+        there = upload(cells, cos.device)
         metadata = {
             "rotary_pos_emb_cos": cos.view(-1, unit, cos.shape[1])[there].flatten(0, 1),
             "rotary_pos_emb_sin": sin.view(-1, unit, sin.shape[1])[there].flatten(0, 1),
-            "cu_seqlens": ends.to(encoder.device),
+            "cu_seqlens": upload(ends, encoder.device),
             "max_seqlen": encoder.compute_attn_mask_seqlen(ends),
         }
         return encoder(patches, grid_thw=None, encoder_metadata=metadata)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from vllm.distributed import get_tensor_model_parallel_world_size, tensor_model_parallel_all_gather
 from vllm.model_executor.layers.attention.mm_encoder_attention import MMEncoderAttention
+from vllm.utils.gpu_sync_debug import gpu_sync_allowed
 
 from vllm_prune.config import PruneConfig
 from vllm_prune.methods.encoder_attention import received_attention
@@ -65,7 +66,9 @@ class EncoderAttention:
 
     def _read(self, attention: MMEncoderAttention, _args: Any, kwargs: dict[str, Any]) -> None:
         query, key = (kwargs[name].flatten(0, 1) for name in ("query", "key"))
-        received = received_attention(query, key, kwargs["cu_seqlens"].tolist(), attention.scale)
+        with gpu_sync_allowed():
+            ends = kwargs["cu_seqlens"].tolist()
+        received = received_attention(query, key, ends, attention.scale)
         by_cell = received.view(-1, self._unit).mean(1)
         if get_tensor_model_parallel_world_size() > 1:  # this rank has some of the heads
             by_cell = tensor_model_parallel_all_gather(by_cell[None], 0).mean(0)

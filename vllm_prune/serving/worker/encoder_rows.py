@@ -4,21 +4,42 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
+from vllm.utils.gpu_sync_debug import gpu_sync_allowed
 
 from vllm_prune.layout import MediumLayout, cell_slots
 from vllm_prune.serving.wire.notes import StepRecorder
 from vllm_prune.serving.wire.request_spec import VideoSpec
 from vllm_prune.serving.worker import carrier
 from vllm_prune.serving.worker.encoder_attention import EncoderAttention
-from vllm_prune.serving.worker.failures import select_tokens
+from vllm_prune.serving.worker.failures import Selection, agree_on_failures, select_tokens
 from vllm_prune.serving.worker.medium_info import MediumInfo, MediumTable
 from vllm_prune.serving.worker.query_free import over_all_cells, place_tokens, temporal_segments
 from vllm_prune.serving.worker.rank_check import check_same_on_ranks
 from vllm_prune.serving.worker.trace import TraceWriter, VideoOutcome, VideoTrace
 from vllm_prune.serving.worker.upload import upload
+
+
+@dataclass(frozen=True, eq=False)
+class SelectedVideo:
+    """A video between selection and packing, without its features before selection."""
+
+    info: MediumInfo
+    selection: Selection | str
+    """Or why there is none, on this rank."""
+    anchors: torch.Tensor
+    """The cell [N1] of the grid whose position each token takes; none after a failure."""
+    pinned: torch.Tensor
+    """Rows that stay, [S, W]."""
+    trace: VideoTrace | None
+
+    @property
+    def failure(self) -> str:
+        """Why it cannot be pruned, on this rank; "" if it can."""
+        return self.selection if isinstance(self.selection, str) else ""
 
 
 class EncoderRows:
@@ -35,10 +56,10 @@ class EncoderRows:
         self._width = width
         self._embed_text = embed_text
 
-    def make(
+    def select(
         self, features: torch.Tensor, spec: VideoSpec, cells: torch.Tensor | None, notes: StepRecorder
-    ) -> torch.Tensor:
-        """Rows of one video.
+    ) -> SelectedVideo | torch.Tensor:
+        """Merges and drops tokens of one video.
 
         Args:
             features: From the vision encoder, [M, W], rows of its own that stay included; W > C where later layers get
@@ -48,7 +69,7 @@ class EncoderRows:
             notes: Where the time that it takes is noted.
 
         Returns:
-            The features where everything is kept, else [K + S, ...] as `carrier.pack` makes them.
+            For `pack`; the features where everything is kept.
         """
         counts, layout = spec.counts, spec.layout
         attention = self.attention.take(counts.encoded)
@@ -57,27 +78,48 @@ class EncoderRows:
         begin = time.perf_counter()
         features, pinned = self._split(features, layout)
         tokens = place_tokens(features, layout.grid, cells)
+        info = MediumInfo(layout, counts, spec.config.to_json())
         with notes.merging(features.device):
             selection = select_tokens(tokens, spec.config, counts, self._width, attention)
-        info = MediumInfo(layout, counts, spec.config.to_json())
         if isinstance(selection, str):
-            return self._failed(features, pinned, dataclasses.replace(info, failure=selection))
-        entering, assignment, groups = selection
-        anchors = assignment.anchor if cells is None else cells[assignment.anchor]
-        check_same_on_ranks(anchors, "stage 1 of a video of %d x %d x %d tokens", *layout.grid)
+            return SelectedVideo(info, selection, features.new_empty(0, dtype=torch.long), pinned, None)
+        assignment, trace = selection[1], None
         if self._trace is not None:
-            segments = temporal_segments(tokens, spec.config, self._width)
-            whole = assignment if cells is None else over_all_cells(assignment, cells, layout.grid)
+            with gpu_sync_allowed():
+                segments = temporal_segments(tokens, spec.config, self._width)
+                whole = assignment if cells is None else over_all_cells(assignment, cells, layout.grid)
             seconds = time.perf_counter() - begin
-            traced = VideoTrace(layout.grid, counts, whole, seconds, info.config_json, segments, spec.trace_key)
-            info = _begin_trace(self._trace, info, traced)
-        return self._pack(entering.features, pinned, anchors, groups, info)
+            trace = VideoTrace(layout.grid, counts, whole, seconds, info.config_json, segments, spec.trace_key)
+        anchors = assignment.anchor if cells is None else cells[assignment.anchor]
+        return SelectedVideo(info, selection, anchors, pinned, trace)
+
+    def pack(self, videos: Sequence[SelectedVideo | torch.Tensor]) -> list[torch.Tensor]:
+        """Rows of all videos of one call of the encoder, whose failures the ranks tell each other at once.
+
+        Returns:
+            For each, what `select` returned where everything is kept, else [K + S, ...] as `carrier.pack` makes them.
+        """
+        selected = [video for video in videos if isinstance(video, SelectedVideo)]
+        rows = map(self._rows, selected, agree_on_failures([video.failure for video in selected]))
+        return [next(rows) if isinstance(video, SelectedVideo) else video for video in videos]
+
+    def _rows(self, video: SelectedVideo, failure: str) -> torch.Tensor:
+        info = video.info
+        if failure or isinstance(video.selection, str):
+            return self._failed(video.pinned, dataclasses.replace(info, failure=failure))
+        check_same_on_ranks(video.anchors, "stage 1 of a video of %d x %d x %d tokens", *info.layout.grid)
+        if self._trace is not None and video.trace is not None:
+            with gpu_sync_allowed():
+                info = _begin_trace(self._trace, info, video.trace)
+        entering, _, groups = video.selection
+        return self._pack(entering.features, video.pinned, video.anchors, groups, info)
 
     def _split(self, features: torch.Tensor, layout: MediumLayout) -> tuple[torch.Tensor, torch.Tensor]:
         """Features of cells [M, W], and of rows that stay [S, W]; text is embedded, and zero for later layers."""
         if layout.encoder_pins:
-            pins = upload(torch.from_numpy(layout.is_pinned()), features.device)
-            return features[~pins], features[pins]
+            is_pinned = layout.is_pinned()
+            others, pins = (upload(torch.from_numpy(x.nonzero()[0]), features.device) for x in (~is_pinned, is_pinned))
+            return features[others], features[pins]
         pinned = features.new_zeros(layout.num_pinned, features.shape[1])
         if layout.text:
             ids = upload(torch.tensor(layout.text_ids()), features.device)
@@ -91,11 +133,11 @@ class EncoderRows:
         features, slots, groups = _join(features, pinned, cells, groups, info.layout)
         return self.media.attach(info, lambda number: carrier.pack(features, slots, groups, count, number))
 
-    def _failed(self, features: torch.Tensor, pinned: torch.Tensor, info: MediumInfo) -> torch.Tensor:
+    def _failed(self, pinned: torch.Tensor, info: MediumInfo) -> torch.Tensor:
         """Rows of a video that could not be pruned: zeros, at the places of its first cells."""
         count = info.counts.kept
-        cells = torch.arange(count, device=features.device)
-        return self._pack(torch.zeros_like(features[:count]), pinned, cells, torch.zeros_like(cells), info)
+        cells = torch.arange(count, device=pinned.device)
+        return self._pack(pinned.new_zeros(count, pinned.shape[1]), pinned, cells, torch.zeros_like(cells), info)
 
 
 def _join(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from vllm.distributed import get_tensor_model_parallel_rank, get_tp_group
 from vllm.logger import init_logger
+from vllm.utils.gpu_sync_debug import gpu_sync_allowed
 
 from vllm_prune.budget import TokenCounts
 from vllm_prune.config import ATTENTION, NO_METHOD, PruneConfig
@@ -28,19 +29,17 @@ def select_tokens(
 ) -> Selection | str:
     """The tokens that enter the language model, or why there are none; decided on `width` columns (`query_free.py`).
 
-    All tensor-parallel ranks return the same kind: a rank that went on alone would wait for the others for ever.
+    On this rank: see `agree_on_failures`.
     """
-    selection: Selection | None = None
-    failure = ""
     try:
-        entering, assignment = merge_and_select(tokens, config, counts, width, attention)
-        selection = entering, assignment, competing_groups(first_level(tokens, width), config, assignment)
+        with gpu_sync_allowed():  # methods look at what they compute, other people's as often as they like
+            entering, assignment = merge_and_select(tokens, config, counts, width, attention)
+            return entering, assignment, competing_groups(first_level(tokens, width), config, assignment)
     except Exception as error:
         failure = _describe(error, tokens, config, counts)
         if get_tensor_model_parallel_rank() == 0:
             logger.exception("%s", failure)
-    failure = _agree(failure)
-    return failure if failure or selection is None else selection
+        return failure
 
 
 def _describe(error: Exception, tokens: VideoTokens, config: PruneConfig, counts: TokenCounts) -> str:
@@ -57,15 +56,19 @@ def _describe(error: Exception, tokens: VideoTokens, config: PruneConfig, counts
     )
 
 
-def _agree(failure: str) -> str:
-    """`failure` of this rank, else that of the first rank which has one; "" if all went well everywhere."""
+def agree_on_failures(failures: list[str]) -> list[str]:
+    """Of every video of one call of the encoder, the failure of the first rank that has one; "" where all went well.
+
+    All tensor-parallel ranks call it, once for all videos, and get the same: a rank that went on alone with a video
+    would wait for the others for ever.
+    """
     group = get_tp_group()
-    if group.world_size == 1:
-        return failure
-    failed = torch.tensor([bool(failure)], dtype=torch.int32)
+    if group.world_size == 1 or not failures:
+        return failures
+    failed = torch.tensor([bool(failure) for failure in failures], dtype=torch.int32)
     torch.distributed.all_reduce(failed, torch.distributed.ReduceOp.MAX, group.cpu_group)
-    if not failed:
-        return ""
-    said: list[str] = [""] * group.world_size
-    torch.distributed.all_gather_object(said, failure, group.cpu_group)
-    return next(message for message in said if message)
+    if not failed.any():
+        return failures
+    by_rank: list[list[str]] = [[] for _ in range(group.world_size)]
+    torch.distributed.all_gather_object(by_rank, failures, group.cpu_group)
+    return [next(filter(None, said), "") for said in zip(*by_rank, strict=True)]

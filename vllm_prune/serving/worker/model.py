@@ -3,8 +3,8 @@
 Runs in every worker. Put `PruningModelMixin` before a vLLM model class; what it needs of that class are the methods of
 vLLM's multimodal interfaces plus the attributes annotated below.
 
-The way of a video: `embed_multimodal` -> `prune_video` -> vLLM's encoder cache -> `recompute_mrope_positions` (once for
-every request and step) -> `embed_input_ids` (once a step) -> `forward`.
+The way of a video: `embed_multimodal` -> `prune_video`, `pack_videos` -> vLLM's encoder cache ->
+`recompute_mrope_positions` (once for every request and step) -> `embed_input_ids` (once a step) -> `forward`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from vllm.config import VllmConfig
 from vllm.distributed import get_tensor_model_parallel_rank
 from vllm.forward_context import get_forward_context
 from vllm.multimodal.inputs import MultiModalFeatureSpec
+from vllm.utils.gpu_sync_debug import gpu_sync_allowed
 
 from vllm_prune.hook import Hooked, hook
 from vllm_prune.layout import MediumLayout
@@ -28,7 +29,7 @@ from vllm_prune.serving.worker import carrier
 from vllm_prune.serving.worker.dense.decoder_view import DecoderView
 from vllm_prune.serving.worker.dense.prefix import DensePrefix
 from vllm_prune.serving.worker.dense.step import DenseVideo, plan_step
-from vllm_prune.serving.worker.encoder_rows import EncoderRows
+from vllm_prune.serving.worker.encoder_rows import EncoderRows, SelectedVideo
 from vllm_prune.serving.worker.medium_info import MediumInfo
 from vllm_prune.serving.worker.positions import Medium, fill_rows, prompt_positions, unfilled_rows
 from vllm_prune.serving.worker.trace import TraceWriter
@@ -87,9 +88,15 @@ class PruningModelMixin(Hooked):
         """Whether the step being prepared has videos whose tokens only `forward` can choose."""
         return bool(self._dense_videos)
 
-    def prune_video(self, features: torch.Tensor, spec: VideoSpec, cells: torch.Tensor | None = None) -> torch.Tensor:
-        """Rows of one video for vLLM's encoder cache; see `EncoderRows.make`."""
-        return self._encoder_rows.make(features, spec, cells, self.notes)
+    def prune_video(
+        self, features: torch.Tensor, spec: VideoSpec, cells: torch.Tensor | None = None
+    ) -> SelectedVideo | torch.Tensor:
+        """What is left of one video, for `pack_videos`; see `EncoderRows.select`."""
+        return self._encoder_rows.select(features, spec, cells, self.notes)
+
+    def pack_videos(self, videos: Sequence[SelectedVideo | torch.Tensor]) -> list[torch.Tensor]:
+        """Rows for vLLM's encoder cache of all videos of one call, as `prune_video` left them."""
+        return self._encoder_rows.pack(videos)
 
     @abstractmethod
     def layout_of(self, feature: MultiModalFeatureSpec) -> MediumLayout:
@@ -133,7 +140,8 @@ class PruningModelMixin(Hooked):
         # The only wait for the device, and one that has to stay: the V2 runner writes the delta that this returns to
         # pinned memory which the step before may still be reading, and it is through that step after this.
         pruned = [rows for rows in multimodal_embeddings if rows.shape[1] > self._row_width]
-        numbers, known = carrier.read_infos(pruned, mrope_positions)
+        with gpu_sync_allowed():
+            numbers, known = carrier.read_infos(pruned, mrope_positions)
         index = self._pruned_rows_from(mrope_positions, known, num_computed_tokens)
         for rows in multimodal_embeddings:
             dense = None
@@ -145,7 +153,8 @@ class PruningModelMixin(Hooked):
                 text_goes_on = start + info.layout.extent()
                 rows, slots, dense = self._unpack(rows, info, start, input_ids)
                 if not info.query_aware:
-                    offsets = info.offsets(slots).to(mrope_positions.device)
+                    with gpu_sync_allowed():  # the V1 runner keeps positions on the CPU
+                        offsets = info.offsets(slots).to(mrope_positions.device)
                     fill_rows(mrope_positions, upload(here, offsets.device), offsets)
             stripped.append(rows)
             self._gathered.append(dense)

@@ -16,6 +16,7 @@ from vllm_prune.serving.wire.request_spec import CELLS_FIELD, FIELD, VideoSpec
 from vllm_prune.serving.worker.encoder_batches import encoder_batches
 from vllm_prune.serving.worker.model import PruningModelMixin
 from vllm_prune.serving.worker.partial_encoder import encode_on_all_ranks
+from vllm_prune.serving.worker.upload import upload
 
 
 class PatchMediaMixin(PruningModelMixin):
@@ -67,10 +68,11 @@ class PatchMediaMixin(PruningModelMixin):
         """Encodes and prunes videos. `cells`: which ones of each are encoded, where stage 1 looked at the pixels."""
         encoded = self.notes.encoding(self._encode_videos(inputs, specs or [], cells), self.visual.device)
         with self._encoder_rows.attention.reading(self.visual, [spec.config for spec in specs or []]):
-            return [
+            left = [
                 features if specs is None else self.prune_video(features, specs[i], chosen)
                 for i, (features, chosen) in enumerate(encoded)
             ]
+        return self.pack_videos(left)
 
     def _encode_videos(
         self, inputs: dict[str, Any], specs: list[VideoSpec], cells: Any
@@ -87,7 +89,7 @@ class PatchMediaMixin(PruningModelMixin):
         ):
             chosen = torch.arange(spec.num_tokens) if spec.per_frame is None else chosen.long().cpu()
             features = self._encode_part(patches, tuple(grid_thw), chosen)
-            yield features, None if spec.per_frame is None else chosen.to(features.device)
+            yield features, None if spec.per_frame is None else upload(chosen, features.device)
 
     def _encode_part(self, patches: torch.Tensor, grid_thw: tuple[int, int, int], cells: torch.Tensor) -> torch.Tensor:
         patches = patches.type(self.visual.dtype)

@@ -13,6 +13,7 @@ import os
 
 import torch
 from vllm.distributed import get_tp_group
+from vllm.utils.gpu_sync_debug import gpu_sync_allowed
 
 CHECK_RANKS = "VLLM_PRUNE_CHECK_RANKS"
 
@@ -35,7 +36,9 @@ def check_same_on_ranks(kept: torch.Tensor, step: str, *names: object) -> None:
     if os.environ.get(CHECK_RANKS, "0") == "0" or get_tp_group().world_size == 1:
         return
     digests: list[str] = [""] * get_tp_group().world_size
-    torch.distributed.all_gather_object(digests, _digest(kept), group=get_tp_group().cpu_group)
+    with gpu_sync_allowed():
+        own = _digest(kept)
+    torch.distributed.all_gather_object(digests, own, group=get_tp_group().cpu_group)
     if len(set(digests)) > 1:
         found = ", ".join(f"rank {rank}: {digest}" for rank, digest in enumerate(digests))
         raise RanksDisagreeError(

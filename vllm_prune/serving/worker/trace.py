@@ -26,6 +26,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from vllm.utils.gpu_sync_debug import gpu_sync_allowed
 
 from vllm_prune.budget import TokenCounts
 from vllm_prune.methods.base import Assignment
@@ -82,9 +83,10 @@ class TraceWriter:
             seconds: Time of the dense prefix, 0 if there was none.
         """
         arrays: dict[str, np.ndarray] = {"format": np.array(FORMAT), "prompt": np.asarray(prompt)}
-        for index, outcome in enumerate(videos):
-            for name, value in self._arrays(outcome, seconds).items():
-                arrays[f"video{index}/{name}"] = value
+        with gpu_sync_allowed():
+            for index, outcome in enumerate(videos):
+                for name, value in self._arrays(outcome, seconds).items():
+                    arrays[f"video{index}/{name}"] = value
         # Written to memory first: zipfile raises errors of its own where a file cannot be finished.
         content = io.BytesIO()
         np.savez_compressed(content, **arrays)  # type: ignore[arg-type]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from vllm.distributed import get_tensor_model_parallel_world_size, tensor_model_parallel_all_gather
+from vllm.utils.gpu_sync_debug import gpu_sync_allowed
 
 from vllm_prune.config import PruneConfig
 from vllm_prune.methods.attention_importance import attention_importance, select_top, select_top_by_group
@@ -55,9 +56,10 @@ def choose_tokens(
         count: 1..n.
     """
     config = video.info.config
-    if config.attention_param("selector") == "dpp":
-        tokens = VideoTokens(hidden, video.info.places(video.slots[rows]), video.info.grid)
-        return DPP(scope="frame").assign(tokens, count, relevance=importance).anchor
-    if config.attention_param("quota") == "segment":
-        return select_top_by_group(importance, video.groups[rows], count)
-    return select_top(importance, count)
+    with gpu_sync_allowed():  # the selectors wait for sizes that depend on values
+        if config.attention_param("selector") == "dpp":
+            tokens = VideoTokens(hidden, video.info.places(video.slots[rows]), video.info.grid)
+            return DPP(scope="frame").assign(tokens, count, relevance=importance).anchor
+        if config.attention_param("quota") == "segment":
+            return select_top_by_group(importance, video.groups[rows], count)
+        return select_top(importance, count)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from vllm.utils.gpu_sync_debug import gpu_sync_allowed
 
 from vllm_prune.serving.worker.dense.choose import choose_tokens, measure_importance
 from vllm_prune.serving.worker.dense.decoder_view import DecoderView
@@ -63,7 +64,8 @@ class RowDropper:
                 check_same_on_ranks(chosen, "choice behind layer %d, video of %d tokens", layer, len(tokens))
                 keep[first:last] = False
                 all_chosen.append(first + torch.cat((tokens[chosen], pinned)))
-        keep[torch.cat(all_chosen).cpu()] = True  # the one wait for the device behind a layer
+        with gpu_sync_allowed():  # the one wait for the device behind a layer
+            keep[torch.cat(all_chosen).cpu()] = True
         return keep.nonzero().squeeze(1)
 
     def _measure(

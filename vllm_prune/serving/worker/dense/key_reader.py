@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from vllm.utils.gpu_sync_debug import gpu_sync_allowed
 
 _BASE = 64  # digits 1..64 are exact in every precision that a cache can have, and 0 marks what is not a key
 
@@ -34,7 +35,8 @@ class KeyReader:
             is_key = block > 0
             memory += (block - 1) * place
             place *= _BASE
-        offsets = is_key.nonzero().squeeze(1)
+        with gpu_sync_allowed():  # once for all layers and steps
+            offsets = is_key.nonzero().squeeze(1)
         order = torch.empty_like(index)
         order[memory[offsets]] = offsets
         return order

@@ -8,6 +8,7 @@ import time
 import torch
 from vllm.config import VllmConfig
 from vllm.distributed import get_tensor_model_parallel_world_size
+from vllm.utils.gpu_sync_debug import gpu_sync_allowed
 
 from vllm_prune.config import PruneConfigError
 from vllm_prune.serving.refusals import check_resolved, check_windows
@@ -65,7 +66,8 @@ class DensePrefix:
         """What vLLM scheduled in the step under way."""
         metadata = step_metadata(self._decoder.attention[0])
         lens = metadata.seq_lens
-        both = torch.cat((lens, metadata.query_start_loc.to(lens.dtype))).tolist()  # one wait for the device
+        with gpu_sync_allowed():  # one wait for the device
+            both = torch.cat((lens, metadata.query_start_loc.to(lens.dtype))).tolist()
         return Batch(both[len(lens) :], both[: len(lens)])
 
     def attention_shapes(self, step: DenseStep) -> dict[int, list[list[int]]]:
@@ -96,6 +98,15 @@ class DensePrefix:
             hidden = run.run()
         if self._trace is not None:
             for request in step.requests:
-                outcomes = [run.outcome(rows) for rows in request.videos]
-                self._trace.write(list(request.videos[0].video.prompt), outcomes, time.perf_counter() - begin)
+                with gpu_sync_allowed():
+                    outcomes = [run.outcome(rows) for rows in request.videos]
+                self._trace.write(_token_ids(request.videos[0].video.prompt), outcomes, time.perf_counter() - begin)
         return hidden
+
+
+def _token_ids(prompt: list[int] | torch.Tensor) -> list[int]:
+    """A prompt as a runner has it: V1 a list, V2 a tensor on the device."""
+    if not isinstance(prompt, torch.Tensor):
+        return prompt
+    with gpu_sync_allowed():
+        return prompt.tolist()
