@@ -35,7 +35,7 @@ def read_on_rank(worker: Any, patches: list[torch.Tensor], grids: list[list[int]
     visual.input_norm = IdentityInputNorm()  # the patches have been normalised already
     with torch.inference_mode(), attention.reading(visual, [PruneConfig.parse(VISIONZIP)]):
         visual(torch.cat(patches), grid_thw=grids)
-        found = [attention.take(len(part) // visual.spatial_merge_unit) for part in patches]
+        found = [attention.take(len(part) // visual.spatial_merge_size**2) for part in patches]
     visual.input_norm = own
     assert attention.take(1) is None
     return found
