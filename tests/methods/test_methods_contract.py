@@ -13,7 +13,17 @@ from vllm_prune.methods import Assignment, Method, VideoTokens, compact, create,
 
 pytestmark = pytest.mark.parametrize("name", names())
 LOOK_AT_NOTHING = {"random", "topk", "uniform"}
-NEED_ALL = {"dycoke", "evs", "fastvid", "flashvid", "framefusion", "holitom", "prunevid", "vidcom2"}
+NEED_ALL = {
+    "dycoke",
+    "evs",
+    "fastvid",
+    "fastvid_attention",
+    "flashvid",
+    "framefusion",
+    "holitom",
+    "prunevid",
+    "vidcom2",
+}
 """Methods that compare a token with others at or near its place in other frames."""
 
 

@@ -14,11 +14,13 @@ from vllm_prune.methods import VideoTokens, create
 from vllm_prune.methods._redundant_segments import cut_redundant, run_lengths
 from vllm_prune.methods._share import share_budget
 from vllm_prune.methods.encoder_attention import received_attention
+from vllm_prune.methods.fastvid import FastVID
+from vllm_prune.methods.fastvid_attention import FastVIDAttention
 from vllm_prune.methods.holitom import HoliTom
 from vllm_prune.methods.prumerge import PruMerge
 from vllm_prune.methods.visionzip import VisionZip
 
-NAMES = ("holitom", "prumerge", "visionzip")
+NAMES = ("fastvid_attention", "holitom", "prumerge", "visionzip")
 
 
 def cosine(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -90,6 +92,26 @@ def test_prumerge_equals_its_definition(seed: int, frames: int, cells: int, data
         members = list(range(frame * cells, (frame + 1) * cells))
         expected |= prune_frame(tokens, score.tolist(), members, share) if share else set()
     assert groups_of(PruMerge().assign(tokens, budget, score).slot) == expected
+
+
+@given(seed=SEEDS, grid_thw=EXTENTS, data=st.data())
+def test_fastvid_keeps_what_is_looked_at_and_merges_the_rest(
+    seed: int, grid_thw: tuple[int, int, int], data: st.DataObject
+) -> None:
+    tokens, score = double_video(seed, grid_thw), noise(seed + 1, grid_thw[0] * grid_thw[1] * grid_thw[2]).double()
+    budget = data.draw(st.integers(1, tokens.num_tokens))
+    frames, cells = grid_thw[0], grid_thw[1] * grid_thw[2]
+    salient = budget - max(1, round(0.4 * budget))
+    quota = share_budget(salient, torch.full((frames,), cells)).tolist()
+    kept: list[int] = []
+    for frame, share in enumerate(quota):
+        kept += sorted(range(frame * cells, (frame + 1) * cells), key=lambda i: (-float(score[i]), i))[:share]
+    slot = FastVIDAttention().assign(tokens, budget, score).slot
+    found = groups_of(slot)
+    assert {frozenset([i]) for i in kept} <= found
+    rest = VideoTokens.from_features(tokens.features.index_fill(0, torch.tensor(kept, dtype=torch.int64), 0), grid_thw)
+    merged = FastVID().assign(rest, budget - salient).slot
+    assert found - {frozenset([i]) for i in kept} == groups_of(merged)
 
 
 def all_cuts(frames: int) -> list[list[tuple[int, int]]]:

@@ -56,16 +56,30 @@ class HoliTom:
         score = encoder_scores(relevance, norm, self.name)
         if not bool((norm > 0).any()):
             return Assignment.from_roots(fill_up(torch.full_like(tokens.grid[:, 0], -1), budget), budget)
-        segment, redundant, parent = self._merge_over_time(features, norm, tokens.grid_thw[0], budget)
-        in_time = Assignment.from_roots(torch.where(norm > 0, follow(parent), -1))
-        merged, anchor = compact(tokens, in_time), in_time.anchor
-        segments = int(segment[-1]) + 1
-        group = torch.where(redundant[anchor], segment[merged.grid[:, 0]], segments + merged.grid[:, 0])
-        size = sizes(group, segments + tokens.grid_thw[0])
-        root = self._reduce(merged, score[anchor], group, share_budget(min(budget, len(anchor)), size), segments)
-        slot = in_time.slot.clamp(min=0)
-        final = torch.where((in_time.slot >= 0) & (root[slot] >= 0), anchor[root[slot].clamp(min=0)], -1)
-        return Assignment.from_roots(fill_up(final, budget), budget)
+        frames, frame = tokens.grid_thw[0], tokens.grid[:, 0]
+        segment, redundant, parent = self._merge_over_time(features, norm, frames, budget)
+        in_time = Assignment.from_roots(torch.where(redundant & (norm > 0), follow(parent), -1))
+        others = ~redundant & (norm > 0)
+        of_slot, segments = segment[frame[in_time.anchor]], int(segment[-1]) + 1
+        size = torch.cat((sizes(of_slot, segments), sizes(torch.where(others, frame, -1), frames)))
+        quota = share_budget(size.sum().clamp(max=budget), size)
+        root = self._cluster(tokens, in_time, of_slot, quota[:segments])
+        usual = score.clamp(
+            min=torch.finfo(score.dtype).min
+        )  # a relevance of NaN is no reason to take a redundant token
+        kept = best_in_groups(usual.masked_fill(~others, -torch.inf), frame, quota[segments:])
+        return Assignment.from_roots(fill_up(root.index_copy(0, kept, kept), budget), budget)
+
+    def _cluster(self, tokens: VideoTokens, in_time: Assignment, group: Tensor, quota: Tensor) -> Tensor:
+        """[N] int64: the token that each redundant token ends up at, -1 for all others.
+
+        in_time: what was merged over time. group: the segment of each of its slots. quota: of each segment.
+        """
+        if in_time.num_slots == 0:
+            return torch.full_like(in_time.slot, -1)
+        merged = to_finite(compact(tokens, in_time).features)[0]
+        root = cluster_groups(merged, torch.where(quota[group] > 0, group, -1), quota, self.k)[in_time.slot]
+        return torch.where((in_time.slot >= 0) & (root >= 0), in_time.anchor[root], -1)
 
     def _merge_over_time(
         self, features: Tensor, norm: Tensor, frames: int, budget: int
@@ -97,11 +111,3 @@ class HoliTom:
         returned = torch.zeros_like(redundant.flatten())
         returned[order] = saved[order].cumsum(0) - saved[order] < missing
         return returned.view_as(redundant)
-
-    def _reduce(self, merged: VideoTokens, score: Tensor, group: Tensor, quota: Tensor, segments: int) -> Tensor:
-        """[K] int64: the token that each token of `merged` ends up at, -1 for a dropped one."""
-        clustered = torch.where((group < segments) & (quota[group] > 0), group, -1)
-        root = cluster_groups(to_finite(merged.features)[0], clustered, quota[:segments], self.k)
-        by_attention = torch.where(torch.arange(len(quota), device=quota.device) < segments, 0, quota)
-        kept = best_in_groups(score, group, by_attention)
-        return root.index_copy(0, kept, kept)

@@ -26,6 +26,7 @@ _BUILT_IN = MappingProxyType(
         "dycoke": "vllm_prune.methods.dycoke:DyCoke",
         "evs": "vllm_prune.methods.evs:EVS",
         "fastvid": "vllm_prune.methods.fastvid:FastVID",
+        "fastvid_attention": "vllm_prune.methods.fastvid_attention:FastVIDAttention",
         "flashvid": "vllm_prune.methods.flashvid:FlashVID",
         "framefusion": "vllm_prune.methods.framefusion:FrameFusion",
         "holitom": "vllm_prune.methods.holitom:HoliTom",
