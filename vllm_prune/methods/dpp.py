@@ -101,7 +101,7 @@ class DPP:
         size = sizes(segment, tokens.grid_thw[0])
         quota = share_budget(budget, size)
         weight = normalize_relevance(relevance, tokens.num_tokens, tokens.features)
-        among = self._candidates(tokens, segment, quota, weight) if int(size.max()) > LONGEST_SEGMENT else None
+        among = self._candidates(tokens, segment, quota, weight)
         if among is not None:
             features, segment, weight = tokens.features[among], segment[among], weight[among]
         else:
@@ -127,7 +127,7 @@ class DPP:
 
     def _candidates(self, tokens: VideoTokens, segment: Tensor, quota: Tensor, weight: Tensor) -> Tensor | None:
         """[M] int64, increasing: the tokens to choose from; None for all of them."""
-        if self.mode != "exact":
+        if self.scope != "video" or self.mode != "exact" or tokens.num_tokens <= LONGEST_SEGMENT:
             return None
         wanted = count_candidates(quota, sizes(segment, len(quota)))
         tile_of = tile(tokens, segment)
