@@ -29,6 +29,10 @@ RELIED_UPON = (
     "vllm.model_executor.models.qwen2_5_vl:Qwen2_5_VisionTransformer.forward",
     "vllm.model_executor.models.qwen2_5_vl:Qwen2_5_VisionTransformer.get_rope_by_thw",
     "vllm.model_executor.models.qwen2_5_vl:Qwen2_5_VisionTransformer.prepare_encoder_metadata",
+    "vllm.model_executor.models.qwen2_vl:Qwen2VisionTransformer.compute_attn_mask_seqlen",
+    "vllm.model_executor.models.qwen2_vl:Qwen2VisionTransformer.forward",
+    "vllm.model_executor.models.qwen2_vl:Qwen2VisionTransformer.prepare_encoder_metadata",
+    "vllm.model_executor.models.qwen2_vl:Qwen2VisionTransformer.rot_pos_emb",
     "vllm.model_executor.models.vision:run_dp_sharded_mrope_vision_model",
     "vllm.multimodal.processing.processor:BaseMultiModalProcessor._cached_apply_hf_processor",
     "vllm.v1.attention.backends.cpu_attn:CPUAttentionBackendImpl.do_kv_cache_update",
@@ -100,10 +104,10 @@ def hooks() -> list[Hook]:
     """All overriding methods of `our_classes`."""
     found = []
     for cls in sorted(our_classes(), key=lambda cls: cls.__name__):
-        base = next(filter(is_vllms, cls.__mro__))
         for owner in cls.__mro__:
             for name, attribute in vars(owner).items():
                 if is_hook(attribute):
+                    base = next(base for base in filter(is_vllms, cls.__mro__) if hasattr(base, name))
                     signature = inspect.signature(getattr(attribute, "__func__", attribute))
                     where = f"{base.__module__}:{base.__qualname__}"
                     found.append(Hook(f"{cls.__name__}.{name}", name, where, signature))
