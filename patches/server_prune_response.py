@@ -45,12 +45,14 @@ def _install() -> None:
     async def full_generator(self: Any, request: Any, result_generator: Any, *args: Any, **kwargs: Any) -> Any:
         from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionResponse
 
+        from vllm_prune.serving.api.headers import tell_report
         from vllm_prune.serving.api.response import FIELD, WatchedOutputs
 
         outputs = WatchedOutputs(result_generator)
         response = await full(self, request, outputs, *args, **kwargs)
         if outputs.report is not None and isinstance(response, ChatCompletionResponse):
             setattr(response, FIELD, outputs.report.to_dict())
+            tell_report(outputs.report)
         return response
 
     @functools.wraps(stream)

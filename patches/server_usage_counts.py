@@ -28,6 +28,10 @@ def _install() -> None:
 
     @functools.wraps(original)
     def _get_mm_token_counts(engine_input: Any, *args: Any, **kwargs: Any) -> dict[str, int]:
+        from vllm_prune.serving.api.headers import tell_prompt
+        from vllm_prune.serving.api.report import FACTS_KEY
+
+        tell_prompt(engine_input.get(FACTS_KEY))
         counts = original(engine_input, *args, **kwargs)
         report = engine_input.get("prune_report")
         if report:
@@ -50,7 +54,8 @@ PATCH = Patch(
         "how many tokens its video had, nor how many are timestamps, and vLLM has no field for it."
     ),
     how="Wraps the function that makes the counts and adds `video_before_pruning`, and `video_structure` where text "
-    "stands between the steps of a video, from our processor's report.",
+    "stands between the steps of a video, from our processor's report. What the processor found goes on to the headers "
+    "(`server_report_headers`).",
     upstream=("https://github.com/vllm-project/vllm/issues/45098",),
     remove_when="vllm>=0.33",
     needed=lambda: True,

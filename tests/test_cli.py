@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.server
 import json
+import os
 import shlex
 import socket
 import subprocess
@@ -206,6 +207,17 @@ def test_models_without_a_variant(capsys, tmp_path, config, said):
     assert main(["serve", str(tmp_path), "--prune", "stage1_only"]) == 2
     error = capsys.readouterr().err
     assert all(part in error for part in said), error
+
+
+@pytest.mark.parametrize("arguments", [["serve", "nobody/nothing", "--dry-run"], ["estimate", "nobody/nothing"]])
+def test_a_hub_that_is_out_of_reach_is_not_tried_again_and_again(arguments, tmp_path):
+    variables = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path)}
+    command = [sys.executable, "-m", "vllm_prune.cli.main", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=os.environ | variables)
+    assert done.returncode == 2
+    assert "Retrying" not in done.stderr
+    (line,) = done.stderr.splitlines()
+    assert "http://127.0.0.1:9 is out of reach, and its cache has no such model" in line
 
 
 def test_engine_args_are_the_same_settings(model):

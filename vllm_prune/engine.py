@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from vllm_prune.config import OverridePolicy, PruneConfig, check_override_policy
+from vllm_prune.hub import read_config_fields
 from vllm_prune.override import ServerSettings
 from vllm_prune.serving.wire.architectures import variant_of
 from vllm_prune.serving.wire.settings import settings_to_hf_override
@@ -67,10 +68,8 @@ def read_architecture(model: str) -> str:
     Raises:
         ValueError: There is no such file, or it names none.
     """
-    from transformers import PretrainedConfig
-
     try:
-        fields, _ = PretrainedConfig.get_config_dict(model)
+        fields = read_config_fields(model)
     except OSError as error:
         raise ValueError(f"model={model!r}: no readable config.json there: {error}") from error
     if not fields:

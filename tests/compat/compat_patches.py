@@ -52,7 +52,7 @@ def _check(tree: Tree, name: str) -> Checked | None:
         checked.broken = f"there is no module {patch.trigger}"
         return checked
     try:
-        loader.execute(module)["_verify"]()
+        loader.execute(module)["PATCH"].verify()
     except (PatchError, ImportError, AttributeError) as error:
         checked.broken = str(error)
     return checked
@@ -76,13 +76,20 @@ class _Loader:
     def _import(self, name: str, globals: Any = None, locals: Any = None, fromlist: Any = (), level: int = 0) -> Any:
         if name == "inspect":
             return self.inspect
-        if name == "vllm_prune.patches.checks":
+        if name == "importlib":
+            return types.SimpleNamespace(import_module=self._import_module)
+        if name in ("vllm_prune.patches.checks", "vllm_prune.patches.child_main"):
             return types.SimpleNamespace(**self.execute(name))
         if name.partition(".")[0] == "vllm":
-            if self.tree.path(name) is None:
-                raise ImportError(f"there is no module {name}")
-            return ModuleStandIn(self, name)
+            return self._import_module(name)
         return builtins.__import__(name, globals, locals, fromlist, level)
+
+    def _import_module(self, name: str) -> Any:
+        if name.partition(".")[0] != "vllm":
+            return importlib.import_module(name)
+        if self.tree.path(name) is None:
+            raise ImportError(f"there is no module {name}")
+        return ModuleStandIn(self, name)
 
     def _symbol(self, thing: Any) -> Symbol:
         symbol: Symbol = object.__getattribute__(thing, "symbol")

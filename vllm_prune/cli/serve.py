@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--prune-override",
         default="tighten",
         choices=get_args(OverridePolicy),
-        help='what a request may change by mm_processor_kwargs={"prune": ...} (default: %(default)s)',
+        help='what a request may change by its field "prune" (default: %(default)s)',
     )
     parser.add_argument("--prune-trace", metavar="DIR", help="write what was decided about every video to .npz files")
     parser.add_argument(

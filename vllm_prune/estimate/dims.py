@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vllm_prune.hub import read_config_fields
 from vllm_prune.serving.wire.architectures import families
 
 _DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "fp8": 1, "float8_e4m3fn": 1, "float8_e5m2": 1}
@@ -127,10 +128,8 @@ def config_path(model: str) -> Path | None:
 
 
 def _fetch_config(model: str) -> dict[str, Any]:
-    from transformers import PretrainedConfig
-
     try:
-        return PretrainedConfig.get_config_dict(model)[0]
+        return read_config_fields(model)
     except OSError as error:
         reason = str(error).partition("\n")[0]
         raise EstimateError(

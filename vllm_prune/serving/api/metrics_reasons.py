@@ -8,6 +8,7 @@ import re
 from vllm_prune.config import PruneConfig, PruneConfigError, Stage1Config
 
 OVERRIDE = "override"
+MISPLACED = "misplaced"
 OTHER = "other"
 _FIELDS = frozenset(
     {
@@ -20,7 +21,7 @@ _FIELDS = frozenset(
 
 
 def reason_of(error: PruneConfigError) -> str:
-    """The field that the message begins with, or "override" for what the server's policy forbids, or "other".
+    """The field that the message begins with; "override" for what the server's policy forbids; "misplaced"; or "other".
 
     >>> reason_of(PruneConfigError("keep_ratio=3: must be above 0 and at most 1"))
     'keep_ratio'
@@ -30,5 +31,7 @@ def reason_of(error: PruneConfigError) -> str:
     message = str(error)
     if "--prune-override" in message:
         return OVERRIDE
+    if "nothing reads it there" in message:
+        return MISPLACED
     found = re.match(r"[\w.]+", message)
     return found.group() if found and found.group() in _FIELDS else OTHER
