@@ -91,7 +91,7 @@ def test_static_is_a_mean_of_pairwise_cosines(seed: int, grid_thw: tuple[int, in
     tokens = random_video(seed, grid_thw)
     tokens = VideoTokens.from_features(tokens.features.double() + 1, grid_thw)
     tokens.features[::5] = 0
-    measured = _prunevid_plan.measure(tokens, max(1, grid_thw[0] // 2), 7)
+    measured = _prunevid_plan.measure(tokens, max(1, grid_thw[0] // 2), 7, 0.8)
     video = tokens.features.view(grid_thw[0], -1, 6)
     cell_mean = _prunevid_plan.average_cells(measured)
     for s, row in enumerate(measured.similarity):
@@ -103,10 +103,10 @@ def test_static_is_a_mean_of_pairwise_cosines(seed: int, grid_thw: tuple[int, in
 
 def test_long_videos_are_measured_in_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     tokens = mixed_video(7, (40, 2, 2))
-    whole = _prunevid_plan.measure(tokens, 10, 7)
+    whole = _prunevid_plan.measure(tokens, 10, 7, 0.8)
     means = _prunevid_plan.average_cells(whole)
     monkeypatch.setattr(_prunevid_plan, "_FRAMES_AT_ONCE", 1)
-    runs = _prunevid_plan.measure(tokens, 10, 7)
+    runs = _prunevid_plan.measure(tokens, 10, 7, 0.8)
     torch.testing.assert_close(runs.similarity, whole.similarity)
     torch.testing.assert_close(_prunevid_plan.average_cells(runs), means)
 
@@ -132,3 +132,50 @@ def test_shares_are_exact_and_fair(sizes: list[int], data: st.DataObject) -> Non
         assert all(q >= 1 for q, size in zip(quota, sizes, strict=True) if size)
         scale = max(((q - 1) / size for q, size in zip(quota, sizes, strict=True) if size), default=0)
         assert all(q + 1 >= scale * size for q, size in zip(quota, sizes, strict=True)), "no group is passed over"
+
+
+def still_scenes(seed: int, lengths: list[int], strength: float = 0.1) -> VideoTokens:
+    """Scenes in which nothing but noise changes, 14 x 14 cells, with a common component."""
+    scene = noise(seed, len(lengths), 196, 32) + noise(seed + 1, 32)
+    video = scene.repeat_interleave(torch.tensor(lengths), dim=0)
+    video = video + strength * noise(seed + 2, *video.shape)
+    return VideoTokens.from_features(video.flatten(0, 1), (sum(lengths), 14, 14))
+
+
+@pytest.mark.parametrize("frames", [8, 32, 64])
+def test_one_still_scene_is_one_segment_however_long(frames: int) -> None:
+    tokens = still_scenes(0, [frames])
+    assert PruneVid().natural_budget(tokens) == 98
+    assert PruneVid().plan(tokens).static.all()
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_cuts_between_still_scenes_are_found(seed: int) -> None:
+    tokens = still_scenes(10 * seed, [9 + seed % 4, 5 + seed, 18 - seed])
+    segment = PruneVid().plan(tokens).segment
+    cuts = set((segment.diff().nonzero().flatten() + 1).tolist())
+    assert {9 + seed % 4, 14 + seed % 4 + seed} <= cuts
+    assert len(cuts) <= 3
+
+
+def test_a_scene_that_drifts_is_cut_all_the_same() -> None:
+    turn = torch.linspace(0, 2, 32)[:, None, None]
+    video = turn.cos() * noise(0, 1, 196, 32) + turn.sin() * noise(1, 1, 196, 32)
+    plan = PruneVid().plan(VideoTokens.from_features(video.flatten(0, 1), (32, 14, 14)))
+    assert plan.segment[-1] >= 3
+    assert plan.static.all(), "so slowly that cells stand still within a segment"
+
+
+@given(seed=SEEDS, frames=st.integers(2, 16))
+def test_joined_segments_measure_as_if_measured_whole(seed: int, frames: int) -> None:
+    tokens = VideoTokens.from_features(
+        (noise(seed, 1, 9, 16) + 0.05 * noise(seed + 1, frames, 9, 16)).flatten(0, 1), (frames, 3, 3)
+    )
+    measured = _prunevid_plan.measure(tokens, max(1, frames // 3), 7, 0.8)
+    video = tokens.features.double().view(frames, 9, 16)
+    assert measured.ends[-1] == frames
+    assert torch.equal(measured.segment_length.cumsum(0), torch.tensor(measured.ends))
+    for s, row in enumerate(measured.similarity):
+        part = video[measured.segment == s]
+        expected = [mean_cosine(part[:, c]) if len(part) > 1 else -torch.inf for c in range(9)]
+        torch.testing.assert_close(row.double(), torch.tensor(expected).double(), atol=1e-5, rtol=0)

@@ -17,6 +17,8 @@ from vllm_prune.methods.base import VideoTokens
 
 _FRAMES_AT_ONCE = 16  # a weighted sum over frames is one product per this many, so its cost stays linear in frames
 _SUM_BYTES = 2 << 20  # sums made at a time
+_STILL_SHARE = 0.9  # of the cells, for neighbouring segments to be one
+_AS_ALIKE = 0.005  # how much less similar (cosine) a cell may be across both than within the less similar one
 
 
 @dataclass(frozen=True)
@@ -58,8 +60,12 @@ class PruneVidPlan:
         return sizes(self.group, len(self.static) + len(self.segment))
 
 
-def measure(tokens: VideoTokens, segments: int, k: int) -> Measure:
-    """Cut an unpruned video into `segments` and measure every cell of each."""
+def measure(tokens: VideoTokens, segments: int, k: int, tau: float) -> Measure:
+    """Cut an unpruned video into up to `segments` and measure every cell of each.
+
+    Neighbours of which nearly all cells are static (similarity above `tau`), and as much alike across the cut as within
+    each, become one segment.
+    """
     frames, height, width = tokens.grid_thw
     features, norm = to_finite(tokens.features)
     video = features.view(frames, height * width, -1)
@@ -67,7 +73,20 @@ def measure(tokens: VideoTokens, segments: int, k: int) -> Measure:
     length = sizes(segment, segments)
     end = length.cumsum(0)
     ends = end.tolist()
-    similarity = _compare_cells(video, norm.view(frames, -1), segment, length, ends)
+    inverse = invert(norm.view(frames, -1))
+    similarity = _compare_cells(video, inverse, segment, length, ends)
+    if not (similarity.is_cuda or has_still_neighbours(similarity, tau)):  # a GPU would have to be waited for
+        return Measure(features, norm > 0, segment, length, end - length, ends, similarity)
+    joins, of_run = join_still(video, inverse, segment, length, ends, tau)
+    joined = joins.tolist()
+    if any(joined):
+        last = [not more for more in (*joined[1:], False)]
+        ends = [stop for stop, is_last in zip(ends, last, strict=True) if is_last]
+        similarity = torch.stack([row for row, is_last in zip(of_run, last, strict=True) if is_last])
+        segment = segment - joins.long().cumsum(0)[segment]
+        length = sizes(segment, len(ends))
+        end = length.cumsum(0)
+        similarity = similarity.masked_fill((length == 1)[:, None], -torch.inf)
     return Measure(features, norm > 0, segment, length, end - length, ends, similarity)
 
 
@@ -89,14 +108,57 @@ def average_cells(measured: Measure) -> Tensor:
     return _sum_cells(video, weights, measured.segment, measured.ends, video.shape[2], lambda sums: sums)
 
 
-def _compare_cells(video: Tensor, norm: Tensor, segment: Tensor, length: Tensor, ends: list[int]) -> Tensor:
-    """Similarity [S, H*W] of each cell over each segment. video: [T, H*W, C]. norm: [T, H*W].
+def has_still_neighbours(similarity: Tensor, tau: float) -> bool:
+    """Whether a still segment has a neighbour that is still or of a single frame, which has the similarity -Inf."""
+    still = (similarity > tau).float().mean(1) >= _STILL_SHARE
+    single = similarity[:, 0] == -torch.inf
+    return bool(((still[1:] & (still | single)[:-1]) | (still[:-1] & (still | single)[1:])).any())
 
-    The products of all pairs of n unit vectors sum to |their sum|^2 - n, so no pair is ever formed.
+
+def join_still(
+    video: Tensor, inverse: Tensor, segment: Tensor, length: Tensor, ends: list[int], tau: float
+) -> tuple[Tensor, list[Tensor]]:
+    """[S] bool: whether each segment is one with those before it, back to the last that is not.
+
+    And for each segment the similarity [H*W] of cells over all these, itself included.
+    video: [T, H*W, C]. inverse: [T, H*W], of the norms. segment: [T] int64. length, ends: of S segments.
+    """
+    sums = _sum_cells(video, inverse, segment, ends, video.shape[2], lambda found: found).transpose(0, 1)
+    usable = torch.zeros_like(inverse[: len(ends)]).index_add_(0, segment, (inverse > 0).to(inverse.dtype))
+    own = _mean_cosine(sums, usable, length[:, None])
+    run, joins = (sums[0], usable[0], length[0], own[0]), [torch.zeros_like(length[0], dtype=torch.bool)]
+    of_run = [own[0]]
+    for part in zip(sums[1:], usable[1:], length[1:], own[1:], strict=True):
+        both = run[0] + part[0], run[1] + part[1], run[2] + part[2]
+        together = _mean_cosine(*both)
+        least = torch.minimum(run[3], part[3])
+        alike = (together > tau) & (together > least - _AS_ALIKE)
+        joins.append(alike.to(together.dtype).mean() >= _STILL_SHARE)
+        merged = (*both, together)
+        run = tuple(torch.where(joins[-1], new, old) for new, old in zip(merged, part, strict=True))
+        of_run.append(run[3])
+    return torch.stack(joins), of_run
+
+
+def _mean_cosine(total: Tensor, usable: Tensor, length: Tensor) -> Tensor:
+    """[...] mean over all pairs of `length` unit vectors with sum `total` [..., C], of which `usable` are not zero.
+
+    The products of all pairs of n unit vectors sum to |their sum|^2 - n, so no pair is ever formed. A single one counts
+    as like itself: 1.
+    """
+    square = torch.linalg.vector_norm(total, dim=-1).square()
+    pairs = length * (length - 1)
+    return torch.where(pairs > 0, (square - usable) / pairs.clamp(min=1), 1)
+
+
+def _compare_cells(video: Tensor, inverse: Tensor, segment: Tensor, length: Tensor, ends: list[int]) -> Tensor:
+    """Similarity [S, H*W] of each cell over each segment. video: [T, H*W, C]. inverse: [T, H*W], of the norms.
+
+    As `_mean_cosine` has it.
     """
     norm_of_sums = partial(torch.linalg.vector_norm, dim=2, keepdim=True)
-    total = _sum_cells(video, invert(norm), segment, ends, 1, norm_of_sums).squeeze(2).mT
-    nonzero = torch.zeros_like(total).index_add_(0, segment, (norm > 0).to(norm.dtype))
+    total = _sum_cells(video, inverse, segment, ends, 1, norm_of_sums).squeeze(2).mT
+    nonzero = torch.zeros_like(total).index_add_(0, segment, (inverse > 0).to(inverse.dtype))
     pairs = (length * (length - 1))[:, None]
     return ((total.square() - nonzero) / pairs).masked_fill(pairs == 0, -torch.inf)
 

@@ -25,13 +25,14 @@ from vllm_prune.methods.base import Assignment, VideoTokens, compact
 class PruneVid:
     """Merge over time what does not change, then merge in space what is alike.
 
-    1. Frames form contiguous segments: DPC-KNN over frame means.
+    1. Frames form contiguous segments: DPC-KNN over frame means. Neighbours that stand still as one (nine of ten cells
+       static, and as similar across the cut as within) are one.
     2. A grid cell whose features agree over a segment's frames is static: averaged over time to one token.
     3. DPC-KNN merges the static tokens of each segment, and the dynamic tokens of each frame, to a share of them.
 
     tau: mean pairwise cosine similarity above which a cell is static, 0 < tau < 1 (the paper uses 0.7-0.9).
     cluster_ratio: fraction of a group's tokens that stay as clusters, 0 < cluster_ratio <= 1.
-    temporal_segment_ratio: segments per frame, 0 < temporal_segment_ratio <= 1.
+    temporal_segment_ratio: segments per frame at the most, 0 < temporal_segment_ratio <= 1.
     k: neighbours that density is measured on, the token itself included, >= 1.
     keep_small: groups of up to this many tokens stay whole when the budget covers the natural one, >= 0.
 
@@ -86,7 +87,7 @@ class PruneVid:
     def _measure(self, tokens: VideoTokens) -> Measure:
         check_unpruned(tokens.num_tokens, tokens.grid_thw, self.name)
         segments = max(1, round(self.temporal_segment_ratio * tokens.grid_thw[0]))
-        return measure(tokens, segments, self.k)
+        return measure(tokens, segments, self.k, self.tau)
 
     def _choose_static(self, measured: Measure, budget: int) -> Tensor:
         """[S, H*W] bool: cells above tau, less the least similar of them until `budget` tokens remain."""
