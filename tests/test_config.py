@@ -191,6 +191,10 @@ class TestValues:
                 PruneConfig.parse({"stage1": stage1})
         with pytest.raises(PruneConfigError, match=r'params\.quota="segment": needs stage1 with where="encoder"'):
             PruneConfig.parse({"preset": "framefusion", "params": {"quota": "segment"}})
+        with pytest.raises(PruneConfigError, match=r'params\.quota="frame": the selector "dpp" shares the budget'):
+            PruneConfig.parse({"preset": "default", "params": {"quota": "frame", "selector": "dpp"}})
+        with pytest.raises(PruneConfigError, match=r'params\.quota="frame": needs stage1 with where="encoder"'):
+            PruneConfig.parse({"method": "attention", "params": {"quota": "frame"}})
 
     def test_layers_come_after_those_that_add_rows_of_the_encoder(self):
         default, early = PruneConfig(), PruneConfig(method=ATTENTION, layers=[0.02, 0.5])

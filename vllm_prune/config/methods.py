@@ -15,7 +15,7 @@ ATTENTION_PARAMS: Mapping[str, tuple[str, ...]] = {
     "text": ("max", "mean", "last"),
     "heads": ("max", "mean"),
     "selector": ("topk", "dpp"),
-    "quota": ("global", "segment"),
+    "quota": ("global", "segment", "frame"),
 }
 """Parameters of method "attention" with their values, the default first.
 
@@ -23,7 +23,8 @@ text, heads: how weights are reduced over the text's positions, then over heads.
 selector: the most important tokens; or a conditional DPP per frame, with importance as relevance and hidden states as
 features.
 quota: tokens compete within the whole video; or, after stage 1, within the static and the dynamic part of each segment,
-which share the budget by size.
+which share the budget by size; or, as in PruneVid's code, within the static part of each segment and the dynamic part
+of each frame.
 """
 
 _SAID = 300  # characters of a method's own message
@@ -35,14 +36,15 @@ def check_attention(params: Mapping[str, Any], *, finds_segments: bool) -> None:
     for name, value in params.items():
         if value not in ATTENTION_PARAMS[name]:
             raise PruneConfigError(f"params.{name}={brief(value)}: must be one of {', '.join(ATTENTION_PARAMS[name])}")
-    if params.get("quota") != "segment":
+    quota = params.get("quota", "global")
+    if quota == "global":
         return
     if not finds_segments:
         raise PruneConfigError(
-            'params.quota="segment": needs stage1 with where="encoder" and method="prunevid", which finds the segments'
+            f'params.quota="{quota}": needs stage1 with where="encoder" and method="prunevid", which finds the segments'
         )
     if params.get("selector") == "dpp":
-        raise PruneConfigError('params.quota="segment": the selector "dpp" shares the budget among frames by itself')
+        raise PruneConfigError(f'params.quota="{quota}": the selector "dpp" shares the budget among frames by itself')
 
 
 def check_query_free(method: str, params: Mapping[str, Any], *, merged_before: bool) -> None:

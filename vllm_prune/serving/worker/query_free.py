@@ -88,8 +88,7 @@ def temporal_segments(tokens: VideoTokens, config: PruneConfig, width: int | Non
     """[t], the segment that stage 1 puts each step of the grid of an unpruned video in; None where it cuts none."""
     if config.stage1 is None or not config.finds_segments:
         return None
-    plan = PruneVid(temporal_segment_ratio=config.stage1.temporal_segment_ratio).plan(first_level(tokens, width))
-    return plan.segment
+    return _prunevid(config.stage1).plan(first_level(tokens, width)).segment
 
 
 def _merge(tokens: VideoTokens, stage1: Stage1Config, count: int) -> Assignment:
@@ -105,18 +104,22 @@ def _prunevid(stage1: Stage1Config) -> PruneVid:
 
 
 def competing_groups(tokens: VideoTokens, config: PruneConfig, assignment: Assignment) -> torch.Tensor:
-    """The group of each token that enters the language model, [N1]: all 0, unless segments have quotas of their own.
+    """The group of each token that enters the language model, [N1]: all 0, unless parts of it have quotas of their own.
 
-    With quotas, twice the segment of its anchor, plus 1 where stage 1 found the anchor's cell static in that segment.
+    With quotas per segment, twice the segment of its anchor, plus 1 where stage 1 found the anchor's cell static in it.
+    With quotas per frame, of a dynamic cell the frame, of a static one the segment, counted on from the frames.
     """
     anchor = assignment.anchor
-    if config.method != ATTENTION or config.attention_param("quota") != "segment":
+    if config.method != ATTENTION or config.attention_param("quota") == "global":
         return torch.zeros_like(anchor)
     assert config.stage1 is not None  # PruneConfig sees to it
     plan = _prunevid(config.stage1).plan(tokens)
     frame, cell = anchor // plan.static.shape[1], anchor % plan.static.shape[1]
     segment = plan.segment[frame]
-    return 2 * segment + plan.static[segment, cell].long()
+    static = plan.static[segment, cell]
+    if config.attention_param("quota") == "frame":
+        return torch.where(static, len(plan.segment) + segment, frame)
+    return 2 * segment + static.long()
 
 
 def _chain(first: Assignment, second: Assignment) -> Assignment:

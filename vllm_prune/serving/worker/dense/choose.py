@@ -60,6 +60,6 @@ def choose_tokens(
         if config.attention_param("selector") == "dpp":
             tokens = VideoTokens(hidden, video.info.places(video.slots[rows]), video.info.grid)
             return DPP(scope="frame").assign(tokens, count, relevance=importance).anchor
-        if config.attention_param("quota") == "segment":
+        if config.attention_param("quota") != "global":
             return select_top_by_group(importance, video.groups[rows], count)
         return select_top(importance, count)
