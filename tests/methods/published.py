@@ -121,3 +121,70 @@ def _merge_trees(tokens: Sequence[Vector], root: list[int], rest: dict[int, list
         again = dict(zip(whole, (whole[c] for c in dpc_knn(means, share, k)), strict=True))
         for i in members:
             root[i] = again[root[i]]
+
+
+def fastvid(video: Video, blocks: Sequence[int], quotas: Sequence[int], k: int) -> list[int]:
+    """FastVID: density peaks of the first frame of each block are its anchors; others join the most similar (cosine).
+
+    blocks: the block of each frame, -1 for none. quotas: anchors of each block. Returns the anchor of each token.
+    """
+    cells = len(video[0])
+    tokens = [token for frame in video for token in frame]
+    root = [-1] * len(tokens)
+    for b, quota in enumerate(quotas):
+        frames = [t for t, own in enumerate(blocks) if own == b]
+        first = frames[0] * cells
+        centre = dpc_knn(tokens[first : first + cells], quota, k)
+        anchors = [first + i for i, c in enumerate(centre) if i == c]
+        for i in range(first, (frames[-1] + 1) * cells):
+            root[i] = i if i in anchors else max(anchors, key=lambda a: (cosine(tokens[i], tokens[a]), -a))
+    return root
+
+
+def evs(video: Video, budget: int) -> list[int]:
+    """EVS: the first frame, then the tokens least like (cosine) the one before them; increasing."""
+    cells = len(video[0])
+    change = [math.inf] * cells
+    for before, now in itertools.pairwise(video):
+        change += [1 - cosine(a, b) for a, b in zip(before, now, strict=True)]
+    return sorted(sorted(range(len(change)), key=lambda i: (-change[i], i))[:budget])
+
+
+def prunevid_static(video: Video, segment: Sequence[int], tau: float) -> list[list[bool]]:
+    """PruneVid: cells of which the mean cosine of all pairs over a segment's frames is above tau."""
+    found = []
+    for s in range(segment[-1] + 1):
+        frames = [frame for frame, own in zip(video, segment, strict=True) if own == s]
+        rows = []
+        for cell in zip(*frames, strict=True):
+            pairs = [cosine(a, b) for a, b in itertools.combinations(cell, 2)]
+            rows.append(bool(pairs) and sum(pairs) / len(pairs) > tau)
+        found.append(rows)
+    return found
+
+
+def prunevid(
+    video: Video, segment: Sequence[int], static: Sequence[Sequence[bool]], quotas: Sequence[int], k: int
+) -> list[int]:
+    """PruneVid: static cells averaged over a segment, then DPC-KNN within its static tokens, and in frames the others.
+
+    quotas: clusters of each segment's static tokens, then of each frame's dynamic ones. Returns the token that each
+    joins; that of a static cell is in its segment's first frame.
+    """
+    cells = len(video[0])
+    root = [-1] * (len(video) * cells)
+    for s, still in enumerate(static):
+        frames = [t for t, own in enumerate(segment) if own == s]
+        places = [c for c in range(cells) if still[c]]
+        if places:
+            means = [mean([video[t][c] for t in frames]) for c in places]
+            for c, centre in zip(places, dpc_knn(means, quotas[s], k), strict=True):
+                for t in frames:
+                    root[t * cells + c] = frames[0] * cells + places[centre]
+    for t, frame in enumerate(video):
+        places = [c for c in range(cells) if not static[segment[t]][c]]
+        if places:
+            centres = dpc_knn([frame[c] for c in places], quotas[len(static) + t], k)
+            for c, centre in zip(places, centres, strict=True):
+                root[t * cells + c] = t * cells + places[centre]
+    return root

@@ -10,6 +10,8 @@ from method_cases import SEEDS, noise
 
 from vllm_prune.methods import Assignment, VideoTokens, create
 from vllm_prune.methods._share import share_budget
+from vllm_prune.methods.fastvid import divide
+from vllm_prune.methods.prunevid import PruneVid
 
 EXTENTS = st.tuples(st.integers(1, 7), st.integers(1, 3), st.integers(1, 3)).filter(
     lambda extent: extent[1] * extent[2] != 2
@@ -63,3 +65,41 @@ def test_flashvid_on_a_longer_video() -> None:
     expected = published.flashvid(video, [2] * 12, segment, shares, link_threshold=0.8)
     assert roots(create("flashvid").assign(tokens, 48)) == expected
     assert len({tuple(sorted(i for i, r in enumerate(expected) if r == root)) for root in expected}) == 48
+
+
+@given(seed=SEEDS, grid_thw=EXTENTS, data=st.data())
+def test_fastvid(seed: int, grid_thw: tuple[int, int, int], data: st.DataObject) -> None:
+    tokens = scenes(seed, grid_thw)
+    frames, cells = grid_thw[0], tokens.num_tokens // grid_thw[0]
+    budget, min_segments = data.draw(st.integers(1, tokens.num_tokens)), data.draw(st.integers(1, 4))
+    video = as_lists(tokens)
+    segment = torch.tensor(published.dyseg(video, 0.9, min_segments, budget))
+    length = segment.bincount()
+    block, quota = divide(segment, length, share_budget(budget, length * cells), cells, 4)
+    expected = published.fastvid(video, block.tolist(), quota.tolist(), k=4)
+    assert roots(create("fastvid", min_segments=min_segments).assign(tokens, budget)) == expected
+    assert len(block) == frames
+
+
+@given(seed=SEEDS, grid_thw=EXTENTS, data=st.data())
+def test_evs(seed: int, grid_thw: tuple[int, int, int], data: st.DataObject) -> None:
+    tokens = scenes(seed, grid_thw)
+    budget = data.draw(st.integers(1, tokens.num_tokens))
+    assert create("evs").assign(tokens, budget).anchor.tolist() == published.evs(as_lists(tokens), budget)
+
+
+@given(seed=SEEDS, grid_thw=EXTENTS, data=st.data())
+def test_prunevid(seed: int, grid_thw: tuple[int, int, int], data: st.DataObject) -> None:
+    tokens = scenes(seed, grid_thw)
+    method = PruneVid()
+    plan, video = method.plan(tokens), as_lists(tokens)
+    segment = plan.segment.tolist()
+    assert plan.static.tolist() == published.prunevid_static(video, segment, method.tau)
+    size = plan.group_sizes
+    least, most = int((size > 0).sum()), int(size.sum())
+    budget = data.draw(st.integers(least, most))
+    natural = torch.where(size <= 14, size, size // 2).maximum((size > 0).long())
+    whole = torch.where(size <= 14, size, 0) if int(natural.sum()) <= budget else torch.zeros_like(size)
+    quotas = (whole + share_budget(budget - int(whole.sum()), size - whole)).tolist()
+    expected = published.prunevid(video, segment, plan.static.tolist(), quotas, method.k)
+    assert roots(method.assign(tokens, budget)) == expected

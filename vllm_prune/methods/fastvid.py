@@ -32,10 +32,11 @@ class FastVID:
     3. In the first frame of a block the density peaks (DPC-KNN, `k` neighbours) are the anchors.
     4. Every other token of the block joins the anchor most similar to it (cosine).
 
-    Where it differs from the paper: tokens merge into the anchors of their block, not of their whole segment, so time
-    stays linear in frames; and there is no share of tokens chosen by the attention of a class token, which the encoders
-    of Qwen's models do not have. No more segments than
-    slots: the least similar cuts stay.
+    Where it differs from the paper: tokens merge into the anchors of their block, not of all anchor frames of their
+    segment, so time stays linear in frames; a merged token is the plain mean of its members, where the authors' code
+    leaves an anchor a weight of 0.6 at least; anchors lie in the first frame of blocks of equal length, there in the
+    last of runs of nearly equal frames; and there is no share of tokens chosen by the attention of a class token, which
+    the encoders of Qwen's models do not have. No more segments than slots: the least similar cuts stay.
 
     transition_threshold: -1 <= transition_threshold <= 1. min_segments, anchor_stride, k: >= 1.
     Ties keep the earlier token or frame. Tokens with NaN or Inf, and zero vectors,

@@ -11,8 +11,10 @@ _ROWS_AT_ONCE = 1024
 
 
 def relevance_to_text(features: Tensor, text: Tensor) -> Tensor:
-    """[N]: mean cosine similarity of each visual token to the tokens of a text, as CDPruner conditions on a question.
+    """[N]: mean cosine similarity of each visual token to the tokens of a text, higher where it has more to do with it.
 
+    CDPruner conditions on a question by this mean, negated: with CLIP's embeddings the code of its authors takes the
+    least similar for the most relevant. Negate it for those.
     features: [N, C]; text: [M, C] embeddings in the same space, M >= 1. Float32 (float64: float64). Zero vectors, and
     tokens with NaN or Inf, have no similarity to anything.
 

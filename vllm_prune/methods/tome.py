@@ -22,8 +22,10 @@ class ToMe:
 
     Frames share the budget in proportion to their tokens. A round merges at most half of a frame's tokens, so a frame
     takes about log2(tokens / kept) rounds. With fewer slots than frames each frame becomes one token, and those merge
-    in the same way. Where it differs from the paper: features, not attention keys, are compared, and rounds follow each
-    other at once rather than layer by layer. A slot takes the place of the token the others were merged into.
+    in the same way. Where it differs from the paper: features, not attention keys, are compared, rounds follow each
+    other at once rather than layer by layer, and tokens keep their places from round to round, where the authors' code
+    lists those that did not merge first: from the fourth round on other pairs alternate, and clusters differ. A slot
+    takes the place of the token the others were merged into.
 
     Ties keep the earlier token. Tokens with NaN or Inf, and zero vectors, are
     dropped first. Time grows as the sum over frames of n^2.
