@@ -102,7 +102,7 @@ def rows_of(layout: MediumLayout, config: dict[str, Any], levels: int = 0) -> tu
     )
     spec = VideoSpec.decode(spec.encode())
     features = torch.randn(layout.num_cells, (1 + levels) * width, generator=torch.Generator().manual_seed(0))
-    packed = rows.make(features, spec, None, StepRecorder())
+    (packed,) = rows.pack([rows.select(features, spec, None, StepRecorder())])
     return features, spec.counts, *carrier.unpack(packed, features.shape[1])[:2], len(packed)
 
 
@@ -144,6 +144,7 @@ def test_what_is_decided_on_the_first_level_is_done_to_all(alone):
     features, _, found, slots, _ = rows_of(layout, config, levels=2)
     narrow = EncoderRows(None, 8, lambda ids: ids)
     spec = VideoSpec(config=PruneConfig.parse(config), layout=layout, turn=None)
-    first = carrier.unpack(narrow.make(features[:, :8].contiguous(), spec, None, StepRecorder()), 8)
+    (packed,) = narrow.pack([narrow.select(features[:, :8].contiguous(), spec, None, StepRecorder())])
+    first = carrier.unpack(packed, 8)
     assert torch.equal(first[1], slots)
     assert torch.equal(first[0], found[:, :8])

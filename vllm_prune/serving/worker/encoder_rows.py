@@ -42,6 +42,10 @@ class SelectedVideo:
         return self.selection if isinstance(self.selection, str) else ""
 
 
+Selected = SelectedVideo | torch.Tensor
+"""The encoder's own rows where everything is kept."""
+
+
 class EncoderRows:
     """Makes the rows of videos for vLLM's encoder cache, and remembers the facts that their rows refer to."""
 

@@ -29,7 +29,7 @@ from vllm_prune.serving.worker import carrier
 from vllm_prune.serving.worker.dense.decoder_view import DecoderView
 from vllm_prune.serving.worker.dense.prefix import DensePrefix
 from vllm_prune.serving.worker.dense.step import DenseVideo, plan_step
-from vllm_prune.serving.worker.encoder_rows import EncoderRows, SelectedVideo
+from vllm_prune.serving.worker.encoder_rows import EncoderRows, Selected
 from vllm_prune.serving.worker.medium_info import MediumInfo
 from vllm_prune.serving.worker.positions import Medium, fill_rows, prompt_positions, unfilled_rows
 from vllm_prune.serving.worker.trace import TraceWriter
@@ -56,9 +56,8 @@ class PruningModelMixin(Hooked):
         width = vllm_config.model_config.get_inputs_embeds_size()
         self._row_width = (1 + self.levels) * width
         settings = read_settings(vllm_config.model_config.hf_config)
-        trace_folder = settings.trace if get_tensor_model_parallel_rank() == 0 else None
-        trace = None if trace_folder is None else TraceWriter(trace_folder, settings.trace_limits)
-        self._trace = trace
+        folder = settings.trace if get_tensor_model_parallel_rank() == 0 else None
+        self._trace = trace = None if folder is None else TraceWriter(folder, settings.trace_limits)
         self._encoder_rows = EncoderRows(trace, width, self.language_model.embed_input_ids)
         self._dense_prefix: DensePrefix | None = None
         self._max_dense_rows = 0
@@ -66,8 +65,7 @@ class PruningModelMixin(Hooked):
             self._dense_prefix = DensePrefix(vllm_config, self.decoder_view(), trace)
             self._dense_prefix.check_supported()
             self._max_dense_rows = vllm_config.scheduler_config.max_num_batched_tokens
-        # One entry for every medium with rows in the step being prepared: None where nothing is left to choose, and the
-        # reason where the video could not be pruned.
+        # Of every medium with rows in the step being prepared; None: nothing is left to choose; text: why it failed.
         self._gathered: list[DenseVideo | str | None] = []
         self.notes = StepRecorder()
         self._dense_videos: list[DenseVideo] = []
@@ -88,13 +86,11 @@ class PruningModelMixin(Hooked):
         """Whether the step being prepared has videos whose tokens only `forward` can choose."""
         return bool(self._dense_videos)
 
-    def prune_video(
-        self, features: torch.Tensor, spec: VideoSpec, cells: torch.Tensor | None = None
-    ) -> SelectedVideo | torch.Tensor:
-        """What is left of one video, for `pack_videos`; see `EncoderRows.select`."""
+    def prune_video(self, features: torch.Tensor, spec: VideoSpec, cells: torch.Tensor | None = None) -> Selected:
+        """What is left of one video; see `EncoderRows.select`."""
         return self._encoder_rows.select(features, spec, cells, self.notes)
 
-    def pack_videos(self, videos: Sequence[SelectedVideo | torch.Tensor]) -> list[torch.Tensor]:
+    def pack_videos(self, videos: Sequence[Selected]) -> list[torch.Tensor]:
         """Rows for vLLM's encoder cache of all videos of one call, as `prune_video` left them."""
         return self._encoder_rows.pack(videos)
 
@@ -108,8 +104,7 @@ class PruningModelMixin(Hooked):
     ) -> tuple[torch.Tensor, int]:
         """Positions of a prompt before its media are encoded; see `positions.py`."""
         features = sorted(mm_features, key=lambda feature: feature.mm_position.offset)
-        places = [feature.mm_position for feature in features]
-        media = [Medium(at.offset, at.length, self.layout_of(f)) for at, f in zip(places, features, strict=True)]
+        media = [Medium(f.mm_position.offset, f.mm_position.length, self.layout_of(f)) for f in features]
         positions, delta = prompt_positions(len(input_tokens), media)
         setattr(positions, _DELTA, delta)
         setattr(positions, _PRUNED_ROWS, unfilled_rows(positions))
