@@ -144,7 +144,7 @@ def test_broken_tokens_are_never_preferred(name: str, common: float, value: floa
     """They are kept no more often than the others; encoders' tokens resemble each other, so zero is unusual there."""
     if name in LOOK_AT_NOTHING:
         pytest.skip(f"{name} does not look at features")
-    features = noise(11, 8, 49, 32) * 0.5 + noise(12, 1, 49, 32) * 0.866 + common * noise(13, 32)
+    features = noise(11, 8, 49, 128) * 0.5 + noise(12, 1, 49, 128) * 0.866 + common * noise(13, 128)
     tokens = VideoTokens.from_features(features.flatten(0, 1).to(dtype), (8, 7, 7))
     broken = noise(14, tokens.num_tokens).argsort()[: tokens.num_tokens // 20]
     tokens.features[broken] = value
