@@ -12,13 +12,20 @@ import runner
 runner.select()
 collect_ignore = ["v2_on_cpu"]  # looked into for doctests, it would select a runner
 
-# How long an example takes says more of the machine than of the code.
-hypothesis.settings.register_profile("no deadline", deadline=None)
-hypothesis.settings.load_profile("no deadline")
+# How long an example takes says more of the machine than of the code. A run without --long draws the same examples each
+# time, so that what fails there was broken by the change at hand.
+hypothesis.settings.register_profile("same examples", deadline=None, derandomize=True)
+hypothesis.settings.register_profile("new examples", deadline=None)
+hypothesis.settings.load_profile("same examples")
 
 
 def pytest_addoption(parser):
     parser.addoption("--long", action="store_true", help="also run tests that take minutes each")
+
+
+def pytest_configure(config):
+    if config.getoption("--long", default=False):
+        hypothesis.settings.load_profile("new examples")
 
 
 def pytest_collection_modifyitems(config, items):

@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vllm_prune.config import PruneConfig
 from vllm_prune.estimate import VideoShape, estimate
-from vllm_prune.estimate.dims import TextDims
+from vllm_prune.estimate.dims import TextDims, parse_dims
 from vllm_prune.estimate.estimate import Request
 from vllm_prune.estimate.flops import decoder_flops, encoder_flops, head_flops
 from vllm_prune.estimate.saving import attention_saving
@@ -50,7 +50,9 @@ def count_oracle(model, patches, grid, config: PruneConfig) -> int:
     """Operations of encoder, all stages and decoder over text, a video of `grid` and text."""
     pixels, grid_thw = patches(model, grid)
     ids = [10] * TEXT_BEFORE + [model.config.video_token_id] + [11] * TEXT_AFTER
-    prompt = Prompt(ids, [Medium("video", pixels, grid_thw)])
+    around = parse_dims(model.config.to_dict()).step_text
+    text = ((11,), *[(11,) * around] * (grid[0] - 1), (11,) * (around - 1)) if around else ()
+    prompt = Prompt(ids, [Medium("video", pixels, grid_thw, text=text)])
     with FlopCounterMode(display=False) as counter:
         run_oracle(model, prompt, config, max_new_tokens=1)
     return counter.get_total_flops()
@@ -61,7 +63,7 @@ def count_oracle(model, patches, grid, config: PruneConfig) -> int:
     [
         "baseline",
         "stage2_only",
-        {"method": "attention", "layers": [0], "keep_ratio": 0.1},
+        {"method": "attention", "layers": [1], "keep_ratio": 0.1},
         {"method": "attention", "layers": [1, 3], "keep_ratio": 0.5},
         {"method": "uniform", "keep_ratio": 0.25},
     ],

@@ -1,10 +1,12 @@
 """KV bytes and blocks against what vLLM itself says and gives out."""
 
 import pytest
-from transformers import AutoVideoProcessor
+from oracle.micro_model import FAMILIES
+from transformers import AutoModelForImageTextToText, AutoVideoProcessor
 
 from vllm_prune.config import PRESETS, PruneConfig
 from vllm_prune.estimate import VideoShape, estimate, read_dims
+from vllm_prune.estimate.dims import parse_dims
 from vllm_prune.estimate.estimate import Request
 from vllm_prune.estimate.kv import kv_need, token_bytes
 from vllm_prune.estimate.video import PixelLimits, read_limits
@@ -65,7 +67,30 @@ def test_pruning_never_costs_more(preset):
         assert found.before == found.after
     else:
         assert found.after.prompt_tokens == request.text_tokens + found.counts.kept
-        assert found.decoder_ratio < found.prefill_ratio < 1
+        assert found.after.prompt_tokens < found.before.prompt_tokens or PRESETS[preset].plans_on_pixels
+        if not PRESETS[preset].plans_on_pixels:  # what still pixels save, nobody knows here
+            assert found.decoder_ratio < found.prefill_ratio < 1
+
+
+def test_of_many_experts_all_are_stored_and_a_row_goes_through_some():
+    config = FAMILIES["qwen3_vl_moe"][0]()
+    model = AutoModelForImageTextToText.from_config(config)
+    dims = parse_dims(config.to_dict())
+    matrices = sum(parameter.numel() for parameter in model.parameters())
+    assert dims.parameters == pytest.approx(matrices, rel=0.02)
+    text = config.text_config
+    expert = 3 * text.hidden_size * text.moe_intermediate_size
+    kinds = dims.text.stored_layer_parameters - dims.text.layer_parameters
+    assert kinds == (text.num_experts - text.num_experts_per_tok) * expert
+
+
+def test_text_around_the_steps_of_a_video_is_counted_and_stays():
+    dims = parse_dims(FAMILIES["qwen3_vl"][0]().to_dict())
+    request = Request(video=VideoShape(64, 448, 448), text_tokens=20)
+    found = estimate(dims, request, PruneConfig.parse({"method": "uniform", "keep_ratio": 0.25}))
+    steps, rows, columns = found.grid
+    assert found.before.prompt_tokens == 20 + steps * (9 + rows * columns)
+    assert found.after.prompt_tokens == 20 + steps * 9 + steps * rows * columns // 4
 
 
 def test_a_layer_beyond_the_model_is_refused():

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vllm_prune.hub import read_config_fields
-from vllm_prune.serving.wire.architectures import families
+from vllm_prune.serving.wire.architectures import STEP_TEXT, families
 
 _DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "fp8": 1, "float8_e4m3fn": 1, "float8_e5m2": 1}
 
@@ -30,12 +30,24 @@ class TextDims:
     mlp: int
     vocabulary: int
     tied: bool
+    experts: int = 0
+    """Of each layer, MLPs of width `mlp`; 0: one MLP for all rows."""
+    active_experts: int = 0
+    """How many of them each row goes through."""
 
     @property
     def layer_parameters(self) -> int:
-        """Matrix elements of one decoder layer: what each row is multiplied with."""
-        attention = self.hidden * self.head_dim * (2 * self.heads + 2 * self.kv_heads)
-        return attention + 3 * self.hidden * self.mlp
+        """Matrix elements of one decoder layer that each row is multiplied with."""
+        return self._outside_mlp + 3 * self.hidden * self.mlp * (self.active_experts if self.experts else 1)
+
+    @property
+    def stored_layer_parameters(self) -> int:
+        """Matrix elements of one decoder layer."""
+        return self._outside_mlp + 3 * self.hidden * self.mlp * max(1, self.experts)
+
+    @property
+    def _outside_mlp(self) -> int:
+        return self.hidden * (self.head_dim * (2 * self.heads + 2 * self.kv_heads) + self.experts)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +67,8 @@ class VisionDims:
     """Blocks that attend over a whole step of the grid; the others attend within windows."""
     gated: bool = True
     """Whether the MLP of a block has a gate, and so three matrices in place of two."""
+    levels: int = 0
+    """Blocks whose output goes through a merger of its own, for later layers of the decoder."""
 
     @property
     def token_pixels(self) -> int:
@@ -73,9 +87,9 @@ class VisionDims:
 
     @property
     def merger_parameters(self) -> int:
-        """Matrix elements that one token is multiplied with at the end."""
+        """Matrix elements that one token is multiplied with at the end, and behind each of `levels`."""
         wide = self.hidden * self.merge**2
-        return wide * (wide + self.out)
+        return (1 + self.levels) * wide * (wide + self.out)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +99,8 @@ class ModelDims:
     text: TextDims
     vision: VisionDims
     dtype_bytes: int
+    step_text: int = 0
+    """Tokens of text around each step of a video, which nothing prunes."""
 
     @property
     def parameters(self) -> int:
@@ -92,7 +108,7 @@ class ModelDims:
         text, vision = self.text, self.vision
         embeddings = text.vocabulary * text.hidden * (1 if text.tied else 2)
         encoder = vision.depth * vision.block_parameters + vision.patch_embed_parameters + vision.merger_parameters
-        return text.layers * text.layer_parameters + embeddings + encoder
+        return text.layers * text.stored_layer_parameters + embeddings + encoder
 
 
 def read_dims(model: str) -> ModelDims:
@@ -151,6 +167,7 @@ def parse_dims(config: Mapping[str, Any]) -> ModelDims:
         text=_parse_text(text, bool(config.get("tie_word_embeddings", False))),
         vision=_parse_vision(config.get("vision_config") or {}),
         dtype_bytes=bytes_of(dtype.removeprefix("torch.")),
+        step_text=STEP_TEXT.get(architectures[0], 0),
     )
 
 
@@ -163,23 +180,26 @@ def bytes_of(dtype: str) -> int:
 
 def _parse_text(fields: Mapping[str, Any], tied: bool) -> TextDims:
     heads, hidden = _size(fields, "num_attention_heads"), _size(fields, "hidden_size")
+    experts = next((name for name in ("num_experts", "num_local_experts") if name in fields), None)
     return TextDims(
         hidden=hidden,
         layers=_size(fields, "num_hidden_layers"),
         heads=heads,
         kv_heads=_size(fields, "num_key_value_heads", heads),
         head_dim=_size(fields, "head_dim", hidden // heads),
-        mlp=_size(fields, "intermediate_size"),
+        mlp=_size(fields, "moe_intermediate_size" if experts else "intermediate_size"),
         vocabulary=_size(fields, "vocab_size"),
         tied=tied,
+        experts=_size(fields, experts) if experts else 0,
+        active_experts=_size(fields, "num_experts_per_tok") if experts else 0,
     )
 
 
 def _parse_vision(fields: Mapping[str, Any]) -> VisionDims:
-    """Where the width is called `embed_dim`, there are no windows: every block attends over whole steps."""
-    own_width = "embed_dim" in fields
+    """Where the width is called `embed_dim`, or later layers get features, every block attends over whole steps."""
+    own_width, levels = "embed_dim" in fields, fields.get("deepstack_visual_indexes")
     depth, hidden = _size(fields, "depth"), _size(fields, "embed_dim" if own_width else "hidden_size")
-    whole = range(depth) if own_width else fields.get("fullatt_block_indexes", (7, 15, 23, 31))
+    whole = range(depth) if own_width or levels is not None else fields.get("fullatt_block_indexes", (7, 15, 23, 31))
     return VisionDims(
         hidden=hidden,
         depth=depth,
@@ -191,6 +211,7 @@ def _parse_vision(fields: Mapping[str, Any]) -> VisionDims:
         merge=_size(fields, "spatial_merge_size", 2),
         window_pixels=_size(fields, "window_size", 112),
         full_attention=frozenset(whole),
+        levels=len(levels or ()),
         gated=fields.get("hidden_act", "quick_gelu" if own_width else "silu") == "silu",
     )
 

@@ -110,6 +110,7 @@ class Estimate:
                 "entering": counts.entering,
                 "layers": {str(layer): count for layer, count in zip(self.layers, counts.layers, strict=True)},
                 "kept": counts.kept,
+                "structure": counts.pinned,
             },
             "before": self.before.to_dict(),
             "after": self.after.to_dict(),
@@ -131,10 +132,11 @@ def estimate(dims: ModelDims, request: Request, config: PruneConfig, limits: Pix
     """
     grid = request.video.grid(dims.vision, limits)
     num_tokens = grid[0] * grid[1] * grid[2]
-    counts = plan_counts(config, num_tokens)
-    layers = config.resolved_layers(dims.text.layers) if config.method == ATTENTION else ()
+    pinned = grid[0] * dims.step_text
+    counts = plan_counts(config, num_tokens, None, pinned)
+    layers = config.resolved_layers(dims.text.layers, dims.vision.levels) if config.method == ATTENTION else ()
     encoder = encoder_flops(dims.vision, grid)
-    nothing = plan_counts(PruneConfig(), num_tokens)
+    nothing = plan_counts(PruneConfig(), num_tokens, None, pinned)
     return Estimate(
         config=config,
         grid=grid,
@@ -154,7 +156,7 @@ def _cost(dims: ModelDims, request: Request, encoder: Flops, counts: TokenCounts
         importance=_importance(dims, request, counts, layers),
         rest=decoder_flops(dims.text, rows[dense:]) + head_flops(dims.text),
     )
-    prompt = request.text_tokens + counts.kept
+    prompt = request.text_tokens + counts.rows
     kv_bytes = request.kv_bytes or dims.dtype_bytes
     return Cost(prompt_tokens=prompt, flops=flops, kv=kv_need(dims.text, kv_bytes, prompt, request.block_size))
 
@@ -169,7 +171,7 @@ def layer_rows(depth: int, text_tokens: int, counts: TokenCounts, layers: tuple[
     left = counts.entering
     steps = dict(zip(layers, counts.layers, strict=True))
     for layer in range(depth):
-        rows.append(text_tokens + left)
+        rows.append(text_tokens + counts.pinned + left)
         left = steps.get(layer, left)
     return rows
 
@@ -177,5 +179,5 @@ def layer_rows(depth: int, text_tokens: int, counts: TokenCounts, layers: tuple[
 def _importance(dims: ModelDims, request: Request, counts: TokenCounts, layers: tuple[int, ...]) -> Flops:
     text, total = request.text_tokens, Flops()
     for tokens in (counts.entering, *counts.layers)[: len(layers)]:
-        total += importance_flops(dims.text, text, text + tokens, tokens)
+        total += importance_flops(dims.text, text, text + counts.pinned + tokens, tokens)
     return total
