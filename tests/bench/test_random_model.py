@@ -11,9 +11,9 @@ from vllm_prune.bench.throughput.random_model import SPECIAL_TOKENS, write_rando
 @pytest.mark.parametrize("name", DIMS)
 def test_dimensions_fit_together(name):
     dims = DIMS[name]
-    head_dim = dims.hidden // dims.heads
-    assert head_dim * dims.heads == dims.hidden
-    assert 2 * sum(dims.mrope_section) == head_dim
+    assert dims.head_width or dims.head_dim * dims.heads == dims.hidden
+    assert 2 * sum(dims.mrope_section) == dims.head_dim
+    assert max(dims.levels, default=0) < dims.vision_depth
     assert dims.vision_hidden % dims.vision_heads == 0
     assert max(dims.vision_full_attention, default=0) < dims.vision_depth
 
@@ -21,6 +21,7 @@ def test_dimensions_fit_together(name):
 def test_parameters_are_those_of_the_published_models():
     # Qwen2.5-0.5B: 0.36 B without embeddings; Qwen2.5-VL-7B: 6.5 B, and 0.63 B in the vision blocks.
     assert DIMS["cpu"].llm_parameters == pytest.approx(0.36e9, rel=0.01)
+    assert DIMS["cpu-qwen3-vl"].llm_parameters == pytest.approx(0.44e9, rel=0.01)  # of Qwen3-0.6B
     assert DIMS["7b"].llm_parameters == pytest.approx(6.5e9, rel=0.01)
     assert DIMS["7b"].vision_parameters == pytest.approx(0.63e9, rel=0.01)
 

@@ -29,13 +29,19 @@ class ModelDims:
     vision_heads: int
     vision_mlp: int
     vision_full_attention: tuple[int, ...] = ()  # blocks that attend over the whole frame, where there are windows
+    head_width: int = 0  # of each head; 0: hidden / heads
+    levels: tuple[int, ...] = ()  # vision blocks whose output goes to the decoder's first layers, too
     family: str = "qwen2_5_vl"
+
+    @property
+    def head_dim(self) -> int:
+        """Width of each head."""
+        return self.head_width or self.hidden // self.heads
 
     @property
     def llm_parameters(self) -> int:
         """Parameters of the decoder layers: what one token of a prompt is multiplied with."""
-        head_dim = self.hidden // self.heads
-        attention = 2 * self.hidden**2 + 2 * self.hidden * self.kv_heads * head_dim
+        attention = 2 * self.hidden * self.head_dim * (self.heads + self.kv_heads)
         return self.layers * (attention + 3 * self.hidden * self.mlp)
 
     @property
@@ -77,6 +83,17 @@ def _whole_frame_tower(dims: ModelDims) -> dict[str, Any]:
     return {"embed_dim": dims.vision_hidden, "mlp_ratio": ratio, "hidden_size": dims.hidden, "hidden_act": "quick_gelu"}
 
 
+def _deepstack_tower(dims: ModelDims) -> dict[str, Any]:
+    return {
+        "hidden_size": dims.vision_hidden,
+        "intermediate_size": dims.vision_mlp,
+        "out_hidden_size": dims.hidden,
+        "num_position_embeddings": 48**2,
+        "deepstack_visual_indexes": list(dims.levels),
+        "hidden_act": "gelu_pytorch_tanh",
+    }
+
+
 @dataclass(frozen=True)
 class Family:
     """What the files of a family's models have of their own."""
@@ -86,11 +103,30 @@ class Family:
     vision_config: Callable[[ModelDims], dict[str, Any]]
     mlp_matrices: int
     """In a vision block: three with a gate, else two."""
+    vision_type: str
+    """`model_type` of the vision tower."""
+    video_processor: str = "Qwen2VLVideoProcessor"
+    interleaved: bool = False
+    """Whether the three axes of M-RoPE take turns."""
+    sizes_whole_videos: bool = False
+    """Whether the processor's limits in pixels are those of all frames together."""
 
 
 FAMILIES = {
-    "qwen2_5_vl": Family("Qwen2_5_VLForConditionalGeneration", "Qwen2_5_VLProcessor", _windowed_tower, 3),
-    "qwen2_vl": Family("Qwen2VLForConditionalGeneration", "Qwen2VLProcessor", _whole_frame_tower, 2),
+    "qwen2_5_vl": Family(
+        "Qwen2_5_VLForConditionalGeneration", "Qwen2_5_VLProcessor", _windowed_tower, 3, "qwen2_5_vl_vision"
+    ),
+    "qwen2_vl": Family("Qwen2VLForConditionalGeneration", "Qwen2VLProcessor", _whole_frame_tower, 2, "qwen2_vl_vision"),
+    "qwen3_vl": Family(
+        "Qwen3VLForConditionalGeneration",
+        "Qwen3VLProcessor",
+        _deepstack_tower,
+        2,
+        "qwen3_vl",
+        video_processor="Qwen3VLVideoProcessor",
+        interleaved=True,
+        sizes_whole_videos=True,
+    ),
 }
 """By `model_type`."""
 
@@ -143,6 +179,24 @@ DIMS = {
         vision_heads=4,
         vision_mlp=1280,
         family="qwen2_vl",
+    ),
+    "cpu-qwen3-vl": ModelDims(
+        summary="decoder of Qwen3-0.6B (0.60 B parameters), vision tower with about the share it has in Qwen3-VL-8B",
+        hidden=1024,
+        layers=28,
+        heads=16,
+        kv_heads=8,
+        head_width=128,
+        mlp=3072,
+        vocabulary=151936,
+        tied=True,
+        mrope_section=(24, 20, 20),
+        vision_depth=14,
+        vision_hidden=384,
+        vision_heads=6,
+        vision_mlp=1536,
+        levels=(3, 6, 10),
+        family="qwen3_vl",
     ),
     "smoke": ModelDims(
         summary="smallest that vLLM runs, for trying the benchmark out",

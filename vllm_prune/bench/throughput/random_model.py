@@ -25,6 +25,7 @@ IMAGE_PAD, VIDEO_PAD = "<|image_pad|>", "<|video_pad|>"
 SPECIAL_TOKENS = (END_OF_TEXT, IM_START, IM_END, VISION_START, VISION_END, IMAGE_PAD, VIDEO_PAD)
 CHARACTERS = "\n" + "".join(chr(code) for code in range(32, 127))
 
+_MOST_FRAMES = 768
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
     "{% if message['content'] is string %}{{ message['content'] }}"
@@ -82,6 +83,7 @@ def _text_config(dims: ModelDims) -> dict[str, Any]:
         "num_hidden_layers": dims.layers,
         "num_attention_heads": dims.heads,
         "num_key_value_heads": dims.kv_heads,
+        "head_dim": dims.head_dim,
         "hidden_act": "silu",
         "max_position_embeddings": 32768,
         "rms_norm_eps": 1e-6,
@@ -89,6 +91,7 @@ def _text_config(dims: ModelDims) -> dict[str, Any]:
             "rope_type": "default",
             "rope_theta": 1000000.0,
             "mrope_section": list(dims.mrope_section),
+            **({"mrope_interleaved": True} if FAMILIES[dims.family].interleaved else {}),
         },
         "use_sliding_window": False,
         "tie_word_embeddings": dims.tied,
@@ -100,7 +103,7 @@ def _text_config(dims: ModelDims) -> dict[str, Any]:
 
 def _vision_config(dims: ModelDims) -> dict[str, Any]:
     return {
-        "model_type": f"{dims.family}_vision",
+        "model_type": FAMILIES[dims.family].vision_type,
         "depth": dims.vision_depth,
         "num_heads": dims.vision_heads,
         "patch_size": PATCH_SIZE,
@@ -143,10 +146,12 @@ def _tokenizer_config() -> dict[str, Any]:
 
 def _media_processor(dims: ModelDims, kind: str) -> dict[str, Any]:
     """Settings that leave frames between 16 and 1,024 tokens at their size (rounded to whole tokens)."""
+    family = FAMILIES[dims.family]
+    most = _MOST_FRAMES if kind == "video" and family.sizes_whole_videos else 1
     return {
-        f"{kind}_processor_type": f"Qwen2VL{kind.capitalize()}Processor",
-        "processor_class": FAMILIES[dims.family].processor,
-        "size": {"shortest_edge": 16 * PIXELS_PER_TOKEN, "longest_edge": 1024 * PIXELS_PER_TOKEN},
+        f"{kind}_processor_type": family.video_processor if kind == "video" else "Qwen2VLImageProcessor",
+        "processor_class": family.processor,
+        "size": {"shortest_edge": 16 * PIXELS_PER_TOKEN, "longest_edge": 1024 * most * PIXELS_PER_TOKEN},
         "patch_size": PATCH_SIZE,
         "merge_size": SPATIAL_MERGE,
         "temporal_patch_size": TEMPORAL_PATCH,
