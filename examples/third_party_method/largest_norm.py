@@ -20,5 +20,6 @@ class LargestNorm:
     def assign(self, tokens: VideoTokens, budget: int) -> Assignment:
         """Exactly `budget` tokens, each kept as it is."""
         check_budget(budget, tokens.num_tokens)
-        norm = tokens.features.float().nan_to_num().norm(p=self.order, dim=1)
+        norm = tokens.features.float().norm(p=self.order, dim=1)
+        norm = norm.where(norm.isfinite(), 0.0)  # tokens that hold NaN or Inf come last
         return Assignment.from_kept(norm.topk(budget).indices, tokens.num_tokens)

@@ -71,12 +71,12 @@ def test_a_reordered_argument_is_a_break(copy):
     first, second = "request: Request,\n", "num_computed_tokens: int,\n"
     copy.replace(scheduler, f"{method}{first}        {second}", f"{method}{second}        {first}")
     processor = "multimodal/processing/processor.py"
-    given = "hf_data: Mapping[str, object],\n        hf_kwargs: Mapping[str, object],"
-    swapped = "hf_kwargs: Mapping[str, object],\n        hf_data: Mapping[str, object],"
-    copy.replace(processor, given, swapped)
+    method = "def _apply_hf_processor_main(\n        self,\n        "
+    items, kwargs = "mm_items: MultiModalDataItems,\n", "hf_kwargs: Mapping[str, object],\n"
+    copy.replace(processor, f"{method}{items}        {kwargs}", f"{method}{kwargs}        {items}")
     breaks = [found for found in copy.findings() if found.startswith("BREAK")]
     assert any("core_span_scheduling: cannot patch" in found for found in breaks)
-    assert any("_call_hf_processor: takes (self, hf_data, hf_kwargs), and is given" in found for found in breaks)
+    assert any("_apply_hf_processor_main: takes (self, mm_items, hf_kwargs), and is given" in found for found in breaks)
 
 
 def test_a_body_that_changed_is_to_be_read(copy):

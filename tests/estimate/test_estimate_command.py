@@ -21,7 +21,14 @@ def test_json_has_every_configuration_asked_for(capsys):
     prune = ("--prune", "default", "--prune", '{"method": "uniform"}')
     default, uniform = json.loads(answer(capsys, "--frames", "32", "--size", "224x112", *prune, "--json"))
     assert default["grid"] == uniform["grid"] == [16, 4, 8]
-    assert default["tokens"] == {"video": 512, "stage1": 256, "entering": 256, "layers": {"2": 102}, "kept": 102}
+    assert default["tokens"] == {
+        "video": 512,
+        "stage1": 256,
+        "entering": 256,
+        "layers": {"2": 102},
+        "kept": 102,
+        "structure": 0,
+    }
     assert uniform["after"]["flops"]["dense_prefix"]["total"] == 0
     assert uniform["after"]["kv"]["tokens"] == 64 + 205
     assert default["before"]["kv"] == {"tokens": 576, "blocks": 36, "bytes": 36 * 16 * 2 * 6 * 2 * 32 * 2}

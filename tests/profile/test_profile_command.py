@@ -49,7 +49,7 @@ def test_every_stage_is_seen_where_it_runs(profile):
     for own in calls.values():
         assert own[stages.DECODE_VIDEO] == own[stages.PREPROCESS] == own[stages.ENCODER] == own[stages.PREFILL] == 1
     assert calls["baseline"][stages.STAGE1] == calls["baseline"][stages.DENSE] == 0
-    assert calls["stage1_only"][stages.STAGE1] == 1
+    assert calls["stage1_only"][stages.STAGE1] == 2  # merged, then packed
     assert calls["stage1_only"][stages.DENSE] == 0
     assert calls["default"][stages.DENSE] == 3  # layers 0 to 2
     assert calls["default"][stages.CHOICE] == calls["default"][stages.COMPACT] == 1

@@ -37,8 +37,8 @@ def timed_stages(timers: Timers, model: Any) -> Iterator[None]:
         (PruningProcessorMixin, "apply", PREPROCESS),
         (PruningProcessorMixin, "_plan_on_pixels", PLAN),
         (model, "embed_multimodal", ENCODER),
-        (model, "prune_video", STAGE1),
-        (model, "pack_videos", STAGE1),
+        (model, "prune_video", _if_pruned),
+        (model, "pack_videos", _if_any_pruned),
         (StepRun, "_run_dense_layer", DENSE),
         (RowDropper, "choose", CHOICE),
         (StepRun, "_return_to_batch", COMPACT),
@@ -59,6 +59,17 @@ def _put_back(owner: Any, name: str, own: Any) -> None:
         delattr(owner, name)
     else:
         setattr(owner, name, own)
+
+
+def _if_pruned(features: Any, spec: Any, *args: Any) -> str | None:
+    return None if spec.keeps_all else STAGE1
+
+
+def _if_any_pruned(videos: Any) -> str | None:
+    """Of a video that keeps everything there are features here, and nothing is done to them."""
+    from vllm_prune.serving.worker.encoder_rows import SelectedVideo
+
+    return STAGE1 if any(isinstance(video, SelectedVideo) for video in videos) else None
 
 
 def _kind_of_step(input_ids: Any, positions: Any, *args: Any, **kwargs: Any) -> str:

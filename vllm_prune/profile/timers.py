@@ -52,12 +52,14 @@ class Timers:
         self._wait()
         return self._clock()
 
-    def timed(self, stage: str | Callable[..., str], function: Callable[..., Any]) -> Callable[..., Any]:
-        """`function`, counted as `stage`, or as what `stage` says of its arguments."""
+    def timed(self, stage: str | Callable[..., str | None], function: Callable[..., Any]) -> Callable[..., Any]:
+        """`function`, counted as `stage`, or as what `stage` says of its arguments; None: as what is around it."""
 
         @functools.wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
             name = stage if isinstance(stage, str) else stage(*args, **kwargs)
+            if name is None:
+                return function(*args, **kwargs)
             begin = self.now()
             self._within.append(0.0)
             try:
