@@ -150,3 +150,16 @@ def test_pruning_between_the_levels_of_deepstack_is_refused(engine, family):
     (answer,) = engine.run([ask({"method": "attention", "layers": [levels - 2], "keep_ratio": 0.5}).prompt()])
     assert f"must lie between {levels - 1} and 4" in answer.error
     assert "deepstack" in answer.error
+
+
+@pytest.mark.long
+def test_two_ranks_equal_the_oracle(model, oracle, family):
+    """Tensor parallelism over two processes."""
+    batch = cases(family)[:12]
+    options: dict[str, Any] = {"tensor_parallel_size": 2, "distributed_executor_backend": "mp"}
+    with RemoteEngine(model, "default", {"VLLM_CPU_OMP_THREADS_BIND": "0|1"}, **options) as engine:
+        engine.call("watch_ranks")
+        compare(batch, engine.run([case.prompt() for case in batch]), oracle)
+        (first, second) = engine.call("rank_digests")
+        assert first == second
+        assert first[0] > 0
