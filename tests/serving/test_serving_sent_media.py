@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import pickle
 import random
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -23,7 +25,7 @@ from vllm.multimodal.processing.processor import PromptUpdateDetails, ResolvedPr
 from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
 from vllm_prune.serving.api.sending import _send
-from vllm_prune.serving.api.sent_media import KnownItem, SentMediaCache
+from vllm_prune.serving.api.sent_media import KnownItem, ProcessedItem, SentMediaCache
 
 CAPACITY_GB = 1e-5
 """Room for about ten media of 1,000 bytes."""
@@ -140,3 +142,11 @@ def test_both_sides_count_the_same_bytes():
         wire = MsgpackEncoder().encode(medium(name))
         received = MsgpackDecoder(MultiModalKwargsItem).decode(wire)
         assert MultiModalCache.get_item_size(received) == MultiModalCache.get_item_size(medium(name))
+
+
+def test_what_goes_to_a_worker_is_the_medium_alone():
+    """An engine in the process of the server pickles it; functions among its updates cannot be."""
+    item = ProcessedItem.of(medium("a"), [dataclasses.replace(u, target=lambda _: []) for u in updates("a")])
+    found = pickle.loads(pickle.dumps(item))
+    assert type(found) is MultiModalKwargsItem
+    assert found.get_data().keys() == item.get_data().keys()

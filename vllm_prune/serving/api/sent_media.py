@@ -44,6 +44,10 @@ class ProcessedItem(MultiModalKwargsItem):
         processed.updates, processed.size = updates, MultiModalCache.get_item_size(item)
         return processed
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """To a worker goes the medium alone; its updates may hold functions, which cannot be pickled."""
+        return MultiModalKwargsItem, (self.data,)
+
 
 class KnownItem(MultiModalKwargsItem):
     """Stands for a medium that the engine has; empty."""
