@@ -12,7 +12,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from dense_cases import Oracle
-from dense_engine import RemoteEngine
+from dense_engine import RemoteEngine, forgetful
 from oracle import load_model
 from oracle.micro_model import write_micro_model
 
@@ -64,8 +64,5 @@ def two_ranks(micro: str) -> Iterator[RemoteEngine]:
 
 @pytest.fixture
 def eager(shared_eager: RemoteEngine) -> Iterator[RemoteEngine]:
-    """The eager engine with empty caches; all blocks must be free again afterwards."""
-    shared_eager.call("forget")
-    free = shared_eager.call("free_blocks")
-    yield shared_eager
-    assert shared_eager.call("free_blocks") == free
+    with forgetful(shared_eager) as engine:
+        yield engine

@@ -16,7 +16,7 @@ import os
 import shutil
 import tempfile
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -398,6 +398,15 @@ class RemoteEngine:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+@contextlib.contextmanager
+def forgetful(engine: RemoteEngine) -> Iterator[RemoteEngine]:
+    """An engine with empty caches; all its blocks must be free again afterwards."""
+    engine.call("forget")
+    free = engine.call("free_blocks")
+    yield engine
+    assert engine.call("free_blocks") == free
 
 
 _running: set[RemoteEngine] = set()

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import transformers
-from oracle.micro_model import COPIED, EMBEDDED_MODEL, randomize
+from oracle.micro_model import COPIED, EMBEDDED_MODEL, QWEN3_EXPERTS, QWEN3_TEXT, randomize, transpose_experts
 from safetensors.torch import save_file
 from vllm.config import VllmConfig, set_current_vllm_config
 from vllm.distributed import parallel_state
@@ -30,22 +30,9 @@ TEXT: dict[str, Any] = {
     "num_hidden_layers": LAYERS,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
-    "head_dim": 64,
     "max_position_embeddings": 4096,
     "tie_word_embeddings": False,
-    "rope_parameters": {
-        "rope_type": "default",
-        "rope_theta": 1e6,
-        "mrope_section": [12, 10, 10],
-        "mrope_interleaved": True,
-    },
-}
-EXPERTS = {
-    "num_experts": 4,
-    "num_experts_per_tok": 2,
-    "moe_intermediate_size": 128,
-    "decoder_sparse_step": 1,
-    "norm_topk_prob": True,
+    **QWEN3_TEXT,
 }
 VISION = {
     "depth": 3,
@@ -64,18 +51,15 @@ def write_checkpoint(folder: Path, experts: bool) -> Any:
         shutil.copy(EMBEDDED_MODEL / name, folder)
     kind = "Qwen3VLMoe" if experts else "Qwen3VL"
     config = getattr(transformers, f"{kind}Config")(
-        text_config=TEXT | (EXPERTS if experts else {}), vision_config=VISION, dtype="float32"
+        text_config=TEXT | (QWEN3_EXPERTS if experts else {}), vision_config=VISION, dtype="float32"
     )
     config._attn_implementation = config.text_config._attn_implementation = "eager"
     model = getattr(transformers, f"{kind}ForConditionalGeneration")(config).float().eval()
     randomize(model, 0)
     config.architectures = [type(model).__name__]
     config.save_pretrained(folder)
-    # Published checkpoints have the experts' projections the other way round.
-    weights = {
-        name: (weight.mT if ".experts." in name else weight).contiguous() for name, weight in model.state_dict().items()
-    }
-    save_file(weights, folder / "model.safetensors")
+    save_file({name: weight.contiguous() for name, weight in model.state_dict().items()}, folder / "model.safetensors")
+    transpose_experts(folder / "model.safetensors")
     return model
 
 

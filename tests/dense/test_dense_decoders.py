@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 from oracle.importance import importance, top_k
-from qwen3_decoder import EXPERTS, LEVELS, TEXT, WIDTH, Served, serving, write_checkpoint
+from oracle.micro_model import QWEN3_EXPERTS
+from qwen3_decoder import LEVELS, TEXT, WIDTH, Served, serving, write_checkpoint
 from torch import Tensor
 from transformers import DynamicCache
 
@@ -186,6 +187,6 @@ def test_a_pruning_layer_above_the_last_level_is_refused(models: Models) -> None
 def test_memory_is_reserved_for_experts_too(models: Models) -> None:
     """Two experts of a row: its copy and its result, gate and up projections and their product."""
     layer = models.served.model.language_model.model.layers[0]
-    experts = 2 * (2 * WIDTH + 3 * EXPERTS["moe_intermediate_size"])
+    experts = 2 * (2 * WIDTH + 3 * QWEN3_EXPERTS["moe_intermediate_size"])
     gate_and_up = 2 * 2 * TEXT["intermediate_size"]
     assert inner_width(layer) == (experts if hasattr(layer.mlp, "experts") else gate_and_up)

@@ -17,7 +17,7 @@ import torch
 from dense_cases import CONFIGS, IMAGE, LOGPROB_TOLERANCE, VIDEO, Case, Oracle, chat, check_steps, compare, random_case
 from dense_cases import image as picture
 from dense_cases import video as clip
-from dense_engine import RemoteEngine
+from dense_engine import RemoteEngine, forgetful
 from oracle import load_model
 from oracle.micro_model import FAMILIES as FAMILY_CONFIGS
 from oracle.micro_model import write_micro_model
@@ -56,11 +56,8 @@ def started(model: str) -> Iterator[RemoteEngine]:
 
 @pytest.fixture
 def engine(started: RemoteEngine) -> Iterator[RemoteEngine]:
-    """With empty caches; all blocks must be free again afterwards."""
-    started.call("forget")
-    free = started.call("free_blocks")
-    yield started
-    assert started.call("free_blocks") == free
+    with forgetful(started) as engine:
+        yield engine
 
 
 @pytest.fixture(scope="module")

@@ -9,24 +9,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from method_cases import SEEDS, noise
+from published import dpc_knn
 
 from vllm_prune.methods import _ragged
 from vllm_prune.methods._dpc_knn import cluster_groups
 from vllm_prune.methods._segments import segment_by_clusters
-
-
-def textbook(points: list[list[float]], quota: int, k: int) -> list[int]:
-    """The centre of each point, with loops and Python floats."""
-    n, channels = len(points), len(points[0])
-    distance = [[math.dist(p, q) / math.sqrt(channels) for q in points] for p in points]
-    density = [math.exp(-sum(d * d for d in sorted(row)[:k]) / min(k, n)) for row in distance]
-    separation = []
-    for i in range(n):
-        denser = [j for j in range(n) if density[j] > density[i] or (density[j] == density[i] and j < i)]
-        separation.append(min(distance[i][j] for j in denser) if denser else max(map(max, distance)))
-    score = [density[i] * separation[i] for i in range(n)]
-    centres = sorted(sorted(range(n), key=lambda i: (-score[i], i))[:quota])
-    return [i if i in centres else min(centres, key=lambda c: (distance[i][c], c)) for i in range(n)]
 
 
 @given(seed=SEEDS, k=st.integers(1, 9), sizes=st.lists(st.integers(1, 12), min_size=1, max_size=5), data=st.data())
@@ -38,7 +25,7 @@ def test_equals_the_textbook_in_every_group(seed: int, k: int, sizes: list[int],
     root = cluster_groups(points, group, torch.tensor(quotas), k)
     for g, quota in enumerate(quotas):
         members = (group == g).nonzero().squeeze(1)
-        expected = textbook(points[members].tolist(), quota, k)
+        expected = dpc_knn(points[members].tolist(), quota, k)
         assert root[members].tolist() == members[expected].tolist()
     assert (root[group < 0] == -1).all()
 
@@ -75,7 +62,7 @@ def test_segments_are_cut_where_distance_is_least(seed: int, frames: int, data: 
     count = data.draw(st.integers(1, frames))
     points = noise(seed, frames, 5).double()
     segment = segment_by_clusters(points, count, 7)
-    root = textbook(points.tolist(), count, 7)
+    root = dpc_knn(points.tolist(), count, 7)
     centres = sorted({c for i, c in enumerate(root) if i == c})
     distance = [[math.dist(points[c].tolist(), p) for p in points.tolist()] for c in centres]
     cuts = best_cuts(distance, centres)

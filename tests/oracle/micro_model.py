@@ -92,11 +92,11 @@ def write_micro_model(folder: Path, seed: int = 0, family: str = FAMILY) -> Path
     model.generation_config.pad_token_id = text.pad_token_id
     model.save_pretrained(folder)
     if hasattr(text, "num_experts"):
-        _transpose_experts(folder / "model.safetensors")
+        transpose_experts(folder / "model.safetensors")
     return folder
 
 
-def _transpose_experts(file: Path) -> None:
+def transpose_experts(file: Path) -> None:
     """Published checkpoints have the experts' projections the other way round."""
     weights = load_file(file)
     save_file({name: (w.mT if ".experts." in name else w).contiguous() for name, w in weights.items()}, file)

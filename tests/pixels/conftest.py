@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[1] / "dense"))
 
 from dense_cases import Oracle
-from dense_engine import RemoteEngine
+from dense_engine import RemoteEngine, forgetful
 from oracle import load_model
 from oracle.micro_model import write_micro_model
 
@@ -46,8 +46,5 @@ def started_engine(pixel_model: str) -> Iterator[RemoteEngine]:
 
 @pytest.fixture
 def engine(started_engine: RemoteEngine) -> Iterator[RemoteEngine]:
-    """The engine with empty caches; all blocks must be free again afterwards."""
-    started_engine.call("forget")
-    free = started_engine.call("free_blocks")
-    yield started_engine
-    assert started_engine.call("free_blocks") == free
+    with forgetful(started_engine) as engine:
+        yield engine

@@ -7,7 +7,9 @@ from torch import Tensor
 
 from vllm_prune.methods._checks import check_relevance
 from vllm_prune.methods._kernels import nearest_in_batch
-from vllm_prune.methods._ragged import batches
+from vllm_prune.methods._ragged import batches, sizes
+from vllm_prune.methods._share import share_budget
+from vllm_prune.methods.base import VideoTokens
 
 
 def encoder_scores(relevance: Tensor | None, norm: Tensor, method: str) -> Tensor:
@@ -19,6 +21,14 @@ def encoder_scores(relevance: Tensor | None, norm: Tensor, method: str) -> Tenso
             f"(encoder_attention.received_attention)"
         )
     return relevance.masked_fill(relevance.isnan() | (norm == 0), -torch.inf)
+
+
+def usable_frames(tokens: VideoTokens, norm: Tensor, budget: int) -> tuple[Tensor, Tensor]:
+    """The frame [N] of each token, -1 where its `norm` [N] is 0, and each frame's share [T] of `budget`."""
+    frames = tokens.grid_thw[0]
+    frame = torch.where(norm > 0, tokens.grid[:, 0], -1)
+    size = sizes(frame, frames)
+    return frame, share_budget(size.sum().clamp(max=budget), size)
 
 
 def join_nearest(features: Tensor, norm: Tensor, group: Tensor, num_groups: int, is_target: Tensor) -> Tensor:

@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from vllm_prune.methods._checks import check_budget, check_range
-from vllm_prune.methods._encoder_scores import encoder_scores, fill_up, join_nearest
+from vllm_prune.methods._encoder_scores import encoder_scores, fill_up, join_nearest, usable_frames
 from vllm_prune.methods._numerics import to_finite
-from vllm_prune.methods._ragged import batches, sizes
-from vllm_prune.methods._share import share_budget
+from vllm_prune.methods._ragged import batches
 from vllm_prune.methods._spread import spread_in_groups
 from vllm_prune.methods.base import Assignment, VideoTokens
 from vllm_prune.methods.topk import best_in_groups
@@ -47,9 +46,7 @@ class PruMerge:
         features, norm = to_finite(tokens.features)
         score = encoder_scores(relevance, norm, self.name)
         frames = tokens.grid_thw[0]
-        frame = torch.where(norm > 0, tokens.grid[:, 0], -1)
-        size = sizes(frame, frames)
-        quota = share_budget(size.sum().clamp(max=budget), size)
+        frame, quota = usable_frames(tokens, norm, budget)
         outliers = self._count_outliers(score, frame, frames).minimum(quota)
         selected = best_in_groups(score, tokens.grid[:, 0], outliers)
         is_kept = torch.zeros_like(frame, dtype=torch.bool).index_fill(0, selected, True)

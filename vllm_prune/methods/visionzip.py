@@ -9,10 +9,8 @@ import torch
 from torch import Tensor
 
 from vllm_prune.methods._checks import check_budget, check_range
-from vllm_prune.methods._encoder_scores import encoder_scores, fill_up, join_nearest
+from vllm_prune.methods._encoder_scores import encoder_scores, fill_up, join_nearest, usable_frames
 from vllm_prune.methods._numerics import to_finite
-from vllm_prune.methods._ragged import sizes
-from vllm_prune.methods._share import share_budget
 from vllm_prune.methods._spread import spread_in_groups
 from vllm_prune.methods.base import Assignment, VideoTokens
 from vllm_prune.methods.topk import best_in_groups
@@ -46,9 +44,7 @@ class VisionZip:
         features, norm = to_finite(tokens.features)
         score = encoder_scores(relevance, norm, self.name)
         frames = tokens.grid_thw[0]
-        frame = torch.where(norm > 0, tokens.grid[:, 0], -1)
-        size = sizes(frame, frames)
-        quota = share_budget(size.sum().clamp(max=budget), size)
+        frame, quota = usable_frames(tokens, norm, budget)
         contextual = (quota * self.contextual_ratio).round().long()
         dominant = best_in_groups(score, tokens.grid[:, 0], quota - contextual)
         is_dominant = torch.zeros_like(frame, dtype=torch.bool).index_fill(0, dominant, True)

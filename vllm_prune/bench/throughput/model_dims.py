@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 PATCH_SIZE, SPATIAL_MERGE, TEMPORAL_PATCH = 14, 2, 2
@@ -131,23 +131,24 @@ FAMILIES = {
 """By `model_type`."""
 
 
+_CPU = ModelDims(
+    summary="decoder of Qwen2.5-0.5B (0.49 B parameters), vision tower with the share it has in Qwen2.5-VL-32B",
+    hidden=896,
+    layers=24,
+    heads=14,
+    kv_heads=2,
+    mlp=4864,
+    vocabulary=151936,
+    tied=True,
+    mrope_section=(8, 12, 12),
+    vision_depth=6,
+    vision_hidden=320,
+    vision_heads=4,
+    vision_mlp=856,
+    vision_full_attention=(2, 5),
+)
 DIMS = {
-    "cpu": ModelDims(
-        summary="decoder of Qwen2.5-0.5B (0.49 B parameters), vision tower with the share it has in Qwen2.5-VL-32B",
-        hidden=896,
-        layers=24,
-        heads=14,
-        kv_heads=2,
-        mlp=4864,
-        vocabulary=151936,
-        tied=True,
-        mrope_section=(8, 12, 12),
-        vision_depth=6,
-        vision_hidden=320,
-        vision_heads=4,
-        vision_mlp=856,
-        vision_full_attention=(2, 5),
-    ),
+    "cpu": _CPU,
     "7b": ModelDims(
         summary="Qwen2.5-VL-7B",
         hidden=3584,
@@ -164,20 +165,12 @@ DIMS = {
         vision_mlp=3420,
         vision_full_attention=(7, 15, 23, 31),
     ),
-    "cpu-qwen2-vl": ModelDims(
+    "cpu-qwen2-vl": replace(
+        _CPU,
         summary="decoder of Qwen2-0.5B (0.49 B parameters), vision tower with about the share it has in Qwen2-VL-7B",
-        hidden=896,
-        layers=24,
-        heads=14,
-        kv_heads=2,
-        mlp=4864,
-        vocabulary=151936,
-        tied=True,
-        mrope_section=(8, 12, 12),
         vision_depth=8,
-        vision_hidden=320,
-        vision_heads=4,
         vision_mlp=1280,
+        vision_full_attention=(),
         family="qwen2_vl",
     ),
     "cpu-qwen3-vl": ModelDims(
