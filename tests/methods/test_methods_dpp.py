@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 import torch
 from dpp_reference import cholesky, kernel_of, log_det, textbook
-from method_cases import noise, random_video
+from hypothesis import given
+from hypothesis import strategies as st
+from method_cases import SEEDS, noise, random_video
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vllm_prune.bench.methods.runner import Size, make_video
@@ -110,7 +112,9 @@ def test_tokens_that_add_nothing_come_last(mode: Any) -> None:
     tokens.features[19] = 2 * tokens.features[5]
     kept = DPP(mode=mode).assign(tokens, 16).anchor
     assert not set(kept.tolist()) & set(useless.tolist())
-    assert DPP(mode=mode).assign(tokens, 17).anchor.tolist() == sorted([*kept.tolist(), 3]), "ties keep the earlier"
+    for budget, more in ((17, [19]), (18, [19, 3]), (19, [19, 3, 8])):
+        found = DPP(mode=mode).assign(tokens, budget).anchor.tolist()
+        assert found == sorted([*kept.tolist(), *more]), "the duplicate, then broken ones, the earlier first"
 
 
 def test_float32_picks_what_float64_picks() -> None:
@@ -240,6 +244,29 @@ def test_as_many_picks_as_channels_explain_the_rest(channels: int) -> None:
     assert later.tolist() == rest[: 80 - channels].tolist()
     alone, _ = DPP(mode="exact").rank_tokens(tokens.features, segment, torch.tensor([channels]), relevance)
     assert torch.equal((alone > -torch.inf).nonzero().squeeze(1), first.sort().values)
+
+
+@given(seed=SEEDS, channels=st.integers(6, 20), dtype=st.sampled_from([torch.float32, torch.float64]))
+@pytest.mark.parametrize(("frames", "cells"), [(1, 60), (3, 60), (1, 600)], ids=["one", "batch", "rounds"])
+def test_broken_tokens_come_last_where_picks_are_more_than_channels(
+    frames: int, cells: int, seed: int, channels: int, dtype: torch.dtype
+) -> None:
+    """Before them the second of two that point the same way, before these the others; whatever their relevance."""
+    tokens, way = random_video(seed, (frames, cells, 1), channels), torch.arange(frames * cells)
+    is_broken = torch.zeros(frames, cells, dtype=torch.bool)
+    for frame in range(frames):
+        draw = noise(seed + frame, cells).argsort() + frame * cells
+        broken, copies, originals = draw[:12], draw[12:24], draw[24:36]
+        tokens.features[broken] = torch.tensor([math.nan, math.inf, -math.inf, 0.0]).repeat(3)[:, None]
+        tokens.features[copies], way[copies] = 2 * tokens.features[originals], originals
+        is_broken.view(-1)[broken] = True
+    tokens = VideoTokens.from_features(tokens.features.to(dtype), tokens.grid_thw)
+    suspect = is_broken.flatten() | (way != torch.arange(len(way)))
+    for relevance in (None, suspect.float(), noise(seed + 9, len(way))):
+        for spared in (24, 12):
+            kept = DPP(scope="frame").assign(tokens, frames * (cells - spared), relevance).anchor
+            assert not is_broken.flatten()[kept].any()
+            assert len(way[kept].unique()) == frames * (cells - 24)
 
 
 def test_no_parameters_make_a_segment_too_long() -> None:

@@ -9,6 +9,8 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
+from vllm_prune.methods._numerics import rank_descending
+
 _LONG = 1024
 _TRITON_LIMIT = 4096  # tokens of a segment: more do not fit the registers of one program
 
@@ -124,15 +126,47 @@ def first_picks(likeness: Tensor, explained: Tensor, weight: Tensor, valid: Tens
     return (likeness >= likeness.amax(1, keepdim=True) - rounding).to(torch.uint8).argmax(1)
 
 
-def append_explained(picks: Tensor, gains: Tensor, weight: Tensor, valid: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+def put_broken_last(weight: Tensor, is_broken: Tensor) -> Tensor:
+    """`weight`, less than any relevance where `is_broken`: of tokens that add nothing, these come after all others."""
+    return weight.masked_fill(is_broken, torch.finfo(weight.dtype).tiny)
+
+
+def append_explained(
+    picks: Tensor, gains: Tensor, weight: Tensor, valid: Tensor, steps: int, units: Tensor
+) -> tuple[Tensor, Tensor]:
     """Picks and gains of `greedy_map`, each [S, m], prolonged to `steps` where earlier picks explain every other token.
 
-    weight, valid: [S, n], as for `greedy_map`.
+    weight: [S, n], as of `put_broken_last`. valid: [S, n], as for `greedy_map`. units: [S, n, C], of length 1 or 0.
+    After the picks that add something come the others by weight, with a value in [-3, -2]; then those that point the
+    way of one before them, 2 less; then broken ones, 4 less.
     """
-    leftover = (weight - 3).masked_fill(~valid, -torch.inf).scatter(1, picks, -torch.inf)
-    ordered = leftover.sort(dim=1, descending=True, stable=True)
-    more = steps - picks.shape[1]
-    return torch.cat((picks, ordered.indices[:, :more]), 1), torch.cat((gains, ordered.values[:, :more]), 1)
+    leftover = (weight - 3).masked_fill(~valid, -torch.inf)
+    own, adds = leftover.gather(1, picks), gains >= -1
+    rank = rank_descending(leftover.scatter(1, picks, torch.where(adds, torch.inf, own)))
+    way = find_directions(units)
+    repeats = rank > torch.full_like(rank, rank.shape[1]).scatter_reduce_(1, way, rank, "amin").gather(1, way)
+    is_broken = weight <= torch.finfo(weight.dtype).tiny
+    leftover = leftover - 2 * repeats - 4 * is_broken
+    turn = torch.arange(picks.shape[1], 0, -1, device=picks.device).to(leftover)
+    ordered = leftover.scatter(1, picks, torch.where(adds, turn, leftover.gather(1, picks)))
+    ordered = ordered.sort(dim=1, descending=True, stable=True)
+    values = ordered.values[:, :steps]
+    values[:, : picks.shape[1]] = torch.where(adds, gains, values[:, : picks.shape[1]])
+    return ordered.indices[:, :steps], values
+
+
+def find_directions(units: Tensor) -> Tensor:
+    """[S, n] int64: in each segment a number for every direction, the same for tokens that are alike up to rounding.
+
+    units: [S, n, C], of length 1; zero vectors are like nothing. Alike tokens are neighbours on any line through
+    space: equal ones always, others unless a third falls between them. Time n C + n log n.
+    """
+    line = torch.arange(1, units.shape[2] + 1, device=units.device).to(units).cos()
+    order = (units * line).sum(2).argsort(dim=1, stable=True)
+    ordered = units.gather(1, order[:, :, None].expand_as(units))
+    noise = 100 * torch.finfo(units.dtype).eps
+    differs = (ordered[:, 1:] * ordered[:, :-1]).sum(2) < 1 - noise
+    return torch.empty_like(order).scatter_(1, order, torch.nn.functional.pad(differs.long().cumsum(1), (1, 0)))
 
 
 def _orthogonalize(row: Tensor, known: Tensor, pick: Tensor, explained: Tensor, noise: float) -> Tensor:

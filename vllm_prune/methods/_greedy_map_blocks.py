@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vllm_prune.methods._greedy_map import append_explained, first_picks, map_kernel, score_tokens
+from vllm_prune.methods._greedy_map import append_explained, first_picks, map_kernel, put_broken_last, score_tokens
 
 _BLOCK = 96
 """Tokens that compete for the picks of a round; more make fewer rounds of more work, and the same picks."""
@@ -24,7 +24,7 @@ def greedy_map_by_blocks(points: Tensor, inverse: Tensor, weight: Tensor, steps:
     in (0, 1]. steps: 1..n.
     """
     everything = torch.ones_like(weight, dtype=torch.bool)[None]
-    explained = (inverse == 0).to(points.dtype)
+    weight, explained = put_broken_last(weight, inverse == 0), (inverse == 0).to(points.dtype)
     likeness = (points @ (inverse @ points)) * inverse
     chosen = first_picks(likeness[None], explained[None], weight[None], everything)
     noise = 100 * torch.finfo(points.dtype).eps
@@ -42,7 +42,10 @@ def greedy_map_by_blocks(points: Tensor, inverse: Tensor, weight: Tensor, steps:
         most = min(_MOST_PICKS, 2 * len(chosen) + 2, len(basis) - made)
         chosen, gain, among = _pick_round(points, inverse, basis[:made], explained, weight, score, most)
         picks, gains = torch.cat((picks, chosen)), torch.cat((gains, gain))
-    more = append_explained(picks[None], gains[None], weight[None], everything, steps)
+    if len(picks) == steps:
+        return picks, gains
+    units = (points * inverse[:, None])[None]
+    more = append_explained(picks[None], gains[None], weight[None], everything, steps, units)
     return more[0][0], more[1][0]
 
 

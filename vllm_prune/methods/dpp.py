@@ -22,6 +22,7 @@ from vllm_prune.methods._greedy_map import (
     greedy_map,
     has_triton,
     map_kernel,
+    put_broken_last,
     times_vectors,
 )
 from vllm_prune.methods._greedy_map_blocks import greedy_map_by_blocks
@@ -69,8 +70,10 @@ class DPP:
     Of the tokens that add most at first (all of them, without a relevance) the one nearest to the mean of its set is
     picked; the paper leaves this to rounding.
 
-    Deterministic: later ties keep the earlier token. Tokens with NaN or Inf, zero vectors and duplicates come last. On
-    a GPU with Triton all picks of a batch of sets of up to 2048 tokens (with "greedy" 4096) are one kernel.
+    Deterministic: later ties keep the earlier token. What picks explain comes after all that they do not: duplicates
+    ("lowrank": until it starts afresh), and everything once as many tokens are picked as there are channels, then the
+    duplicates last. Tokens with NaN or Inf, and zero vectors, come after those. On a GPU with Triton all picks of a
+    batch of sets of up to 2048 tokens (with "greedy" 4096) are one kernel.
     """
 
     scope: Literal["video", "segment", "frame"] = "video"
@@ -182,16 +185,22 @@ class DPP:
             return self._pick_lowrank(features, weight, batch, steps)
         kernel = cosine_kernel(features, batch)
         explained = 1 - kernel.diagonal(dim1=1, dim2=2)
+        weight = put_broken_last(weight, explained > 0)
         first = first_picks(kernel.sum(2), explained, weight, batch.valid)
         exact = self.mode == "exact"
         # Cosines of C numbers have a rank of C: what comes after as many picks adds nothing.
         some = min(steps, features.shape[1]) if exact else steps
         picks, gains = map_kernel(kernel, explained, weight, batch.valid, some, first, exact)
-        return append_explained(picks, gains, weight, batch.valid, steps) if some < steps else (picks, gains)
+        if some == steps:
+            return picks, gains
+        points, norm = to_finite(batch.take(features).flatten(0, 1))
+        units = (points * invert(norm)[:, None]).view(*batch.index.shape, -1)
+        return append_explained(picks, gains, weight, batch.valid, steps, units)
 
     def _pick_lowrank(self, features: Tensor, weight: Tensor, batch: Batch, steps: int) -> tuple[Tensor, Tensor]:
         points = sketch(features, batch, self.rank)
         explained = 1 - points.any(2).to(points.dtype)  # exactly 0, so that equal tokens tie
+        weight = put_broken_last(weight, explained > 0)
         first = first_picks(times_vectors(points, points.sum(1)), explained, weight, batch.valid)
         each = torch.arange(len(weight), device=weight.device) * weight.shape[1]
 
