@@ -1,11 +1,14 @@
 """Model folders without weights."""
 
+import json
+
 import pytest
 
 from vllm_prune.bench.throughput.errors import BenchmarkError
 from vllm_prune.bench.throughput.model_dims import DIMS
 from vllm_prune.bench.throughput.models import resolve_model
 from vllm_prune.bench.throughput.random_model import SPECIAL_TOKENS, write_random_model
+from vllm_prune.estimate.dims import parse_dims
 
 
 @pytest.mark.parametrize("name", DIMS)
@@ -24,6 +27,17 @@ def test_parameters_are_those_of_the_published_models():
     assert DIMS["cpu-qwen3-vl"].llm_parameters == pytest.approx(0.44e9, rel=0.01)  # of Qwen3-0.6B
     assert DIMS["7b"].llm_parameters == pytest.approx(6.5e9, rel=0.01)
     assert DIMS["7b"].vision_parameters == pytest.approx(0.63e9, rel=0.01)
+
+
+def test_transformers_reads_the_experts(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    dims = DIMS["cpu-qwen3-vl-moe"]
+    write_random_model(tmp_path, dims)
+    text = transformers.AutoConfig.from_pretrained(tmp_path).text_config
+    assert (text.num_experts, text.num_experts_per_tok, text.moe_intermediate_size) == (16, 4, dims.mlp)
+    assert parse_dims(json.loads((tmp_path / "config.json").read_text())).text.layer_parameters * dims.layers == (
+        dims.llm_parameters
+    )
 
 
 def test_transformers_reads_what_is_written(tmp_path):

@@ -31,6 +31,8 @@ class ModelDims:
     vision_full_attention: tuple[int, ...] = ()  # blocks that attend over the whole frame, where there are windows
     head_width: int = 0  # of each head; 0: hidden / heads
     levels: tuple[int, ...] = ()  # vision blocks whose output goes to the decoder's first layers, too
+    experts: int = 0  # MLPs of each layer, of width `mlp` each; 0: one MLP for all rows
+    active_experts: int = 1  # how many of them each row goes through
     family: str = "qwen2_5_vl"
 
     @property
@@ -42,7 +44,7 @@ class ModelDims:
     def llm_parameters(self) -> int:
         """Parameters of the decoder layers: what one token of a prompt is multiplied with."""
         attention = 2 * self.hidden * self.head_dim * (self.heads + self.kv_heads)
-        return self.layers * (attention + 3 * self.hidden * self.mlp)
+        return self.layers * (attention + self.experts * self.hidden + 3 * self.hidden * self.mlp * self.active_experts)
 
     @property
     def vision_parameters(self) -> int:
@@ -57,12 +59,14 @@ class ModelDims:
 
     def describe(self) -> str:
         """One line for reports."""
+        mlp = f"{self.active_experts} of {self.experts} experts {self.mlp}" if self.experts else f"MLP {self.mlp}"
         return (
-            f"{self.summary}; decoder: {self.layers} layers, hidden {self.hidden}, MLP {self.mlp}, {self.heads} heads, "
+            f"{self.summary}; decoder: {self.layers} layers, hidden {self.hidden}, {mlp}, {self.heads} heads, "
             f"{self.kv_heads} KV heads, vocabulary {self.vocabulary}, {self.llm_parameters / 1e6:.1f} M parameters "
-            f"without embeddings; vision: {self.vision_depth} blocks, hidden {self.vision_hidden}, MLP "
-            f"{self.vision_mlp}, {self.vision_heads} heads, {self.vision_parameters / 1e6:.1f} M parameters, that is "
-            f"{self.vision_share:.0%} of the decoder's linear FLOPs for an unpruned video"
+            f"without embeddings{' that a row goes through' if self.experts else ''}; vision: {self.vision_depth} "
+            f"blocks, hidden {self.vision_hidden}, MLP {self.vision_mlp}, {self.vision_heads} heads, "
+            f"{self.vision_parameters / 1e6:.1f} M parameters, that is {self.vision_share:.0%} of the decoder's linear "
+            f"FLOPs for an unpruned video"
         )
 
 
@@ -112,21 +116,23 @@ class Family:
     """Whether the processor's limits in pixels are those of all frames together."""
 
 
+_QWEN3_VL = Family(
+    "Qwen3VLForConditionalGeneration",
+    "Qwen3VLProcessor",
+    _deepstack_tower,
+    2,
+    "qwen3_vl",
+    video_processor="Qwen3VLVideoProcessor",
+    interleaved=True,
+    sizes_whole_videos=True,
+)
 FAMILIES = {
     "qwen2_5_vl": Family(
         "Qwen2_5_VLForConditionalGeneration", "Qwen2_5_VLProcessor", _windowed_tower, 3, "qwen2_5_vl_vision"
     ),
     "qwen2_vl": Family("Qwen2VLForConditionalGeneration", "Qwen2VLProcessor", _whole_frame_tower, 2, "qwen2_vl_vision"),
-    "qwen3_vl": Family(
-        "Qwen3VLForConditionalGeneration",
-        "Qwen3VLProcessor",
-        _deepstack_tower,
-        2,
-        "qwen3_vl",
-        video_processor="Qwen3VLVideoProcessor",
-        interleaved=True,
-        sizes_whole_videos=True,
-    ),
+    "qwen3_vl": _QWEN3_VL,
+    "qwen3_vl_moe": replace(_QWEN3_VL, architecture="Qwen3VLMoeForConditionalGeneration", vision_type="qwen3_vl_moe"),
 }
 """By `model_type`."""
 
@@ -146,6 +152,24 @@ _CPU = ModelDims(
     vision_heads=4,
     vision_mlp=856,
     vision_full_attention=(2, 5),
+)
+_CPU_QWEN3 = ModelDims(
+    summary="decoder of Qwen3-0.6B (0.60 B parameters), vision tower with about the share it has in Qwen3-VL-8B",
+    hidden=1024,
+    layers=28,
+    heads=16,
+    kv_heads=8,
+    head_width=128,
+    mlp=3072,
+    vocabulary=151936,
+    tied=True,
+    mrope_section=(24, 20, 20),
+    vision_depth=14,
+    vision_hidden=384,
+    vision_heads=6,
+    vision_mlp=1536,
+    levels=(3, 6, 10),
+    family="qwen3_vl",
 )
 DIMS = {
     "cpu": _CPU,
@@ -173,23 +197,14 @@ DIMS = {
         vision_full_attention=(),
         family="qwen2_vl",
     ),
-    "cpu-qwen3-vl": ModelDims(
-        summary="decoder of Qwen3-0.6B (0.60 B parameters), vision tower with about the share it has in Qwen3-VL-8B",
-        hidden=1024,
-        layers=28,
-        heads=16,
-        kv_heads=8,
-        head_width=128,
-        mlp=3072,
-        vocabulary=151936,
-        tied=True,
-        mrope_section=(24, 20, 20),
-        vision_depth=14,
-        vision_hidden=384,
-        vision_heads=6,
-        vision_mlp=1536,
-        levels=(3, 6, 10),
-        family="qwen3_vl",
+    "cpu-qwen3-vl": _CPU_QWEN3,
+    "cpu-qwen3-vl-moe": replace(
+        _CPU_QWEN3,
+        summary="decoder of Qwen3-0.6B with 16 experts in place of each MLP, 4 of which a row goes through",
+        mlp=384,
+        experts=16,
+        active_experts=4,
+        family="qwen3_vl_moe",
     ),
     "smoke": ModelDims(
         summary="smallest that vLLM runs, for trying the benchmark out",

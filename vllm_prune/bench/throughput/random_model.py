@@ -93,11 +93,24 @@ def _text_config(dims: ModelDims) -> dict[str, Any]:
             "mrope_section": list(dims.mrope_section),
             **({"mrope_interleaved": True} if FAMILIES[dims.family].interleaved else {}),
         },
+        **_experts(dims),
         "use_sliding_window": False,
         "tie_word_embeddings": dims.tied,
         "bos_token_id": _token_id(END_OF_TEXT),
         "eos_token_id": _token_id(IM_END),
         "pad_token_id": _token_id(END_OF_TEXT),
+    }
+
+
+def _experts(dims: ModelDims) -> dict[str, Any]:
+    if not dims.experts:
+        return {}
+    return {
+        "num_experts": dims.experts,
+        "num_experts_per_tok": dims.active_experts,
+        "moe_intermediate_size": dims.mlp,
+        "decoder_sparse_step": 1,
+        "norm_topk_prob": True,
     }
 
 
