@@ -22,10 +22,10 @@ from oracle import load_model
 from oracle.micro_model import FAMILIES as FAMILY_CONFIGS
 from oracle.micro_model import write_micro_model
 from pixel_cases import random_cases as pixel_cases
-from stock import answer_by_stock
+from stock import RATE, SIDE, StockAnswer, StockMask, answer_by_stock, masks_of_ours
 from transformers import AutoProcessor
 
-from vllm_prune.methods import registry
+from vllm_prune.methods import VideoTokens, registry
 
 QUESTION = "What colour is the flash?"
 QUERY_FREE = [name for name in registry.names() if getattr(registry.load(name), "relevance", "unused") != "required"]
@@ -125,19 +125,38 @@ def test_methods_that_look_into_the_encoder_equal_the_oracle(engine, oracle):
     compare(looking, engine.run([case.prompt() for case in looking]), oracle)
 
 
-def test_keeping_everything_is_stock_vllm_in_one_batch(engine, model, tmp_path):
-    two = (clip(2), clip(4, 5))
-    everything = [
-        Case(chat("How many shapes?")),
-        Case(chat(IMAGE + QUESTION), (), (picture(1),)),
-        Case(chat(VIDEO + QUESTION), (clip(2),), (), "baseline"),
-        Case(chat(f"{VIDEO}{QUESTION}{IMAGE}", "red", f"{VIDEO}How many?"), two, (picture(3),), "baseline"),
-    ]
-    answers = engine.run([case.prompt() for case in everything])
-    for case, answer, expected in zip(everything, answers, answer_by_stock(model, everything, tmp_path), strict=True):
+EVERYTHING = [
+    Case(chat("How many shapes?")),
+    Case(chat(IMAGE + QUESTION), (), (picture(1),)),
+    Case(chat(VIDEO + QUESTION), (clip(2),), (), "baseline"),
+    Case(
+        chat(f"{VIDEO}{QUESTION}{IMAGE}", "red", f"{VIDEO}How many?"), (clip(2), clip(4, 5)), (picture(3),), "baseline"
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def stock(model: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[StockAnswer], list[StockMask]]:
+    return answer_by_stock(model, EVERYTHING, tmp_path_factory.mktemp("stock"))
+
+
+def test_keeping_everything_is_stock_vllm_in_one_batch(engine, stock):
+    answers = engine.run([case.prompt() for case in EVERYTHING])
+    for case, answer, expected in zip(EVERYTHING, answers, stock[0], strict=True):
         assert answer.prompt == expected.prompt, case
         assert answer.token_ids == expected.token_ids, case
         assert np.abs(answer.logprobs - expected.logprobs).max() < LOGPROB_TOLERANCE, case
+
+
+def test_masks_of_vllms_own_pruning_are_ours(stock, family):
+    """By vLLM's own path through its model, on its own features."""
+    assert {mask.method for mask in stock[1]} == (set() if family == "qwen2_vl" else {"evs", "vidcom2"})
+    width = FAMILY_CONFIGS[family][0]().text_config.hidden_size
+    for mask in stock[1]:
+        assert mask.features.shape[1] == (1 + levels_of(family)) * width
+        t, h, w = mask.grid_thw
+        tokens = VideoTokens.from_features(mask.features, (t, h // SIDE, w // SIDE))
+        assert torch.equal(masks_of_ours(tokens, mask.method, RATE, int(mask.kept.sum()), width), mask.kept)
 
 
 def test_pruning_between_the_levels_of_deepstack_is_refused(engine, family):
