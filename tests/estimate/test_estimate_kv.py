@@ -1,8 +1,8 @@
 """KV bytes and blocks against what vLLM itself says and gives out."""
 
 import pytest
-from oracle.micro_model import FAMILIES
-from transformers import AutoModelForImageTextToText, AutoVideoProcessor
+from oracle.micro_model import FAMILIES, write_micro_model
+from transformers import AutoModelForImageTextToText, AutoTokenizer, AutoVideoProcessor
 
 from vllm_prune.config import PRESETS, PruneConfig
 from vllm_prune.estimate import VideoShape, estimate, read_dims
@@ -10,6 +10,11 @@ from vllm_prune.estimate.dims import parse_dims
 from vllm_prune.estimate.estimate import Request
 from vllm_prune.estimate.kv import kv_need, token_bytes
 from vllm_prune.estimate.video import PixelLimits, read_limits
+
+
+@pytest.fixture(scope="module")
+def qwen3_vl(tmp_path_factory):
+    return write_micro_model(tmp_path_factory.mktemp("qwen3_vl"), family="qwen3_vl")
 
 
 @pytest.mark.parametrize("block_size", [16, 32])
@@ -49,6 +54,22 @@ def test_the_grid_is_the_processors(frames, width, height):
     processor = AutoVideoProcessor.from_pretrained(model_path())
     t, h, w = VideoShape(frames, height, width).grid(read_dims("embedded").vision, read_limits("embedded"))
     assert t * h * w * 4 == processor.get_num_of_video_patches(frames, height, width, {})
+
+
+@pytest.mark.parametrize("frames", [2, 15, 64, 205])
+@pytest.mark.parametrize(("width", "height"), [(112, 112), (1280, 720), (10, 13), (106, 356)])
+def test_the_grid_is_the_processors_where_limits_are_of_all_frames(qwen3_vl, frames, width, height):
+    folder = qwen3_vl
+    processor = AutoVideoProcessor.from_pretrained(folder)
+    t, h, w = VideoShape(frames, height, width).grid(read_dims(str(folder)).vision, read_limits(str(folder)))
+    assert t * h * w * 4 == processor.get_num_of_video_patches(frames, height, width, {})
+
+
+def test_there_is_room_for_the_longest_text_around_a_step():
+    from vllm_prune.embedded import model_path
+
+    stamp = AutoTokenizer.from_pretrained(model_path()).encode("<359999.9 seconds>", add_special_tokens=False)
+    assert len(stamp) + 2 <= parse_dims(FAMILIES["qwen3_vl"][0]().to_dict()).step_text_most
 
 
 def test_a_frame_is_not_resized_where_no_processor_file_says_so():

@@ -86,8 +86,8 @@ def test_an_interrupted_profile_reports_the_configurations_that_are_done(monkeyp
     """The profiler without an engine: it is interrupted in its second configuration."""
     seconds, calls = dict.fromkeys(stages.STAGES, 0.5), dict.fromkeys(stages.STAGES, 1)
     request = RequestProfile(
-        seconds=seconds, calls=calls, total=sum(seconds.values()), prompt_tokens=9, video_tokens=5, cached_tokens=0,
-        answer_tokens=1, answer="red",
+        seconds=seconds, calls=calls, total=sum(seconds.values()), prompt_tokens=9, video_tokens=5, structure=0,
+        cached_tokens=0, answer_tokens=1, answer="red",
     )  # fmt: skip
 
     class Interrupted:

@@ -40,11 +40,13 @@ def make_features(grid: tuple[int, int, int]) -> torch.Tensor:
     return video.flatten(0, 2)
 
 
-def write_trace(folder: Path, prune: Any, grid: tuple[int, int, int] = GRID, videos: int = 1) -> Path:
-    """Traces one request with equal videos under `prune`."""
+def write_trace(
+    folder: Path, prune: Any, grid: tuple[int, int, int] = GRID, videos: int = 1, structure: int = 0
+) -> Path:
+    """Traces one request with equal videos under `prune`, with `structure` rows between the tokens of each."""
     config = PruneConfig.parse(prune)
     tokens = VideoTokens.from_features(make_features(grid), grid)
-    counts = plan_counts(config, tokens.num_tokens)
+    counts = plan_counts(config, tokens.num_tokens, None, structure)
     _, assignment = merge_and_select(tokens, config, counts)
     writer = TraceWriter(str(folder))
     trace = VideoTrace(grid, counts, assignment, 0.0, config.to_json(), temporal_segments(tokens, config))

@@ -10,6 +10,7 @@ from vllm_prune.budget import plan_counts
 from vllm_prune.config import PruneConfig
 from vllm_prune.show import ShowError, Story, map_cells, read_trace
 from vllm_prune.show.cells import State
+from vllm_prune.show.story import make_panel
 from vllm_prune.show.trace_file import TracedVideo
 
 N = GRID[0] * GRID[1] * GRID[2]
@@ -74,6 +75,13 @@ def test_the_counts_are_named(tmp_path):
     assert both.counts == (("tokens", 210), ("after stage 1", 105), ("after layer 2", 42))
     assert three.counts == (("tokens", 210), ("after stage 1 and uniform", 21))
     assert both.summary == "210 tokens -> 105 after stage 1 -> 42 after layer 2 (20%)"
+
+
+def test_rows_between_the_tokens_are_told_apart(tmp_path):
+    (video,) = read_trace(write_trace(tmp_path, "stage1_only", structure=54))
+    panel = make_panel("stage1_only", video)
+    assert panel.counts[-1] == ("after stage 1", 105)
+    assert panel.summary == "210 tokens -> 105 after stage 1 (50%); 54 of structure between them"
 
 
 def test_all_videos_of_a_request_are_read(tmp_path):

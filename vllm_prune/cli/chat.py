@@ -117,11 +117,14 @@ def _show(completion: Any, as_json: bool) -> None:
     answer, usage = completion.choices[0].message.content, completion.usage
     details = usage.prompt_tokens_details
     tokens = (getattr(details, "multimodal_tokens", None) or {}) if details else {}
-    kept, before = tokens.get("video"), tokens.get("video_before_pruning")
+    kept, before, structure = (tokens.get(f"video{part}") for part in ("", "_before_pruning", "_structure"))
     if as_json:
         counts = {"prompt_tokens": usage.prompt_tokens, "video_tokens": kept, "video_tokens_before_pruning": before}
+        counts["video_structure"] = structure or 0
         print(json.dumps({"answer": answer, **counts, "prune": getattr(completion, "prune", None)}))
         return
     print(answer)
     if kept is not None and before:
-        print(f"[{usage.prompt_tokens} prompt tokens; video: {kept} of {before} tokens kept, {kept / before:.0%}]")
+        share = f"{kept} of {before} tokens kept, {kept / before:.0%}"
+        between = f", {structure} of structure between them" if structure else ""
+        print(f"[{usage.prompt_tokens} prompt tokens; video: {share}{between}]")

@@ -103,6 +103,11 @@ class ModelDims:
     """Tokens of text around each step of a video, which nothing prunes."""
 
     @property
+    def step_text_most(self) -> int:
+        """Room for it: timestamps of hours are longer than the average."""
+        return 2 * self.step_text
+
+    @property
     def parameters(self) -> int:
         """Matrix elements of the whole model (biases and norms, well below 1%, are left out)."""
         text, vision = self.text, self.vision

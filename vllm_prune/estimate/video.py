@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from vllm_prune.estimate.dims import EstimateError, VisionDims, config_path
 
 _MAX_ASPECT = 200  # of Qwen's processor
+_SIZES_ALL_FRAMES = ("Qwen3VLVideoProcessor",)
+"""Video processors of transformers whose limits are those of all frames together."""
 
 
 @dataclass(frozen=True)
@@ -17,6 +19,8 @@ class PixelLimits:
 
     smallest: int
     largest: int
+    of_all_frames: bool = False
+    """Whether they are those of all frames together, as Qwen3-VL's processor has it."""
 
 
 @dataclass(frozen=True)
@@ -48,16 +52,45 @@ class VideoShape:
         >>> VideoShape(63, 450, 448).grid(read_dims("embedded").vision)
         (32, 16, 16)
         """
-        height, width = _fit(self.height, self.width, vision.token_pixels, limits)
-        return -(-self.frames // vision.temporal_patch), height, width
+        steps = -(-self.frames // vision.temporal_patch)
+        if limits is not None and limits.of_all_frames:
+            counted = max(1, round(self.frames / vision.temporal_patch)) * vision.temporal_patch
+            return steps, *self._fit_all(vision.token_pixels, counted, limits)
+        return steps, *_fit(self.height, self.width, vision.token_pixels, limits)
+
+    def _fit_all(self, side: int, counted: int, limits: PixelLimits) -> tuple[int, int]:
+        """Rows and columns of tokens as `smart_resize` of Qwen3-VL's video processor makes them.
+
+        Args:
+            side: Pixels of a token's.
+            counted: Frames in whole steps, as it counts them.
+            limits: Of all of them together.
+        """
+        _check_aspect(self.height, self.width)
+        up = max(1.0, side / self.height, side / self.width)
+        height, width = int(self.height * up), int(self.width * up)
+        rows, columns = round(height / side), round(width / side)
+        pixels = counted * rows * columns * side**2
+        if pixels > limits.largest:
+            scale = math.sqrt(self.frames * height * width / limits.largest)
+            return max(1, math.floor(height / scale / side)), max(1, math.floor(width / scale / side))
+        if pixels < limits.smallest:
+            scale = math.sqrt(limits.smallest / (self.frames * height * width))
+            return math.ceil(height * scale / side), math.ceil(width * scale / side)
+        return rows, columns
 
 
-def _fit(height: int, width: int, side: int, limits: PixelLimits | None) -> tuple[int, int]:
-    """Rows and columns of tokens of `side` pixels: Qwen's `smart_resize`."""
+def _check_aspect(height: int, width: int) -> None:
+    """Raises EstimateError where the processor would."""
     if max(height, width) > _MAX_ASPECT * min(height, width):
         raise EstimateError(
             f"size={width}x{height}: the model takes aspect ratios up to {_MAX_ASPECT}; crop the frames"
         )
+
+
+def _fit(height: int, width: int, side: int, limits: PixelLimits | None) -> tuple[int, int]:
+    """Rows and columns of tokens of `side` pixels: Qwen's `smart_resize`."""
+    _check_aspect(height, width)
     rows, columns = round(height / side), round(width / side)
     if limits is None:
         return max(1, rows), max(1, columns)
@@ -82,5 +115,5 @@ def read_limits(model: str) -> PixelLimits | None:
             smallest = fields.get("min_pixels") or size.get("shortest_edge")
             largest = fields.get("max_pixels") or size.get("longest_edge")
             if smallest and largest:
-                return PixelLimits(smallest, largest)
+                return PixelLimits(smallest, largest, fields.get("video_processor_type") in _SIZES_ALL_FRAMES)
     return None

@@ -217,6 +217,7 @@ function fill(side, found, before) {
   const counts = found.usage?.prompt_tokens_details?.multimodal_tokens ?? {};
   const all = counts.video_before_pruning ?? counts.video, rows = [];
   rows.push(["tokens of the video", `${number(counts.video)} of ${number(all)}`, counts.video / all]);
+  if (counts.video_structure) rows.push(["text between its steps", number(counts.video_structure), null]);
   rows.push(["prompt tokens", number(found.usage.prompt_tokens), null, before && change(found.usage.prompt_tokens, before.usage.prompt_tokens, "fewer", "more")]);
   rows.push(["time to the first token", seconds(found.first), null, before && change(found.first, before.first, "less", "more")]);
   rows.push(["until the answer was there", seconds(found.total), null, before && change(found.total, before.total, "less", "more")]);

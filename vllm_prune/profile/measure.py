@@ -25,6 +25,8 @@ class RequestProfile:
     total: float
     prompt_tokens: int
     video_tokens: int
+    structure: int
+    """Rows between them, such as timestamps."""
     cached_tokens: int
     """Of the prompt, found in the prefix cache."""
     answer_tokens: int
@@ -106,6 +108,7 @@ class Profiler:
             total=total,
             prompt_tokens=len(output.prompt_token_ids),
             video_tokens=output.prune.kept,
+            structure=output.prune.structure,
             cached_tokens=output.num_cached_tokens or 0,
             answer_tokens=len(output.outputs[0].token_ids),
             answer=output.outputs[0].text.strip(),
@@ -125,8 +128,9 @@ def _start(model: str, frames: Sequence[int], engine: Mapping[str, Any]) -> Any:
     from vllm_prune.show.errors import ShowError
 
     count, height, width = frames
-    t, h, w = VideoShape(count, height, width).grid(read_dims(model).vision, read_limits(model))
-    length = t * h * w + _TEXT_ROOM
+    dims = read_dims(model)
+    t, h, w = VideoShape(count, height, width).grid(dims.vision, read_limits(model))
+    length = t * (h * w + dims.step_text_most) + _TEXT_ROOM
     options: dict[str, Any] = {
         "max_model_len": length,
         "max_num_batched_tokens": length,

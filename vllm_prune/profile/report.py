@@ -46,6 +46,7 @@ def _describe_requests(requests: Sequence[RequestProfile]) -> dict[str, Any]:
         "decode_ms_per_token": round(1000 * seconds[DECODE] / max(1, last.calls[DECODE]), 3),
         "prompt_tokens": last.prompt_tokens,
         "video_tokens": last.video_tokens,
+        "structure": last.structure,
         "cached_tokens": last.cached_tokens,
         "answer_tokens": last.answer_tokens,
         "answer": last.answer,
@@ -89,7 +90,7 @@ def _table(profiles: Sequence[Profile], which: str) -> str:
         lines.append([stage, *cells])
     totals = [cell for times in seconds for cell in (f"**{1000 * sum(times.values()):.1f}**", "100%", "")]
     lines.append(["**all**", *totals])
-    tokens = [cell for own in requests for cell in (str(own[-1].prompt_tokens), f"{own[-1].video_tokens} of video", "")]
+    tokens = [cell for own in requests for cell in (str(own[-1].prompt_tokens), _describe_tokens(own[-1]), "")]
     lines.append(["prompt tokens", *tokens])
     per_token = [
         cell
@@ -98,6 +99,11 @@ def _table(profiles: Sequence[Profile], which: str) -> str:
     ]
     lines.append(["decode, per token", *per_token])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _describe_tokens(request: RequestProfile) -> str:
+    between = f", {request.structure} of structure" if request.structure else ""
+    return f"{request.video_tokens} of video{between}"
 
 
 def _reuse_table(profiles: Sequence[Profile]) -> str:

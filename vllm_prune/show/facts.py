@@ -37,6 +37,7 @@ def _describe_panel(panel: Panel) -> dict[str, Any]:
         "label": panel.label,
         "configuration": panel.config.to_dict(),
         "tokens": [{"where": where, "count": int(count)} for where, count in panel.counts],
+        "structure": panel.structure,
         "kept_share": round(panel.kept_share, 4),
         "cells": count_states(panel),
         "kept_per_step": cells.kept_per_step.tolist(),

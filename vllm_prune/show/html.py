@@ -65,6 +65,7 @@ def _describe_panel(panel: Panel) -> dict[str, Any]:
         "config": panel.config.to_dict(),
         "answer": panel.answer,
         "counts": [[what, count] for what, count in panel.counts],
+        "structure": panel.structure,
         **_describe_cells(panel.cells),
     }
 

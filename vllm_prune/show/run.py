@@ -118,7 +118,7 @@ class _Runner:
         engine: dict[str, Any],
     ) -> None:
         self._folder, self._grid, self._max_tokens = folder, grid, max_tokens
-        self._llm = _start(model, folder, grid[0] * grid[1] * grid[2], engine)
+        self._llm = _start(model, folder, grid[0] * (grid[1] * grid[2] + read_dims(model).step_text_most), engine)
         content = [{"type": "video"}, {"type": "text", "text": question}]
         prompt = self._llm.get_tokenizer().apply_chat_template(
             [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
@@ -139,7 +139,8 @@ class _Runner:
             raise ShowError(f"prune={config.to_json()}: {error}") from error
         seconds = time.perf_counter() - begin
         written = sorted(set(self._folder.glob("*.npz")) - known)
-        traced = read_trace(written[-1])[0] if written else TracedVideo.unpruned(self._grid, config)
+        structure = output.prune.structure
+        traced = read_trace(written[-1])[0] if written else TracedVideo.unpruned(self._grid, config, structure)
         return make_panel(label, traced, output.outputs[0].text.strip(), seconds)
 
 

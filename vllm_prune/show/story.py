@@ -35,6 +35,8 @@ class Panel:
     cells: Cells
     counts: tuple[tuple[str, int], ...]
     """(what, tokens) at each point of the pipeline."""
+    structure: int = 0
+    """Rows of the prompt between these tokens, such as timestamps, which nothing drops."""
     answer: str | None = None
     seconds: float | None = None
     """From request to answer."""
@@ -42,7 +44,8 @@ class Panel:
     @property
     def summary(self) -> str:
         """The counts in one line."""
-        return " -> ".join(f"{count:,} {what}" for what, count in self.counts) + f" ({self.kept_share:.0%})"
+        told = " -> ".join(f"{count:,} {what}" for what, count in self.counts) + f" ({self.kept_share:.0%})"
+        return told + (f"; {self.structure:,} of structure between them" if self.structure else "")
 
     @property
     def kept_share(self) -> float:
@@ -87,7 +90,7 @@ class Story:
 
 def make_panel(label: str, video: TracedVideo, answer: str | None = None, seconds: float | None = None) -> Panel:
     """The panel of a traced video."""
-    return Panel(label, video.config, map_cells(video), _name_counts(video), answer, seconds)
+    return Panel(label, video.config, map_cells(video), _name_counts(video), video.structure, answer, seconds)
 
 
 def _name_counts(video: TracedVideo) -> tuple[tuple[str, int], ...]:

@@ -29,13 +29,14 @@ class TracedVideo:
     layers: tuple[int, ...]
     importance: Mapping[int, np.ndarray]
     segment: np.ndarray | None
+    structure: int = 0
 
     @classmethod
-    def unpruned(cls, grid: tuple[int, int, int], config: PruneConfig) -> TracedVideo:
+    def unpruned(cls, grid: tuple[int, int, int], config: PruneConfig, structure: int = 0) -> TracedVideo:
         """A video that keeps everything, of which no trace is written."""
         num_tokens = grid[0] * grid[1] * grid[2]
         every = np.arange(num_tokens)
-        return cls(grid, config, (num_tokens, num_tokens), every, every, every, (), {}, None)
+        return cls(grid, config, (num_tokens, num_tokens), every, every, every, (), {}, None, structure)
 
 
 def read_trace(path: str | Path) -> list[TracedVideo]:
@@ -89,4 +90,5 @@ def _parse(path: str | Path, arrays: Mapping[str, np.ndarray], prefix: str) -> T
         layers=layers,
         importance={layer: arrays[f"{prefix}importance_layer{layer}"] for layer in layers},
         segment=arrays.get(prefix + "segment"),
+        structure=int(arrays.get(prefix + "structure", 0)),
     )

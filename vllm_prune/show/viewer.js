@@ -82,7 +82,8 @@ async function mountViewer(root, story) {
     part("answer-box").hidden = panel.answer === null;
     part("answer").textContent = panel.answer;
     part("config").textContent = JSON.stringify(panel.config, null, 1);
-    part("counts").replaceChildren(...panel.counts.flatMap(([what, count]) => countRows(what, count, total)));
+    part("counts").replaceChildren(...panel.counts.flatMap(([what, count]) => countRows(what, count, total)),
+      ...(panel.structure ? [countRow("structure between them", panel.structure.toLocaleString("en"))] : []));
     part("clock").textContent = `frame ${show.frame + 1} of ${images.length}, ${story.seconds[show.frame].toFixed(1)} s`;
     part("slider").value = show.frame;
     part("view").setAttribute("aria-label", `frame ${show.frame + 1}, ${show.view}: ` +
@@ -163,12 +164,14 @@ async function mountViewer(root, story) {
   return { choose, close };
 }
 
+function countRow(...texts) {
+  const row = document.createElement("tr");
+  row.append(...texts.map(text => { const cell = document.createElement("td"); cell.textContent = text; return cell; }));
+  return row;
+}
 function countRows(what, count, total) {
-  const cells = [what, `${count.toLocaleString("en")} (${Math.round(100 * count / total)}%)`].map(text => {
-    const cell = document.createElement("td"); cell.textContent = text; return cell;
-  });
-  const row = document.createElement("tr"), meter = document.createElement("tr");
-  row.append(...cells);
+  const row = countRow(what, `${count.toLocaleString("en")} (${Math.round(100 * count / total)}%)`);
+  const meter = document.createElement("tr");
   const bar = document.createElement("td"), div = document.createElement("div"), fill = document.createElement("i");
   bar.colSpan = 2; div.className = "meter"; fill.style.width = 100 * count / total + "%";
   div.append(fill); bar.append(div); meter.append(bar);

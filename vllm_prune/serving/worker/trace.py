@@ -9,6 +9,7 @@ a file named by that, which the next one with the same key replaces. Every array
     segment [t]           stage 1's temporal segment of each step of the grid; absent without stage 1
     slot [N], anchor [N1] where stage 1 or a query-free method put every token (-1: dropped), and its slots' anchors
     layers [P], counts [2 + P]  pruning layers; tokens before, entering the language model, after each of them
+    structure             rows between the tokens that nothing drops, such as timestamps; not in counts
     importance_layerL [n] of the tokens that were left before layer L's choice
     kept [K]              which of the N1 tokens stay, increasing
     positions [3, K]      of the kept tokens, from the prompt's start (without a prompt: from the video's)
@@ -109,6 +110,7 @@ class TraceWriter:
             "anchor": video.assignment.anchor.cpu().numpy(),
             "layers": np.array(sorted(outcome.importance), dtype=np.int64),
             "counts": np.array([video.counts.total, video.counts.entering, *video.counts.layers]),
+            "structure": np.array(video.counts.pinned),
             "kept": outcome.kept.cpu().numpy(),
             "positions": outcome.positions.cpu().numpy(),
             "seconds": np.array([video.seconds, seconds]),
