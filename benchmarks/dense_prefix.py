@@ -23,6 +23,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.ending import exit_from
+
 PRESETS = ("default", "stage2_only", "conservative", "aggressive")
 
 
@@ -201,4 +203,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_from("benchmarks.dense_prefix", main)

@@ -19,6 +19,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from benchmarks.ending import exit_from
 from vllm_prune.bench.throughput.provenance import describe, describe_lines
 from vllm_prune.config import PruneConfig
 from vllm_prune.estimate import VideoShape, estimate, read_dims
@@ -191,4 +192,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_from("benchmarks.estimate_check", main)

@@ -12,6 +12,7 @@ import argparse
 import json
 import signal
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -22,6 +23,7 @@ from typing import Any
 
 import psutil
 
+from benchmarks.ending import exit_from
 from benchmarks.ray_replicas_cluster import PRUNE, Cluster, Outcome
 from vllm_prune.bench.needs import require
 from vllm_prune.bench.throughput.errors import BenchmarkError
@@ -40,15 +42,20 @@ def workload(requests: int, videos: int) -> Iterator[tuple[int, str]]:
 @contextmanager
 def killed_after(cluster: Cluster, process: psutil.Process, outcomes: list[Outcome], count: int) -> Iterator[None]:
     """Kill a replica's process as soon as that many requests are through."""
+    over = threading.Event()
     with ThreadPoolExecutor(1) as pool:
 
         def kill() -> None:
             while len(outcomes) < count:
-                time.sleep(0.01)
+                if over.wait(0.01):  # the requests were broken off
+                    return
             process.send_signal(signal.SIGKILL)
 
         waiting = pool.submit(kill)
-        yield
+        try:
+            yield
+        finally:
+            over.set()
         waiting.result()
 
 
@@ -142,4 +149,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    exit_from("benchmarks.ray_replicas", main)

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 
 from benchmarks.dense_prefix import random_video
+from benchmarks.ending import exit_from
 
 TP = 2
 
@@ -154,4 +155,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    exit_from("benchmarks.tp_reduction", main)

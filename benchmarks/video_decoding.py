@@ -22,6 +22,8 @@ import cv2
 import numpy as np
 import psutil
 
+from benchmarks.ending import exit_from
+
 LOADER = "qwen2_vl"
 
 
@@ -161,4 +163,4 @@ def render(rows: list[dict[str, Any]], repeats: int) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    exit_from("benchmarks.video_decoding", main)

@@ -9,7 +9,6 @@ request, or the server counts another number of requests or of kept tokens than 
 from __future__ import annotations
 
 import argparse
-import os
 import shlex
 import subprocess
 import sys
@@ -24,6 +23,8 @@ from benchmarks.clients.guidellm import GUIDELLM
 from benchmarks.clients.lmms_eval import LMMS_EVAL
 from benchmarks.clients.report import save
 from benchmarks.clients.server import Counts, read_counts, running_server
+from benchmarks.ending import exit_from
+from vllm_prune.bench.throughput.processes import process_group
 from vllm_prune.bench.throughput.provenance import describe
 from vllm_prune.budget import plan_counts
 from vllm_prune.config import PruneConfig
@@ -57,12 +58,11 @@ def run_client(client: Client, url: str, environments: Path, folder: Path, expec
     run = Run(folder=folder, url=url, python=find_python(environments / client.name, client.name))
     folder.mkdir()
     command, before = client.command(run), read_counts(url)
-    with (folder / "log").open("wb") as log:
-        environment = {**os.environ, **client.environment}
-        environment.pop("PYTHONPATH", None)  # the client's packages are its own
-        subprocess.run(
-            command, env=environment, cwd=folder, stdout=log, stderr=log, check=True, timeout=_TIMEOUT_SECONDS
-        )
+    without_path = ["env", "--unset=PYTHONPATH", f"--chdir={folder}", *command]  # the client's packages are its own
+    with process_group(without_path, client.environment, folder / "log") as process:
+        status = process.wait(_TIMEOUT_SECONDS)
+    if status:
+        raise subprocess.CalledProcessError(status, command)
     found, counted = client.read(run), read_counts(url).since(before)
     check(found, counted, expected)
     return {
@@ -105,4 +105,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_from("benchmarks.clients", main)

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.ending import exit_from
 from vllm_prune.bench.clips import real_clips
 from vllm_prune.bench.json_file import write_json
 from vllm_prune.bench.throughput.provenance import describe, describe_lines
@@ -81,4 +82,4 @@ def _write(stem: Path, command: Sequence[str], place: Mapping[str, Any], result:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    exit_from("benchmarks.pixel_plans", lambda: main(sys.argv[1:]))

@@ -12,7 +12,7 @@ from typing import Any
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
 """Exit statuses: of a run that could not go on, of arguments that cannot be used (argparse's own), and of a run that
-Ctrl-C or SIGTERM ended."""
+Ctrl-C, SIGTERM or SIGHUP ended."""
 
 
 def positive(text: str) -> int:
@@ -44,13 +44,18 @@ def json_object(text: str) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def sigterm_as_interrupt() -> Iterator[None]:
-    """Makes SIGTERM end servers and engines the way Ctrl-C does: by KeyboardInterrupt."""
-    previous = signal.signal(signal.SIGTERM, _interrupt)
+def signals_as_interrupt() -> Iterator[None]:
+    """Makes SIGTERM, and SIGHUP of a terminal that closes, end servers as Ctrl-C does: by KeyboardInterrupt.
+
+    Servers run in sessions of their own, which neither signal reaches. What is ignored (`nohup`) stays ignored.
+    """
+    numbers = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) != signal.SIG_IGN]
+    previous = {number: signal.signal(number, _interrupt) for number in numbers}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from vllm_prune.bench.needs import announce_pictures
-from vllm_prune.bench.options import FAILED, INTERRUPTED, USAGE, sigterm_as_interrupt
+from vllm_prune.bench.options import FAILED, INTERRUPTED, USAGE, signals_as_interrupt
 from vllm_prune.bench.throughput.errors import BenchmarkError
 
 P = TypeVar("P")
@@ -19,7 +19,7 @@ class Endings:
     """What a benchmark says at its end besides the error.
 
     name: of the subcommand.
-    interrupted: what Ctrl-C or SIGTERM leaves, and how to go on.
+    interrupted: what Ctrl-C, SIGTERM or SIGHUP leaves, and how to go on.
     failed: where to look after a failure; may be "".
     """
 
@@ -36,7 +36,7 @@ def run_planned(plan: Callable[[], P], measure: Callable[[P], object], endings: 
     """
     try:
         announce_pictures()
-        with sigterm_as_interrupt():
+        with signals_as_interrupt():
             try:
                 planned = plan()
             except (BenchmarkError, FileNotFoundError) as error:

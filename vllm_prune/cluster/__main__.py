@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from vllm_prune.bench.options import INTERRUPTED, signals_as_interrupt
 from vllm_prune.cluster import node, ports, state
 from vllm_prune.cluster.auth import authenticated, token_file
 from vllm_prune.cluster.errors import ClusterError
@@ -15,16 +16,20 @@ from vllm_prune.cluster.folder import default_folder
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; the exit status is 1 if a check failed."""
+    """Run a command; the exit status is 1 if a check failed, 130 after Ctrl-C."""
     args, others = _parser().parse_known_args(arguments)
     args.others = [other for other in others if other != "--"]
     try:
         if importlib.util.find_spec("ray") is None:
             raise ClusterError("Ray is not installed in this environment", "bash launch/setup.sh --extras ray")
-        return int(args.run(args))
+        with signals_as_interrupt():
+            return int(args.run(args))
     except ClusterError as error:
         print(f"ray {args.command}: {error}\n  mend: {error.remedy}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print(f"ray {args.command}: interrupted", file=sys.stderr)
+        return INTERRUPTED
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -70,9 +70,13 @@ def start(options: NodeOptions) -> state.Started:
     else:
         ports.require_reachable(options.head)
     process, log = _launch(options)
-    _wait(process, log, options)
-    role = "worker" if options.head else "head"
-    return state.record(options.folder, role, process.pid, options.address, options.node_ip)
+    try:
+        _wait(process, log, options)
+        role = "worker" if options.head else "head"
+        return state.record(options.folder, role, process.pid, options.address, options.node_ip)
+    except BaseException:  # Ctrl-C among them: `stop` ends what is recorded, and this is not
+        _end(_family(process.pid))
+        raise
 
 
 def _launch(options: NodeOptions) -> tuple["subprocess.Popen[bytes]", Path]:
@@ -104,7 +108,6 @@ def _wait(process: "subprocess.Popen[bytes]", log: Path, options: NodeOptions) -
         if process.poll() is not None:
             raise _explain(log.read_text(), options)
         if time.monotonic() > deadline:
-            _end(_family(process.pid))
             raise ClusterError(f"Ray did not start within {_START_TIMEOUT_S} s", f"see {log}")
         time.sleep(0.2)
 
