@@ -22,10 +22,13 @@ from typing import Any
 import httpx
 import psutil
 
+from vllm_prune.bench.throughput.errors import BenchmarkError
+from vllm_prune.bench.throughput.processes import process_group
 from vllm_prune.embedded import clips
 
 ROOT = Path(__file__).parents[1]
 START_TIMEOUT_S = 400
+SCRIPT_TIMEOUT_S = 150
 METRICS_TIMEOUT_S = 20  # Ray passes counters on from time to time
 ENGINE = {
     "enforce_eager": True,
@@ -98,12 +101,14 @@ class Cluster:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def script(self, name: str, *arguments: str) -> str:
-        """Run one of launch/ray/'s scripts."""
+        """Run one of launch/ray/'s scripts; what it prints. One that is broken off ends what it has started itself."""
+        log = self.folder / f"{name}.log"
         command = ["bash", str(ROOT / "launch/ray" / f"{name}.sh"), *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, env=self.environment, timeout=150)
-        if done.returncode:
-            raise RuntimeError(f"{name}: {done.stdout}{done.stderr}")
-        return done.stdout
+        with process_group(command, self.environment, log) as process:
+            status = process.wait(SCRIPT_TIMEOUT_S)
+        if status:
+            raise BenchmarkError(f"{name}: {log.read_text()}")
+        return log.read_text()
 
     def _start_replicas(self) -> None:
         command = [sys.executable, str(ROOT / "launch/ray/replicas.py"), "embedded", "--prune", PRUNE, "--cpu"]
@@ -114,7 +119,7 @@ class Cluster:
         deadline = time.monotonic() + START_TIMEOUT_S
         while "is served at" not in self.log.read_text():
             if self.server.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"no replicas: {self.log.read_text()[-2000:]}")
+                raise BenchmarkError(f"no replicas: {self.log.read_text()[-2000:]}")
             time.sleep(0.5)
 
     def ask(self, video: int, question: str, timeout_s: float = 60, **more: Any) -> Outcome:
