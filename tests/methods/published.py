@@ -188,3 +188,42 @@ def prunevid(
             for c, centre in zip(places, centres, strict=True):
                 root[t * cells + c] = t * cells + places[centre]
     return root
+
+
+def holitom_redundant(video: Video, segment: Sequence[int], tau: float) -> list[list[bool]]:
+    """HoliTom: the cells of each segment that are like the frame before in each of its frames but the first."""
+    found = []
+    for s in range(segment[-1] + 1):
+        frames = [frame for frame, own in zip(video, segment, strict=True) if own == s]
+        pairs = list(itertools.pairwise(frames))
+        found.append([bool(pairs) and all(cosine(a[c], b[c]) > tau for a, b in pairs) for c in range(len(video[0]))])
+    return found
+
+
+def holitom(
+    video: Video,
+    score: Sequence[float],
+    segment: Sequence[int],
+    redundant: Sequence[Sequence[bool]],
+    quotas: Sequence[int],
+    k: int,
+) -> list[int]:
+    """HoliTom: redundant cells averaged over a segment and clustered; of the others of a frame the best by score.
+
+    quotas: clusters of each segment's redundant cells, then others of each frame. Returns the token each joins, or -1.
+    """
+    cells = len(video[0])
+    root = [-1] * (len(video) * cells)
+    for s, repeats in enumerate(redundant):
+        frames = [t for t, own in enumerate(segment) if own == s]
+        places = [c for c in range(cells) if repeats[c]]
+        if places and quotas[s]:
+            means = [mean([video[t][c] for t in frames]) for c in places]
+            for c, centre in zip(places, dpc_knn(means, quotas[s], k), strict=True):
+                for t in frames:
+                    root[t * cells + c] = frames[0] * cells + places[centre]
+    for t, own in enumerate(segment):
+        others = [t * cells + c for c in range(cells) if not redundant[own][c]]
+        for i in sorted(others, key=lambda i: (-score[i], i))[: quotas[len(redundant) + t]]:
+            root[i] = i
+    return root

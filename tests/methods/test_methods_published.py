@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
+
 import published
+import published_vidcom2
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from method_cases import SEEDS, noise
 
 from vllm_prune.methods import Assignment, VideoTokens, create
+from vllm_prune.methods._redundant_segments import cut_redundant, run_lengths
 from vllm_prune.methods._share import share_budget
 from vllm_prune.methods.fastvid import divide
 from vllm_prune.methods.prunevid import PruneVid
@@ -103,3 +107,28 @@ def test_prunevid(seed: int, grid_thw: tuple[int, int, int], data: st.DataObject
     quotas = (whole + share_budget(budget - int(whole.sum()), size - whole)).tolist()
     expected = published.prunevid(video, segment, plan.static.tolist(), quotas, method.k)
     assert roots(method.assign(tokens, budget)) == expected
+
+
+@given(seed=SEEDS, grid_thw=EXTENTS.filter(lambda extent: extent != (2, 1, 1)), data=st.data())
+def test_vidcom2(seed: int, grid_thw: tuple[int, int, int], data: st.DataObject) -> None:
+    tokens = scenes(seed, grid_thw)
+    budget = data.draw(st.integers(1, tokens.num_tokens))
+    expected = published_vidcom2.choose(as_lists(tokens), budget)
+    assert create("vidcom2").assign(tokens, budget).anchor.tolist() == expected
+
+
+@given(seed=SEEDS, grid_thw=EXTENTS, data=st.data())
+def test_holitom(seed: int, grid_thw: tuple[int, int, int], data: st.DataObject) -> None:
+    """Up to what merging over time leaves; the cuts themselves are checked by trying all of them elsewhere."""
+    tokens, video = scenes(seed, grid_thw), as_lists(scenes(seed, grid_thw))
+    score = noise(seed + 9, tokens.num_tokens).double()
+    like = [[published.cosine(a, b) > 0.8 for a, b in zip(*pair, strict=True)] for pair in itertools.pairwise(video)]
+    repeats = torch.tensor([[False] * len(video[0]), *like])
+    segment = cut_redundant(run_lengths(repeats))[0].tolist()
+    redundant = published.holitom_redundant(video, segment, 0.8)
+    others = [sum(not still for still in redundant[s]) for s in segment]
+    size = torch.tensor([*map(sum, redundant), *others])
+    budget = data.draw(st.integers(1, int(size.sum())))
+    quotas = share_budget(budget, size).tolist()
+    expected = published.holitom(video, score.tolist(), segment, redundant, quotas, k=7)
+    assert roots(create("holitom").assign(tokens, budget, relevance=score)) == expected
