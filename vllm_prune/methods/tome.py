@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from vllm_prune.methods._broken import find_usable, spare_broken
+from vllm_prune.methods._broken import spare_broken
 from vllm_prune.methods._checks import check_budget
 from vllm_prune.methods._numerics import invert, rank_descending, to_finite
 from vllm_prune.methods._ragged import batches, sizes
@@ -37,25 +37,27 @@ class ToMe:
         """Exactly `budget` slots; only broken tokens are dropped."""
         check_budget(budget, tokens.num_tokens)
         frame, frames = tokens.grid[:, 0], tokens.grid_thw[0]
-        size, usable = sizes(frame, frames), find_usable(tokens.features)
+        size = sizes(frame, frames)
         enough = int((size > 0).sum()) <= budget
         quota = share_budget(budget, size) if enough else (size > 0).long()
-        whole = Assignment.from_roots(spare_broken(_merge_groups(tokens.features, frame, quota), usable))
+        whole = Assignment.from_roots(spare_broken(*_merge_groups(tokens.features, frame, quota)))
         if enough:
             return whole
         together = torch.zeros_like(whole.anchor)
-        root = _merge_groups(compact(tokens, whole).features, together, together.new_tensor([budget]))
+        root, _ = _merge_groups(compact(tokens, whole).features, together, together.new_tensor([budget]))
         return Assignment.from_roots(torch.where(whole.slot < 0, -1, whole.anchor[root][whole.slot]))
 
 
-def _merge_groups(features: Tensor, group: Tensor, quota: Tensor) -> Tensor:
-    """[N] int64: the token each was merged into, leaving `quota` [G] of every group."""
-    root = torch.empty_like(group)
+def _merge_groups(features: Tensor, group: Tensor, quota: Tensor) -> tuple[Tensor, Tensor]:
+    """The token each was merged into, [N] int64, leaving `quota` [G] of every group; and which are usable, [N] bool."""
+    root, usable = torch.empty_like(group), torch.empty_like(group, dtype=torch.bool)
     for batch in batches(group, len(quota), features.shape[1]):
-        points = to_finite(features[batch.index].flatten(0, 1))[0].view(*batch.index.shape, -1)
-        into = _merge_batch(points, batch.valid.sum(1), quota[batch.group])
-        root[batch.index[batch.valid]] = batch.index.gather(1, into)[batch.valid]
-    return root
+        points, norm = to_finite(features[batch.index].flatten(0, 1))
+        into = _merge_batch(points.view(*batch.index.shape, -1), batch.valid.sum(1), quota[batch.group])
+        members = batch.index[batch.valid]
+        root[members] = batch.index.gather(1, into)[batch.valid]
+        usable[members] = norm.view_as(batch.index)[batch.valid] > 0
+    return root, usable
 
 
 def _merge_batch(points: Tensor, count: Tensor, quota: Tensor) -> Tensor:
