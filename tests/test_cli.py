@@ -196,7 +196,12 @@ def test_a_wrong_policy_lists_the_known_ones(capsys, model):
     ("config", "said"),
     [
         ({"architectures": ["LlamaForCausalLM"]}, ["'LlamaForCausalLM' has no pruning variant", ARCHITECTURE]),
+        # These have Qwen's kind of processor, or its positions, and another layout.
+        ({"architectures": ["Glm4vForConditionalGeneration"]}, ["'Glm4vFor", "has no pruning variant", ARCHITECTURE]),
+        ({"architectures": ["Gemma3ForConditionalGeneration"]}, ["'Gemma3For", "has no pruning variant", ARCHITECTURE]),
+        ({"architectures": ["Ernie4_5_VLMoeForConditionalGeneration"]}, ["'Ernie4_5_VLMoeFor", ARCHITECTURE]),
         ({"model_type": "llama"}, ["names no architecture"]),
+        ({"architectures": []}, ["names no architecture"]),
         (None, ["no readable config.json"]),
         ("{broken", ["no readable config.json"]),
     ],

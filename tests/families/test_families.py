@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -28,6 +29,7 @@ from vllm_prune.serving.wire import architectures
 from vllm_prune.spans import TurnFormat
 
 REPOSITORY = Path(__file__).parents[2]
+FAMILIES = REPOSITORY / "vllm_prune" / "serving" / "families"
 EXAMPLE = REPOSITORY / "examples" / "third_party_family"
 PIP_INSTALL = ("pip", "install", "--quiet", "--no-index", "--no-deps", "--no-build-isolation")
 START, END = "<|vision_start|>", "<|vision_end|>"
@@ -111,6 +113,14 @@ def test_an_architecture_without_a_family_is_refused_with_the_list(architecture)
     with pytest.raises(ValueError, match=r"has no pruning variant; supported: .*Qwen2VLFor") as info:
         architectures.variant_of(architecture)
     assert all(known in str(info.value) for known in architectures.families())
+
+
+def test_the_docs_say_how_long_the_file_of_each_family_is():
+    table = (REPOSITORY / "docs" / "families.md").read_text()
+    said = dict(re.findall(r"\[(\d+)\]\(\.\./vllm_prune/serving/families/(\w+\.py)\) \|", table))
+    found = {path.name: len(path.read_text().splitlines()) for path in FAMILIES.glob("[!_]*.py")}
+    assert {name: int(lines) for lines, name in said.items()} == found
+    assert max(found.values()) <= 120
 
 
 def test_a_family_from_outside_cannot_replace_a_built_in(monkeypatch):
