@@ -39,6 +39,13 @@ def test_results_repeat_no_key(tmp_path, monkeypatch):
     assert "--port 1" in " ".join(made.command)
 
 
+def test_results_name_no_folder_of_the_machine(tmp_path):
+    made = plan(tmp_path)
+    server = made.configurations[0].serve_command(str(made.model.path), ["--api-key", "hush"])
+    assert str(tmp_path) in " ".join(server)
+    assert made.shown(server)[-3:] == ["WORK/model-smoke", "--api-key", "***"]
+
+
 def test_random_pixels_need_no_clips(tmp_path):
     made = plan(tmp_path, "--random-mm", "--size", "56x112", "--frames", "8")
     assert made.clips == []

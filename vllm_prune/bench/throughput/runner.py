@@ -50,6 +50,10 @@ class Plan:
     name: str  # of the result files, without suffix
     work: Path  # folder for clips, logs and raw results
 
+    def shown(self, words: Sequence[str]) -> list[str]:
+        """A command as results have it: without secrets, and with WORK for the folder of this run."""
+        return [word.replace(str(self.work.resolve()), "WORK") for word in masked(words)]
+
     def steps(self) -> int:
         """Steps of the progress bar."""
         prepared = max(self.num_prompts) if self.clips else 0
@@ -88,7 +92,7 @@ def _settings(plan: Plan) -> dict[str, Any]:
         "command": shlex.join(plan.command),
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         **provenance.describe(),
-        "model": {"path": str(plan.model.path), "description": plan.model.description},
+        "model": {"path": plan.shown([str(plan.model.path)])[0], "description": plan.model.description},
         "workload": {
             "description": f"{shape.frames} frames of {shape.width}x{shape.height}, {pixels}; "
             f"{plan.output_len} output tokens; requests a load: {counts}; {plan.warmups} warm-up(s) before each",
@@ -154,7 +158,7 @@ class _Runner:
         """A running server of `configuration`; yields its port."""
         plan, port = self._plan, processes.free_port()
         command = configuration.serve_command(str(plan.model.path), self._shared.arguments(port))
-        self._results.commands.setdefault(configuration.name, masked(command))
+        self._results.commands.setdefault(configuration.name, plan.shown(command))
         environment = {**self._shared.environment(), **configuration.environment}
         log = plan.work / "logs" / f"{_file_name(plan, configuration)}{log_suffix}.log"
         self._progress.begin(f"{configuration.name}: starting")
@@ -197,7 +201,7 @@ class _Runner:
                 "duration_s": measured["duration"],
                 "ttfts_s": measured["ttfts"],
                 "load_average": round(os.getloadavg()[0], 2),  # well above our own processes: others were running, too
-                "client_command": command,
+                "client_command": plan.shown(command),
             }
         )
         self._results.write(plan.output / f"{plan.name}.json")
