@@ -16,7 +16,8 @@ from test_dense_refused import configure
 from vllm.model_executor.layers.fusion.mm_input_norm import IdentityInputNorm
 
 from vllm_prune.config import PruneConfig, PruneConfigError
-from vllm_prune.serving.api.encoder_check import check_encoder_is_readable
+from vllm_prune.methods.registry import load, names
+from vllm_prune.serving.api.encoder_check import check_encoder_is_readable, check_encoder_runs
 from vllm_prune.serving.worker.encoder_attention import EncoderAttention
 
 FULL, WINDOWS = -1, -2
@@ -103,3 +104,12 @@ def test_an_encoder_that_does_not_show_it_is_refused(micro, options, said):
     check_encoder_is_readable(PruneConfig.parse({"method": "uniform"}), hf_config)
     with pytest.raises(PruneConfigError, match=re.escape(said)):
         check_encoder_is_readable(PruneConfig.parse(VISIONZIP), hf_config)
+
+
+@pytest.mark.parametrize("merge_dropped", [False, True])
+@pytest.mark.parametrize("name", [name for name in names() if getattr(load(name), "relevance", "") == "encoder"])
+def test_precomputed_embeddings_have_no_attention_to_give(name, merge_dropped):
+    config = PruneConfig.parse({"method": name, "keep_ratio": 0.5, "params": {"merge_dropped": merge_dropped}})
+    with pytest.raises(PruneConfigError, match=f"method='{name}': .* brings precomputed embeddings, .* send the video"):
+        check_encoder_runs(config, has_pixels=False)
+    check_encoder_runs(config, has_pixels=True)
