@@ -67,7 +67,8 @@ def _merge_batch(points: Tensor, count: Tensor, quota: Tensor) -> Tensor:
     """
     into = torch.arange(points.shape[1], device=points.device).expand(points.shape[:2])
     alive = into  # which members the rows of `points`, sums of what merged so far, stand for
-    while bool((count > quota).any()):
+    more = bool((count > quota).any())
+    while more:
         merges = (count - quota).minimum(count // 2)
         source, target = _match(points, count, merges)
         even, odd = alive[:, 0::2], alive[:, 1::2]
@@ -75,7 +76,9 @@ def _merge_batch(points: Tensor, count: Tensor, quota: Tensor) -> Tensor:
         parent.scatter_(1, even, torch.where(source, odd.gather(1, target), even))
         into = parent.gather(1, into)
         count = count - merges
-        points, alive = _absorb(points, alive, source, target, int(count.max()))
+        more = bool((count > quota).any())
+        if more:
+            points, alive = _absorb(points, alive, source, target, int(count.max()))
     return into
 
 
