@@ -1,0 +1,72 @@
+"""The README's tables say what the results of the benchmarks say."""
+
+from __future__ import annotations
+
+import json
+from decimal import ROUND_HALF_UP, Decimal
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "benchmarks" / "results"
+README = (ROOT / "README.md").read_text()
+QUERY = {
+    "stage 1, then the question (`attention`)": "stage1+attention",
+    "the question alone": "attention",
+    "VidCom2, the best without the question": "vidcom2",
+    "stage 1 alone": "stage1",
+    "conditional DPP by frames, without the question": "dpp",
+    "vLLM's own EVS": "vLLM-EVS",
+    "random": "random",
+    "uniform": "uniform",
+}
+SPEED = {
+    "stock vLLM": "stock",
+    "vLLM's EVS, 75% pruned": "evs:0.75",
+    "stage 1, 25% kept": "stage1@25%",
+    "`uniform`, 25% kept": "uniform@25%",
+    "`default` (the question), 20% kept": "default",
+}
+
+
+def table(text: str, title: str) -> dict[str, list[str]]:
+    """Rows of the first table whose header begins with `title`, by their first cell; without bold print."""
+    lines = iter(text.splitlines())
+    next(line for line in lines if line.startswith(f"| {title} |"))
+    next(lines)
+    rows = {}
+    for line in lines:
+        if not line.startswith("|"):
+            break
+        label, *cells = [cell.strip().replace("**", "") for cell in line.strip("|").split("|")]
+        rows[label] = cells
+    return rows
+
+
+def test_accuracy() -> None:
+    shown = table(README, "kept")
+    measured = table((RESULTS / "accuracy-embedded-query.md").read_text(), "method")
+    assert shown.pop("stock vLLM, unpruned")[0] == measured["`baseline` (all tokens)"][0]
+    assert shown.keys() == QUERY.keys()
+    for label, (_, *cells) in shown.items():
+        assert cells == measured[f"`{QUERY[label]}`"], label
+
+
+def test_speed() -> None:
+    shown = table(README, "server")
+    pages = (RESULTS / "throughput-cpu.md").read_text().split("\n## ")
+    one, eight = table(pages[1], "server"), table(pages[2], "server")
+    assert shown.keys() == SPEED.keys()
+    for label, (prompt, blocks, first_token, less, rate, more) in shown.items():
+        name = f"`{SPEED[label]}`"
+        milliseconds, error = (Decimal(part).quantize(Decimal(1), ROUND_HALF_UP) for part in one[name][1].split(" ± "))
+        assert prompt.replace(",", "") == one[name][0].split()[0]
+        assert blocks == eight[name][3].split()[0]
+        assert first_token == f"{milliseconds:,} ± {error} ms"
+        assert (less, more) == (one[name][4], eight[name][5])
+        assert rate == f"{float(eight[name][2].split()[0]):.2f}"
+
+
+def test_dense_prefix() -> None:
+    found = json.loads((RESULTS / "dense-prefix-cpu-eager.json").read_text())["presets"]["default"]
+    assert f"after {found['ttft_over_unpruned']:.2f} of the unpruned time, {found['ttft_over_ideal']:.2f} of" in README
+    assert f"which are {found['dense_prefix_share']:.0%} of that" in README
