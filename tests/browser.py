@@ -137,13 +137,14 @@ class Browser:
         node = self.send("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
         self.send("DOM.setFileInputFiles", nodeId=node, files=[str(path)])
 
-    def picture(self, selector: str | None = None) -> np.ndarray:
-        """[height, width, 3] uint8 of the whole page, or of one element."""
+    def picture(self, selector: str | None = None, margin: int = 0) -> np.ndarray:
+        """[height, width, 3] uint8 of the whole page, or of one element with `margin` pixels around it."""
         options: dict[str, Any] = {"captureBeyondViewport": True}
         if selector is not None:
             box = self.run(
                 f"(() => {{ const b = document.querySelector({json.dumps(selector)}).getBoundingClientRect(); "
-                "return {x: b.x + scrollX, y: b.y + scrollY, width: b.width, height: b.height, scale: 1}; })()"
+                f"return {{x: b.x + scrollX - {margin}, y: b.y + scrollY - {margin}, width: b.width + {2 * margin}, "
+                f"height: b.height + {2 * margin}, scale: 1}}; }})()"
             )
             options["clip"] = box
         data = self.send("Page.captureScreenshot", format="png", **options)["data"]

@@ -151,6 +151,26 @@ def test_cells_are_reached_and_read_by_keys(page):
     assert differ(chosen, page.picture(VIEW)) > 0
 
 
+def test_the_focus_is_seen_around_every_control(page):
+    """A group of buttons cuts off what is drawn beyond its edge."""
+    controls = [choice("panels", 1), choice("panels", 2), choice("views", 2), '[data-part="play"]', ".cells [tabindex]"]
+    for selector in controls:
+        control = f"document.querySelector('{selector}')"
+        page.run(f"{control}.blur()")
+        before = page.picture(selector, margin=8).astype(int)
+        page.run(f"{control}.focus({{focusVisible: true}})")
+        changed = (np.abs(page.picture(selector, margin=8) - before).max(-1) > 60)[:, : before.shape[1]]
+        rows, columns = changed.mean(1), changed.mean(0)
+        edges = (rows[:16].max(), rows[-16:].max(), columns[:16].max(), columns[-16:].max())
+        assert min(edges) > 0.5, (selector, edges)
+
+
+def test_the_slider_is_read_as_frame_and_time(page):
+    page.click(TIME)
+    slider = "document.querySelector('[data-part=\"slider\"]')"
+    assert page.run(f"{slider}.getAttribute('aria-valuetext')") == page.text(CLOCK) == "frame 7 of 12, 3.0 s"
+
+
 @pytest.mark.parametrize("side", [40, 12])
 def test_merged_cells_are_told_apart_without_colour(page, side):
     """By what is drawn on an empty picture: the same in cells of one group, in large cells another for each group."""
@@ -199,6 +219,11 @@ def test_a_phone_gets_no_hints_about_keys_and_nothing_wider_than_itself(browser,
         assert browser.run("document.documentElement.scrollWidth") == PHONE["width"]
         browser.click(VIEW)
         assert f"row {GRID[1] // 2}, column {GRID[2] // 2}" in browser.text('[data-part="cell"]')
+        top, below = browser.run(
+            "['cell', 'counts'].map(p => document.querySelector(`[data-part=\"${p}\"]`).getBoundingClientRect().top)"
+        )
+        assert top < PHONE["height"]  # the click has put the picture's middle in the middle of the screen
+        assert top < below
     finally:
         browser.send("Emulation.clearDeviceMetricsOverride")
         browser.send("Emulation.setTouchEmulationEnabled", enabled=False)

@@ -86,6 +86,7 @@ async function mountViewer(root, story) {
       ...(panel.structure ? [countRow("structure between them", panel.structure.toLocaleString("en"))] : []));
     part("clock").textContent = `frame ${show.frame + 1} of ${images.length}, ${story.seconds[show.frame].toFixed(1)} s`;
     part("slider").value = show.frame;
+    part("slider").setAttribute("aria-valuetext", part("clock").textContent);
     part("view").setAttribute("aria-label", `frame ${show.frame + 1}, ${show.view}: ` +
       `${panel.kept[stepOf(show.frame)]} of ${inStep} cells of this step have a token in the prompt`);
     part("cells").setAttribute("aria-label", `cells of step ${stepOf(show.frame)}`);
@@ -173,7 +174,7 @@ function countRows(what, count, total) {
   const row = countRow(what, `${count.toLocaleString("en")} (${Math.round(100 * count / total)}%)`);
   const meter = document.createElement("tr");
   const bar = document.createElement("td"), div = document.createElement("div"), fill = document.createElement("i");
-  bar.colSpan = 2; div.className = "meter"; fill.style.width = 100 * count / total + "%";
+  bar.colSpan = 2; meter.setAttribute("aria-hidden", true); div.className = "meter"; fill.style.width = 100 * count / total + "%";
   div.append(fill); bar.append(div); meter.append(bar);
   return [row, meter];
 }
