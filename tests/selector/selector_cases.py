@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 
 from vllm_prune.selector import Header, ModelIdentity, Selector, SelectorConfig, write_selector
+from vllm_prune.selector.storage import probe_ids
 
 WIDTH, GRID = 12, (3, 2, 2)
 MODEL = ModelIdentity(
@@ -28,7 +29,9 @@ def small_selector(kind: str = "match", width: int = WIDTH) -> Selector:
 
 def write_small(path: Path, kind: str = "match", **changes) -> Selector:
     selector = small_selector(kind)
-    write_selector(path, selector, Header(**{"config": selector.config, "model": MODEL, **changes}), TABLE)
+    write_selector(
+        path, selector, Header(**{"config": selector.config, "model": MODEL, **changes}), TABLE[probe_ids(40)]
+    )
     return selector
 
 

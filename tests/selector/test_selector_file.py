@@ -24,6 +24,7 @@ from vllm_prune.selector import (
     read_header,
     write_selector,
 )
+from vllm_prune.selector.storage import probe_ids
 
 FROM_DRAWS = settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -179,14 +180,14 @@ def test_weights_that_are_not_numbers(tmp_path):
     for value in (torch.nan, torch.inf):
         selector = small_selector()
         selector.video_in.weight.data[0, 0] = value
-        write_selector(tmp_path / "s", selector, Header(config=selector.config, model=MODEL), TABLE)
+        write_selector(tmp_path / "s", selector, Header(config=selector.config, model=MODEL), TABLE[probe_ids(40)])
         refuse(tmp_path / "s", "tensor 'video_in.weight' holds NaN or Inf")
 
 
 def test_tensors_missing_and_too_many(tmp_path):
     selector = small_selector()
     joint = Header(config=SelectorConfig(kind="joint", width=WIDTH, hidden=8), model=MODEL)
-    write_selector(tmp_path / "s", selector, joint, TABLE)
+    write_selector(tmp_path / "s", selector, joint, TABLE[probe_ids(40)])
     refuse(tmp_path / "s", "tensor 'bias' is not one of a selector|is missing")
 
 

@@ -34,6 +34,9 @@ COMMANDS = {
     "show": Command("vllm_prune.cli.show", "picture which of a video's tokens are kept, merged, dropped", needs="vllm"),
     "estimate": Command("vllm_prune.cli.estimate", "foresee tokens, FLOPs and KV memory from a model's config.json"),
     "profile": Command("vllm_prune.cli.profile", "tell where the time of a request goes, stage by stage", needs="vllm"),
+    "train-selector": Command(
+        "vllm_prune.cli.train_selector", "train a selector of tokens on the model's own attention", needs="transformers"
+    ),
     "bench": Command("vllm_prune.cli.bench", "measure what pruning gains, against stock vLLM", needs="vllm"),
     "doctor": Command("vllm_prune.cli.doctor", "check this installation and say how to mend it"),
     "completion": Command("vllm_prune.cli.completion", "print a script by which a shell completes the command line"),
@@ -97,7 +100,7 @@ def make_parser(name: str) -> tuple[argparse.ArgumentParser, ModuleType]:
 
 def top_level_parser() -> argparse.ArgumentParser:
     """The parser of what comes before a subcommand's own arguments."""
-    summaries = "\n".join(f"  {name:12}{command.summary}" for name, command in COMMANDS.items())
+    summaries = "\n".join(f"  {name:16}{command.summary}" for name, command in COMMANDS.items())
     parser = argparse.ArgumentParser(
         prog="vllm-prune",
         description="Fewer video tokens for unmodified vLLM.",

@@ -73,7 +73,7 @@ class Selector(nn.Module):
         """Scores [B, N] of a batch, for training.
 
         Args:
-            video: [B, N, C], finite.
+            video: [B, N, C], finite; or [1, N, C], the same for all.
             text: [B, Q, C], padded.
             mask: [B, Q] bool, true where there is text.
             places: [N, 3], as of `score`.
@@ -114,6 +114,7 @@ class Selector(nn.Module):
         order = torch.arange(words.shape[1], device=words.device)
         tokens = tokens + self.place_in(code.to(dtype)) + self.kind_of_row[0]
         words = words + sinusoids(order, self.config.hidden // 2, _WORD_LONGEST).to(dtype) + self.kind_of_row[1]
+        tokens = tokens.expand(len(words), -1, -1)
         rows = torch.cat([tokens, words], 1)
         if mask is not None:
             mask = torch.cat([mask.new_ones(len(mask), count), mask], 1)[:, None, None]

@@ -72,18 +72,18 @@ def probe_ids(vocab_size: int) -> Tensor:
     return torch.arange(count) * (vocab_size // count)
 
 
-def write_selector(path: str | Path, selector: Selector, header: Header, table: Tensor) -> str:
+def write_selector(path: str | Path, selector: Selector, header: Header, probes: Tensor) -> str:
     """Write the file, whole or not at all; its SHA-256.
 
     Args:
         path: Replaced if it exists.
         selector: Weights are stored as float32.
         header: With the selector's own configuration.
-        table: [vocab, C] the model's embeddings.
+        probes: [P, C] the model's embeddings of `probe_ids`.
     """
     ids = probe_ids(header.model.vocab_size)
     tensors = {name: value.detach().float().cpu().contiguous() for name, value in selector.state_dict().items()}
-    tensors |= {_PROBE_IDS: ids, _PROBE_ROWS: table.detach()[ids.to(table.device)].float().cpu().contiguous()}
+    tensors |= {_PROBE_IDS: ids, _PROBE_ROWS: probes.detach().float().cpu().contiguous()}
     bare = safetensors.save(tensors)
     payload = bare[8 + int.from_bytes(bare[:8], "little") :]
     data = safetensors.save(tensors, header.to_metadata(hashlib.sha256(payload).hexdigest()))

@@ -1,0 +1,224 @@
+"""What chooses best before layer 0: answers of the embedded model from a part of the tokens.
+
+    python -m benchmarks.selectors -o benchmarks/results/selectors --n 20 --selector match=FILE joint=FILE
+
+Hugging Face's forward in float32, tokens truly removed, at their original positions; the first token of the answer is
+compared with the right one, one question of each type about a clip. Clips are those of `evaluation_set`, unseen by
+every training. Every clip's answers are a line of OUTPUT.jsonl: a run that was interrupted goes on behind the last
+line, and `--seconds` ends one in good time. The table is made anew of all lines at each end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.selectors_report import write_report
+from benchmarks.tiny_model.clips import HELD_OUT_SEED, make_clip
+from benchmarks.tiny_model.config import FPS
+from benchmarks.tiny_model.degrade import named_degradation
+from vllm_prune.bench.accuracy.videos import Frames
+from vllm_prune.bench.json_log import JsonLog
+from vllm_prune.budget import count_kept
+from vllm_prune.config import PruneConfig
+from vllm_prune.embedded import model_path
+from vllm_prune.methods import registry
+from vllm_prune.methods.attention_importance import select_top
+from vllm_prune.methods.base import VideoTokens
+from vllm_prune.methods.relevance import relevance_to_text
+from vllm_prune.selector import LoadedSelector, load_selector
+from vllm_prune.training.backbone import Asked, Backbone, Clip, Seen
+from vllm_prune.training.choosing import answers, diverse, first_token, kept_positions, top
+
+RATIOS = (0.25, 0.12, 0.06, 0.03)
+LENGTHS, NOISES = (16, 32, 64), ("clean", "all")
+_FIRST_SEED = 300  # of `evaluation_set`, apart from those of `bench accuracy`
+_QUERY_FREE = ("vidcom2", "evs", "random")
+UNPRUNED = "unpruned"
+
+Choice = Callable[[int, int], Tensor]
+"""From (question, count) to the indices that are kept."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One clip of the evaluation."""
+
+    seed: int
+    frames: int
+    noise: str
+    number: int
+
+    @property
+    def key(self) -> str:
+        return f"{self.seed}-{self.frames}-{self.noise}-{self.number}"
+
+
+def cases(n: int, seeds: Sequence[int]) -> Iterator[Case]:
+    """Clips in an order in which every beginning is balanced."""
+    for number in range(n):
+        for seed in seeds:
+            for frames in LENGTHS:
+                for noise in NOISES:
+                    yield Case(seed, frames, noise, number)
+
+
+def main() -> None:
+    """Runs what the arguments say."""
+    args = _arguments()
+    backbone = Backbone(args.model, name="embedded")
+    layer = PruneConfig.parse("default").resolved_layers(backbone.identity.num_layers)[0]
+    selectors = {
+        name: load_selector(path, width=backbone.identity.hidden_size, model=backbone.identity)
+        for name, path in (entry.split("=", 1) for entry in args.selector)
+    }
+    header = {
+        "schema": 1,
+        "model": args.model if args.model != str(model_path()) else "embedded",
+        "layer": layer,
+        "ratios": RATIOS,
+        "exponent": args.exponent,
+        "selectors": {name: loaded.digest for name, loaded in selectors.items()},
+    }
+    output = Path(args.output)
+    ends = time.monotonic() + args.seconds
+    with JsonLog(output.with_suffix(".jsonl"), header, resume=True, content="clips") as log:
+        entries = [entry for _, entry in log.earlier()]
+        done = {entry["case"] for entry in entries}
+        with log.session([sys.executable.rsplit("/", 1)[-1], "-m", "benchmarks.selectors", *sys.argv[1:]]):
+            for case in cases(args.n, args.seeds):
+                if time.monotonic() > ends:
+                    print(f"--seconds {args.seconds}: ends; run it again to go on", file=sys.stderr)
+                    break
+                if case.key not in done:
+                    entry = _evaluate(backbone, case, layer, selectors, args.exponent)
+                    log.write([entry])
+                    entries.append(entry)
+        sessions = log.sessions
+    write_report(output, header, entries, sessions, shlex.join(["python", "-m", "benchmarks.selectors", *sys.argv[1:]]))
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-o", "--output", required=True, help="of .jsonl, .json and .md, without suffix")
+    parser.add_argument("--model", default=str(model_path()), help="a folder (default: the embedded model)")
+    parser.add_argument("--n", type=int, default=10, help="clips of each kind and seed (default: %(default)s)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="(default: 0 1 2)")
+    parser.add_argument("--selector", nargs="*", default=[], metavar="NAME=FILE", help="selectors to compare")
+    parser.add_argument("--exponent", type=float, default=0.25, help="of learned relevance (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=300, help="no clip is begun after these (default: 300)")
+    return parser.parse_args()
+
+
+@torch.no_grad()
+def _evaluate(
+    backbone: Backbone, case: Case, layer: int, selectors: dict[str, LoadedSelector], exponent: float
+) -> dict[str, object]:
+    """Whether each question is answered rightly, by way of choosing and share of tokens; and recall at 12%."""
+    made = make_clip(HELD_OUT_SEED + 1_000_000 * _seed(case) + case.number, case.frames, named_degradation(case.noise))
+    chosen = _one_of_each(case, [(asked.type, asked.text, asked.answer) for asked in made.questions])
+    clip = backbone.encode(Frames(made.frames, tuple(range(case.frames)), case.frames, FPS))
+    asked = [backbone.ask(text) for _, text, _ in chosen]
+    truth = torch.tensor([first_token(backbone, answer) for _, _, answer in chosen])
+    seen = backbone.see(clip, asked, layer)
+    ways = _ways(backbone, clip, asked, seen, selectors, exponent, case)
+    count, right, recall = len(clip.features), {}, {}
+    everything = torch.arange(count)
+    right[UNPRUNED] = {"1.0": (answers(backbone, clip, asked, [everything] * len(asked)) == truth).tolist()}
+    for name, choose in ways.items():
+        right[name] = {}
+        for ratio in RATIOS:
+            kept = [choose(index, count_kept(count, ratio)) for index in range(len(asked))]
+            found = answers(backbone, clip, asked, kept) == truth
+            right[name][str(ratio)] = found.tolist()
+            if ratio == 0.12:
+                wanted = [select_top(each.importance, len(kept[0])) for each in seen]
+                pairs = zip(wanted, kept, strict=True)
+                recall[name] = [round(torch.isin(want, have).float().mean().item(), 4) for want, have in pairs]
+    inside = {}
+    for ratio in RATIOS:
+        found = _answer_inside(backbone, clip, asked, seen, layer, count_kept(count, ratio)) == truth
+        inside[str(ratio)] = found.tolist()
+    right["attention at layer L"] = inside
+    kinds = {"types": [kind for kind, _, _ in chosen], "frames": case.frames, "noise": case.noise, "seed": case.seed}
+    return {"case": case.key, **kinds, "right": right, "recall": recall}
+
+
+def _seed(case: Case) -> int:
+    return _FIRST_SEED + 10 * case.seed + 3 * NOISES.index(case.noise) + LENGTHS.index(case.frames)
+
+
+def _one_of_each(case: Case, every: Sequence[tuple[str, str, str]]) -> list[tuple[str, str, str]]:
+    """One question of each type, drawn."""
+    rng = np.random.default_rng([3, _seed(case), case.number])
+    by_type: dict[str, list[tuple[str, str, str]]] = {}
+    for question in every:
+        by_type.setdefault(question[0], []).append(question)
+    return [questions[rng.integers(len(questions))] for questions in by_type.values()]
+
+
+def _ways(
+    backbone: Backbone,
+    clip: Clip,
+    asked: Sequence[Asked],
+    seen: Sequence[Seen],
+    selectors: dict[str, LoadedSelector],
+    exponent: float,
+    case: Case,
+) -> dict[str, Choice]:
+    """All that choose before layer 0."""
+    tokens = VideoTokens.from_features(clip.features, clip.grid)
+    words = [backbone.embed(each.question) for each in asked]
+    cosine = [relevance_to_text(clip.features, each) for each in words]
+    logs = [each.importance.clamp_min(1e-6).log() for each in seen]
+    ways: dict[str, Choice] = {
+        "attention at layer L, its tokens from layer 0": lambda q, k: top(logs[q], k),
+        "the same scores, DPP": lambda q, k: diverse(clip, k, logs[q], exponent),
+        "DPP, no question": _once(lambda k: diverse(clip, k)),
+        "text cosine, top-k": lambda q, k: top(cosine[q], k),
+        "text cosine, DPP": lambda q, k: registry.create("dpp").assign(tokens, k, relevance=cosine[q]).anchor,
+    }
+    for name, loaded in selectors.items():
+        scores = [loaded.selector.score(clip.features, each, None, clip.grid) for each in words]
+        ways[f"{name}, top-k"] = lambda q, k, scores=scores: top(scores[q], k)
+        ways[f"{name}, DPP"] = lambda q, k, scores=scores: diverse(clip, k, scores[q], exponent)
+    for name in _QUERY_FREE:
+        params = {"seed": _seed(case)} if name == "random" else {}
+        method = registry.create(name, **params)
+        ways[name] = _once(lambda k, method=method: method.assign(tokens, k).anchor)
+    return ways
+
+
+def _once(choose: Callable[[int], Tensor]) -> Choice:
+    """A choice that no question changes, made once for each count."""
+    made: dict[int, Tensor] = {}
+
+    def chosen(_: int, count: int) -> Tensor:
+        if count not in made:
+            made[count] = choose(count)
+        return made[count]
+
+    return chosen
+
+
+def _answer_inside(
+    backbone: Backbone, clip: Clip, asked: Sequence[Asked], seen: Sequence[Seen], layer: int, count: int
+) -> Tensor:
+    """First tokens where `attention` picks behind its layer, as the query-aware path does."""
+    kept = [select_top(each.importance, count) for each in seen]
+    rows = [torch.cat([each.head, each.video[those], each.tail]) for each, those in zip(seen, kept, strict=True)]
+    places = [kept_positions(backbone, clip, each, those) for each, those in zip(asked, kept, strict=True)]
+    return backbone.answer(rows, places, layer + 1)
+
+
+if __name__ == "__main__":
+    main()
