@@ -327,6 +327,24 @@ class TestChat:
         assert error.count("\n") == 1
         assert ("ends in /v1" in error) is (said == "there is no API at http")
 
+    @pytest.mark.parametrize("body", ["text", {}, {"choices": []}, {"object": "list", "data": []}, [1]])
+    def test_an_answer_that_is_no_completion_is_told(self, capsys, body):
+        with answering(200, body) as address:
+            assert main(["chat", "data:video/mp4;base64,AAAA", "What?", "--url", address, "--model", "m"]) == 1
+        error = capsys.readouterr().err
+        assert "no OpenAI-compatible API there" in error
+        assert error.count("\n") == 1
+
+    @pytest.mark.parametrize(
+        "url", ["127.0.0.1:8000/v1", "localhost:8000", "ftp://host/v1", "http://", "http://h:x", ""]
+    )
+    def test_an_address_of_no_http_server_is_a_wrong_argument(self, capsys, url):
+        chat = ["chat", "data:video/mp4;base64,AAAA", "What?"]
+        bench = ["bench", "accuracy", "--dataset", "synthetic", "-n", "1", "--prune", "stock"]
+        for command in (chat, bench) if url else (chat,):
+            assert main([*command, "--url", url]) == 2
+            assert f"--url {url!r}: must be an address such as http://" in capsys.readouterr().err
+
     def test_no_server(self, capsys):
         assert main(["chat", "data:video/mp4;base64,AAAA", "What?", "--url", "http://127.0.0.1:9/v1"]) == 1
         assert "no server at http://127.0.0.1:9/v1" in (error := capsys.readouterr().err)

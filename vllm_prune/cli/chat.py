@@ -9,7 +9,8 @@ import mimetypes
 import sys
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+
+from vllm_prune.cli.address import api_url
 
 _UNAUTHORIZED, _NOT_FOUND = 401, 404
 
@@ -33,21 +34,20 @@ def run(args: argparse.Namespace) -> int:
     import openai
 
     try:
-        url, prune = video_url(args.video), parse_prune(args.prune)
+        url, prune, args.url = video_url(args.video), parse_prune(args.prune), api_url(args.url)
     except ValueError as error:
         print(f"vllm-prune chat: {error}", file=sys.stderr)
         return 2
-    args.url = api_url(args.url)
     client = openai.OpenAI(base_url=args.url, api_key=args.api_key)
     try:
-        model = args.model or client.models.list().data[0].id
         completion = client.chat.completions.create(
-            model=model,
+            model=args.model or client.models.list().data[0].id,
             messages=[{"role": "user", "content": _content(url, args.question)}],
             max_completion_tokens=args.max_tokens,
             temperature=0.0,
             extra_body={"mm_processor_kwargs": {"prune": prune}} if prune is not None else None,
         )
+        _show(completion, args.json)
     except openai.APITimeoutError:
         print(f"vllm-prune chat: {args.url} did not answer in time", file=sys.stderr)
         return 1
@@ -57,7 +57,9 @@ def run(args: argparse.Namespace) -> int:
     except openai.APIStatusError as error:
         print(f"vllm-prune chat: {_explain(error, args.url)}", file=sys.stderr)
         return 1
-    _show(completion, args.json)
+    except (AttributeError, IndexError, TypeError):  # the client takes any answer with status 200
+        print(f"vllm-prune chat: {_explain_answer(args.url)}", file=sys.stderr)
+        return 1
     return 0
 
 
@@ -70,18 +72,13 @@ def _explain(error: Any, url: str) -> str:
     return error.message
 
 
+def _explain_answer(url: str) -> str:
+    return f"what {url} answers is no chat completion: no OpenAI-compatible API there; give the server's as --url"
+
+
 def _is_api_error(body: Any) -> bool:
     """Whether an answer has the form in which the API tells an error, such as a model that it does not know."""
     return isinstance(body, dict) and {"message", "type"} <= body.keys()
-
-
-def api_url(url: str) -> str:
-    """The API's address on a server of which the address is given.
-
-    >>> api_url("http://127.0.0.1:8000/"), api_url("http://host/gateway/v1")
-    ('http://127.0.0.1:8000/v1', 'http://host/gateway/v1')
-    """
-    return f"{url.rstrip('/')}/v1" if urlsplit(url).path in ("", "/") else url
 
 
 def video_url(video: str) -> str:

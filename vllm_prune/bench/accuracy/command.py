@@ -21,6 +21,7 @@ from vllm_prune.bench.throughput import provenance
 from vllm_prune.bench.throughput.configurations import Configuration, parse_configurations
 from vllm_prune.bench.throughput.errors import BenchmarkError
 from vllm_prune.bench.throughput.models import EMBEDDED
+from vllm_prune.cli.address import api_url
 from vllm_prune.cli.secrets import masked
 
 DEFAULT_CLIPS = 20
@@ -81,7 +82,7 @@ def add_dataset_arguments(group: argparse._ArgumentGroup, *, required: bool) -> 
 
 
 def _add_models(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--url", help="a server's API, as in http://127.0.0.1:8000/v1; default: engines of our own")
+    group.add_argument("--url", help="a server, as in http://127.0.0.1:8000/v1; default: engines of our own")
     group.add_argument("--model", default=None, help=f"its folder, or {EMBEDDED} (default); with --url: its name there")
     group.add_argument("--max-frames", type=positive, default=None, help="taken from a video (default 32; not --url)")
     group.add_argument("--max-tokens", type=positive, help="of an answer (default: 1 for synthetic, else 16)")
@@ -176,7 +177,11 @@ def _backend(args: argparse.Namespace) -> Backend:
     if args.url:
         from vllm_prune.bench.accuracy.endpoint import Endpoint
 
-        return Endpoint(args.url, args.model, args.concurrency, max_tokens, args.api_key)
+        try:
+            url = api_url(args.url)
+        except ValueError as error:
+            raise BenchmarkError(str(error)) from error
+        return Endpoint(url, args.model, args.concurrency, max_tokens, args.api_key)
     from vllm_prune.bench.accuracy.engine import InProcess
 
     return InProcess(
