@@ -1,5 +1,7 @@
 """`vllm-prune serve --dry-run` asks vLLM itself, in a process of its own."""
 
+import os
+
 import pytest
 
 from vllm_prune.cli.main import main
@@ -29,6 +31,15 @@ def test_what_serve_would_refuse_is_refused(capsys, options, said):
     assert told.err.startswith("vllm-prune serve: vLLM refuses this line: ")
     assert said in told.err
     assert told.err.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_a_vllm_that_cannot_be_loaded_is_the_doctors(tmp_path):
+    """As where a companion of torch is a build for another one."""
+    (tmp_path / "transformers.py").write_text("raise OSError('libcudart.so.13: cannot open shared object file')")
+    path = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
+    with pytest.raises(ValueError, match=r"vLLM cannot be loaded: libcudart.*; `vllm-prune doctor` may know why"):
+        check_line(["vllm", "serve", "embedded"], {"PYTHONPATH": path})
 
 
 @pytest.mark.slow

@@ -17,13 +17,14 @@ from pathlib import Path
 from vllm_prune.cli.secrets import masked
 
 _TIMEOUT_S = 300
+_REFUSED, _NOT_LOADED = 1, 3  # statuses of the process; argparse's is 2
 
 
 def check_line(command: Sequence[str], environment: Mapping[str, str]) -> None:
     """Lets vLLM read `command` (`vllm serve ...`) and make its configuration, plugins and patches included.
 
     Raises:
-        ValueError: vLLM refuses it, or does not come to an end.
+        ValueError: vLLM refuses it, cannot be loaded, or does not come to an end.
     """
     with tempfile.TemporaryDirectory(prefix="vllm-prune-") as folder:
         result = Path(folder, "refusal.json")
@@ -38,12 +39,24 @@ def check_line(command: Sequence[str], environment: Mapping[str, str]) -> None:
         refusal = json.loads(result.read_text()) if result.exists() else None
     if done.returncode != 0:
         said = " ".join(masked((refusal or _last_line(done.stderr)).split(" ")))
+        if done.returncode == _NOT_LOADED:
+            raise ValueError(f"vLLM cannot be loaded: {said}; `vllm-prune doctor` may know why")
         raise ValueError(f"vLLM refuses this line: {said}")
 
 
 def _last_line(output: str) -> str:
     lines = output.strip().splitlines()
     return lines[-1].removeprefix("vllm serve: error: ").removeprefix("vllm: error: ") if lines else "(no message)"
+
+
+def _load() -> None:
+    """Imports all of vLLM that `_check` needs."""
+    from vllm.engine.arg_utils import AsyncEngineArgs  # noqa: F401
+    from vllm.usage.usage_lib import UsageContext  # noqa: F401
+
+    from vllm_prune.cli.vllm_serve import make_parser
+
+    make_parser()
 
 
 def _check(words: list[str]) -> None:
@@ -69,9 +82,17 @@ def _message(error: Exception) -> str:
     return " ".join("; ".join(messages).split()) or type(error).__name__
 
 
-if __name__ == "__main__":
+def _main(result: Path, words: list[str]) -> int:
+    status = _NOT_LOADED
     try:
-        _check(sys.argv[2:])
+        _load()
+        status = _REFUSED
+        _check(words)
     except Exception as error:  # whatever it is, vLLM would not start
-        Path(sys.argv[1]).write_text(json.dumps(_message(error)))
-        sys.exit(1)
+        result.write_text(json.dumps(_message(error)))
+        return status
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(_main(Path(sys.argv[1]), sys.argv[2:]))
