@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vllm_prune.config import ATTENTION, DEFAULT_KEEP_RATIO, NO_METHOD, PruneConfig
+from vllm_prune.config import ATTENTION, DEFAULT_KEEP_RATIO, NO_METHOD, QUESTION, PruneConfig
 
 KEEP_SMALL = 14
 """Groups of up to this many tokens are not merged (PruneVid)."""
@@ -31,6 +31,14 @@ class TokenCounts:
     pinned: int = 0
     """S: rows between the tokens that nobody may drop, such as timestamps; counted nowhere else."""
 
+    by_question: bool = False
+    """Whether the question chooses before the first layer, among what stage 1 leaves."""
+
+    @property
+    def carried(self) -> int:
+        """Tokens that are made ready for the language model: what enters it, or what the question chooses that from."""
+        return self.stage1 if self.by_question else self.entering
+
     @property
     def kept(self) -> int:
         """K: tokens that stay."""
@@ -42,9 +50,9 @@ class TokenCounts:
         return self.kept + self.pinned
 
     @property
-    def entering_rows(self) -> int:
-        """N1 + S: rows that enter the language model's first layer."""
-        return self.entering + self.pinned
+    def carried_rows(self) -> int:
+        """Rows that are made ready for the language model; N1 + S for method "attention"."""
+        return self.carried + self.pinned
 
 
 def count_kept(num_tokens: int, ratio: float) -> int:
@@ -69,7 +77,7 @@ def plan_counts(
 
     >>> from vllm_prune.config import preset
     >>> plan_counts(preset("default"), 1000)
-    TokenCounts(total=1000, encoded=1000, stage1=500, entering=500, layers=(200,), pinned=0)
+    TokenCounts(total=1000, encoded=1000, stage1=500, entering=500, layers=(200,), pinned=0, by_question=False)
     """
     encoded = num_tokens if per_frame is None else sum(per_frame)
     stage1 = _count_stage1(config, encoded) if per_frame is None else _count_planned(config, num_tokens, per_frame)
@@ -78,7 +86,13 @@ def plan_counts(
         steps = _count_steps(config, stage1)
         entering, layers = (stage1, steps) if config.method == ATTENTION else (steps[-1], ())
     return TokenCounts(
-        total=num_tokens, encoded=encoded, stage1=stage1, entering=entering, layers=layers, pinned=pinned
+        total=num_tokens,
+        encoded=encoded,
+        stage1=stage1,
+        entering=entering,
+        layers=layers,
+        pinned=pinned,
+        by_question=config.method == QUESTION,
     )
 
 

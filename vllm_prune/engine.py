@@ -20,6 +20,7 @@ def engine_args(
     trace: str | None = None,
     trace_limits: TraceLimits | None = None,
     log: bool = False,
+    selector: str | None = None,
     **others: Any,
 ) -> dict[str, Any]:
     """Keyword arguments for `vllm.LLM`.
@@ -31,6 +32,7 @@ def engine_args(
         trace: Folder for a trace of what was decided about every video (see `serving/worker/trace.py`).
         trace_limits: What that folder may hold; the oldest traces make room.
         log: Whether every request with videos is described in the log.
+        selector: File of a learned selector (see `vllm_prune/selector`), for method "question".
         others: Any further argument of `vllm.LLM`; a dictionary of `hf_overrides` is merged.
 
     Raises:
@@ -41,7 +43,7 @@ def engine_args(
         raise ValueError(f"hf_overrides={given!r}: must be a dictionary, as the variant is added to it")
     return {
         "model": model,
-        "hf_overrides": {**given, **hf_overrides(model, config, override, trace, log, trace_limits)},
+        "hf_overrides": {**given, **hf_overrides(model, config, override, trace, log, trace_limits, selector)},
         **others,
     }
 
@@ -53,12 +55,15 @@ def hf_overrides(
     trace: str | None = None,
     log: bool = False,
     trace_limits: TraceLimits | None = None,
+    selector: str | None = None,
 ) -> dict[str, Any]:
     """The `hf_overrides` that select the variant of `model` and carry its settings."""
     policy = check_override_policy(override)
     limits = trace_limits or TraceLimits()
     parsed = PruneConfig.parse(config)
-    settings = ServerSettings(config=parsed, override=policy, trace=trace, trace_limits=limits, log=log)
+    settings = ServerSettings(
+        config=parsed, override=policy, trace=trace, trace_limits=limits, selector=selector, log=log
+    )
     return {"architectures": [variant_of(read_architecture(model))], **settings_to_hf_override(settings)}
 
 

@@ -24,6 +24,8 @@ class ServerSettings:
     trace: str | None = None
     """Folder for traces (see `serving/worker/trace.py`)."""
     trace_limits: TraceLimits = dataclasses.field(default_factory=TraceLimits)
+    selector: str | None = None
+    """File of the learned selector (see `vllm_prune/selector`)."""
     log: bool = False
     """Whether every request with videos is described in the log (see `serving/api/log.py`)."""
 
@@ -34,8 +36,8 @@ class ServerSettings:
 
     @property
     def may_query(self) -> bool:
-        """Whether the question may choose tokens of any request."""
-        return self.override == "any" or self.config.query_aware
+        """Whether the question may choose tokens of any request inside the decoder."""
+        return self.override == "any" or self.config.chooses_inside
 
     def resolve(self, request: object | None) -> PruneConfig:
         """The configuration of a request that asks for `request` (None: nothing of its own).

@@ -25,6 +25,8 @@ class TurnFormat:
     """Token ids from the end of the question's turn to the name of the one who replies, at least one."""
     num_more: int
     """Tokens of the reply's header after these: whitespace, which a reply may begin with as well."""
+    special: tuple[int, ...] = ()
+    """Token ids that stand for turns, media and the like, never for text."""
 
 
 @dataclass(frozen=True)
@@ -60,11 +62,17 @@ def dense_spans(prompt: Sequence[int], videos: Iterable[tuple[int, int]], turn: 
 
 
 def _question_end(prompt: Sequence[int], start: int, turn: TurnFormat) -> int:
+    header = find_reply(prompt, start, turn)
+    return len(prompt) if header is None else min(header + len(turn.reply_start) + turn.num_more, len(prompt))
+
+
+def find_reply(prompt: Sequence[int], start: int, turn: TurnFormat) -> int | None:
+    """Where the header of the first reply at `start` or after it begins; None if there is none."""
     first, length = turn.reply_start[0], len(turn.reply_start)
     for index in range(start, len(prompt) - length + 1):
         if prompt[index] == first and tuple(prompt[index : index + length]) == turn.reply_start:
-            return min(index + length + turn.num_more, len(prompt))
-    return len(prompt)
+            return index
+    return None
 
 
 def clip_to_spans(spans: Sequence[Span], start: int, end: int) -> int:

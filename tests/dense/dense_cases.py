@@ -103,6 +103,24 @@ CONFIGS: tuple[Any, ...] = (
 )
 
 
+ASK_FIRST: tuple[Any, ...] = (
+    {"method": "question", "stage1": None, "keep_ratio": 0.3},
+    {"method": "question", "stage1": None, "keep_ratio": 0.12, "params": {"exponent": 1.0}},
+    {"method": "question", "stage1": None, "keep_ratio": 0.3, "params": {"relevance": "text"}},
+    {"method": "question", "stage1": None, "keep_ratio": 0.25, "params": {"selector": "topk"}},
+    {"method": "question", "stage1": {"cluster_ratio": 0.5}, "keep_ratio": 0.4},
+    {
+        "method": "question",
+        "stage1": None,
+        "keep_ratio": None,
+        "target_token_num": 7,
+        "params": {"relevance": "text", "text": "max", "exponent": 0.5},
+    },
+    {"method": "question", "stage1": None, "keep_ratio": 1.0},
+)
+"""The question chooses before the first layer."""
+
+
 def random_case(random: np.random.Generator, configs: Sequence[Any] = CONFIGS) -> Case:
     """Text, image, one video or several, in one turn or in several."""
     videos: list[Any] = []
@@ -152,8 +170,9 @@ def _fits(videos: list[Any], images: list[Any]) -> bool:
 class Oracle:
     """The oracle for one model, and one configuration of the server; it remembers what it has computed."""
 
-    def __init__(self, model: Any, processor: Any, config: Any) -> None:
+    def __init__(self, model: Any, processor: Any, config: Any, selector: Any = None) -> None:
         self.model, self.processor, self.config = model, processor, PruneConfig.parse(config)
+        self.selector = selector
         self._known: dict[Any, OracleResult] = {}
 
     def __call__(self, case: Case, max_tokens: int) -> OracleResult:
@@ -161,7 +180,7 @@ class Oracle:
         if key not in self._known:
             config = self.config if case.config is None else PruneConfig.parse(case.config, base=self.config)
             prompt = to_prompt(self.processor, case.text, videos=case.videos, images=case.images, typed=True)
-            self._known[key] = run_oracle(self.model, prompt, config, max_new_tokens=max_tokens)
+            self._known[key] = run_oracle(self.model, prompt, config, max_tokens, self.selector)
         return self._known[key]
 
     def spans(self, prompt: list[int]) -> list[tuple[int, int]]:
@@ -221,7 +240,7 @@ def _same_choice(video: dict[str, np.ndarray], kept: np.ndarray, scores: list[np
 def check_steps(answer: Answer, oracle: Oracle, case: Case) -> None:
     """No step begins or ends inside a dense span, and blocks are those of the compacted prompt."""
     config = oracle.config if case.config is None else PruneConfig.parse(case.config, base=oracle.config)
-    if config.query_aware:
+    if config.chooses_inside:
         for start, stop in oracle.spans(answer.prompt):
             for step in answer.steps:
                 assert not start < step.start < stop, (step, start, stop)

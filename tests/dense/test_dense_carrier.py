@@ -13,7 +13,7 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
 def read_info(rows: torch.Tensor) -> int:
-    return carrier.read_infos([rows], torch.empty(0))[0][0]
+    return carrier.read_parts([rows], torch.empty(0), [])[0][0].info
 
 
 @given(st.integers(1, 60), st.data(), st.sampled_from(DTYPES), st.integers(0, 10000))

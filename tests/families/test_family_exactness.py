@@ -9,23 +9,37 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from dense_cases import CONFIGS, IMAGE, LOGPROB_TOLERANCE, VIDEO, Case, Oracle, chat, check_steps, compare, random_case
+from dense_cases import (
+    ASK_FIRST,
+    CONFIGS,
+    IMAGE,
+    LOGPROB_TOLERANCE,
+    VIDEO,
+    Case,
+    Oracle,
+    chat,
+    check_steps,
+    compare,
+    random_case,
+)
 from dense_cases import image as picture
 from dense_cases import video as clip
-from dense_engine import RemoteEngine, forgetful
+from dense_engine import BLOCK_SIZE, RemoteEngine, forgetful
 from oracle import load_model
 from oracle.micro_model import FAMILIES as FAMILY_CONFIGS
-from oracle.micro_model import write_micro_model
+from oracle.micro_model import TEXT, write_micro_model, write_micro_selector
 from pixel_cases import random_cases as pixel_cases
 from stock import RATE, SIDE, StockAnswer, StockMask, answer_by_stock, masks_of_ours
 from transformers import AutoProcessor
 
 from vllm_prune.methods import VideoTokens, registry
+from vllm_prune.selector import load_selector
 
 QUESTION = "What colour is the flash?"
 QUERY_FREE = [name for name in registry.names() if getattr(registry.load(name), "relevance", "unused") != "required"]
@@ -50,8 +64,12 @@ def model(tmp_path_factory: pytest.TempPathFactory, family: str) -> str:
 
 @pytest.fixture(scope="module")
 def started(model: str) -> Iterator[RemoteEngine]:
-    with RemoteEngine(model, "default") as engine:
+    with RemoteEngine(model, "default", selector=selector_of(model)) as engine:
         yield engine
+
+
+def selector_of(model: str) -> str:
+    return str(write_micro_selector(Path(model)))
 
 
 @pytest.fixture
@@ -64,7 +82,8 @@ def engine(started: RemoteEngine) -> Iterator[RemoteEngine]:
 def oracle(model: str) -> Iterator[Oracle]:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield Oracle(load_model(model), AutoProcessor.from_pretrained(model), "default")
+    selector = load_selector(selector_of(model), width=TEXT["hidden_size"]).selector
+    yield Oracle(load_model(model), AutoProcessor.from_pretrained(model), "default", selector)
     torch.set_num_threads(before)
 
 
@@ -97,6 +116,32 @@ def test_random_requests_equal_the_oracle(engine, oracle, family, start):
     engine.call("forget")
     spans = [stop - first for answer in answers for first, stop in oracle.spans(answer.prompt)]
     compare(batch, engine.run(prompts, step_tokens=max([1, *spans]) + 7), oracle)
+
+
+@functools.cache
+def asking_cases() -> list[Case]:
+    """36 at random; the configurations by which the question chooses before the first layer take turns."""
+    random, configs = np.random.default_rng(5), itertools.cycle(ASK_FIRST)
+    return [random_case(random, [next(configs)]) for _ in range(36)]
+
+
+@pytest.mark.parametrize("start", range(0, 36, 12))
+def test_questions_before_the_first_layer_equal_the_oracle(engine, oracle, start):
+    """Cold, from the caches, and in steps that end anywhere, inside videos too."""
+    batch = asking_cases()[start : start + 12]
+    prompts = [case.prompt() for case in batch]
+    answers = engine.run(prompts)
+    compare(batch, answers, oracle)
+    for case, answer in zip(batch, answers, strict=True):
+        check_steps(answer, oracle, case)
+    again = engine.run(prompts)
+    compare(batch, again, oracle)
+    for answer in again:
+        assert answer.num_cached == (len(answer.prompt) - 1) // BLOCK_SIZE * BLOCK_SIZE, (
+            "a repeated prompt is a full hit"
+        )
+    engine.call("forget")
+    compare(batch, engine.run(prompts, step_tokens=23), oracle)
 
 
 def test_plans_on_pixels_equal_an_encoder_that_masks(engine, oracle):

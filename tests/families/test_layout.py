@@ -130,11 +130,11 @@ def test_rows_of_question_aware_videos_hold_all_that_enters(alone, config):
     parsed = config if isinstance(config, dict) else {"preset": config}
     _, counts, found, slots, num_rows = rows_of(layout, parsed)
     assert num_rows == counts.rows
-    entering = slots[: counts.entering_rows]
+    entering = slots[: counts.carried_rows]
     assert (entering.diff() > 0).all()
     pinned = torch.from_numpy(layout.is_pinned())[entering]
     assert int(pinned.sum()) == layout.num_pinned
-    assert found[: counts.entering_rows][pinned][:, 0].tolist() == layout.text_ids()
+    assert found[: counts.carried_rows][pinned][:, 0].tolist() == layout.text_ids()
 
 
 def test_what_is_decided_on_the_first_level_is_done_to_all(alone):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -50,14 +51,16 @@ def to_prompt(
     found = [(index, next(remaining[token_id], None)) for index, token_id in enumerate(ids) if token_id in remaining]
     media = [(index, medium) for index, medium in found if medium is not None]
     header = processor.tokenizer(REPLY_HEADER).input_ids
-    return Prompt(ids, [medium for _, medium in media], [index for index, _ in media], tuple(header))
+    special = frozenset(processor.tokenizer.all_special_ids)
+    return Prompt(ids, [medium for _, medium in media], [index for index, _ in media], tuple(header), special)
 
 
 def _videos(processor: ProcessorMixin, videos: Sequence[Video], dtype: torch.dtype) -> list[Medium]:
     if not videos:
         return []
     metadata = [
-        VideoMetadata(**{key: value for key, value in fields.items() if key != "do_sample_frames"})
+        # Copied, since Qwen3-VL's processor appends to the list of an odd number of frames.
+        VideoMetadata(**copy.deepcopy({key: value for key, value in fields.items() if key != "do_sample_frames"}))
         for _, fields in videos
     ]
     output = processor(videos=[frames for frames, _ in videos], video_metadata=metadata, return_tensors="pt")

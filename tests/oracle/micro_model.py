@@ -10,7 +10,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -23,6 +23,8 @@ from transformers import (
     Qwen3VLConfig,
     Qwen3VLMoeConfig,
 )
+
+from vllm_prune.selector import Header, ModelIdentity, Selector, SelectorConfig, write_selector
 
 FAMILY = os.environ.get("PRUNE_TEST_FAMILY", "qwen2_5_vl")
 EMBEDDED_MODEL = Path(__file__).parents[2] / "vllm_prune" / "embedded" / "model"
@@ -153,6 +155,27 @@ FAMILIES: dict[str, tuple[Callable[[], PreTrainedConfig], dict[str, str]]] = {
     "qwen3_vl_moe": (micro_qwen3_vl_moe, {"processor_class": "Qwen3VLProcessor"}),
 }
 """By the `model_type` of their configurations: these, and what names their processors."""
+
+
+def write_micro_selector(model: Path, kind: Literal["match", "joint"] = "match", seed: int = 0) -> Path:
+    """A random selector for the micro model in `model`, in a folder there, where vLLM looks for no weights."""
+    config = json.loads((model / "config.json").read_text())
+    text = config["text_config"]
+    torch.manual_seed(seed)
+    selector = Selector(SelectorConfig(kind=kind, width=text["hidden_size"]))
+    identity = ModelIdentity(
+        architecture=config["architectures"][0],
+        hidden_size=text["hidden_size"],
+        num_layers=text["num_hidden_layers"],
+        vocab_size=text["vocab_size"],
+        name=model.name,
+    )
+    tables = (load_file(file) for file in model.glob("*.safetensors"))
+    (table,) = (values for file in tables for name, values in file.items() if name.endswith("embed_tokens.weight"))
+    path = model / "selector" / f"{kind}.safetensors"
+    path.parent.mkdir(exist_ok=True)
+    write_selector(path, selector, Header(config=selector.config, model=identity), table)
+    return path
 
 
 @torch.no_grad()

@@ -29,9 +29,11 @@ class Prompt:
 
     places: Index of each medium's placeholder in `ids`; None: every placeholder has a medium, there is none as text.
     reply_header: Ids between a question and the reply; where they stand first after a video, its span ends.
+    special: Ids that are no text.
     """
 
     ids: list[int]
     media: list[Medium] = field(default_factory=list)
     places: list[int] | None = None
     reply_header: tuple[int, ...] = ()
+    special: frozenset[int] = frozenset()

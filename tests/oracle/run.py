@@ -11,9 +11,11 @@ from torch import Tensor
 from transformers import AutoModelForImageTextToText, PreTrainedModel
 
 from vllm_prune.budget import plan_counts
-from vllm_prune.config import ATTENTION, PruneConfig
+from vllm_prune.config import ATTENTION, QUESTION, PruneConfig
 from vllm_prune.methods import VideoTokens
+from vllm_prune.selector import Selector
 
+from .ask_first import choose
 from .decoder import KVCache, logits_of
 from .prefill import Pruning, run_rows
 from .prompt import Prompt
@@ -48,9 +50,14 @@ def load_model(folder: str | Path) -> PreTrainedModel:
 
 
 @torch.no_grad()
-def run_oracle(model: PreTrainedModel, prompt: Prompt, config: PruneConfig, max_new_tokens: int) -> OracleResult:
-    """Prefill under `config` and `max_new_tokens` (>= 1) greedy steps."""
+def run_oracle(
+    model: PreTrainedModel, prompt: Prompt, config: PruneConfig, max_new_tokens: int, selector: Selector | None = None
+) -> OracleResult:
+    """Prefill under `config` and `max_new_tokens` (>= 1) greedy steps. `selector`: that of the server."""
     tokens = [entering_tokens(model, medium, config) for medium in prompt.media]
+    chosen: dict[int, tuple[Tensor, Tensor]] = {}
+    if config.method == QUESTION:
+        tokens, chosen = choose(model, prompt, config, tokens, selector)
     layout = lay_out(model, prompt, tokens)
     pruning = plan_pruning(model, prompt, config, tokens)
     cache = KVCache(len(model.model.language_model.layers))
@@ -59,8 +66,11 @@ def run_oracle(model: PreTrainedModel, prompt: Prompt, config: PruneConfig, max_
     videos = [index for index, medium in enumerate(prompt.media) if medium.kind == "video"]
     return OracleResult(
         prompt_len_kept=len(rows),
-        kept=[rows.token[rows.medium == video] for video in videos],
-        importance=[pruning.scores.get(video, []) if pruning else [] for video in videos],
+        kept=[chosen[video][0] if video in chosen else rows.token[rows.medium == video] for video in videos],
+        importance=[
+            [chosen[video][1]] if video in chosen else pruning.scores.get(video, []) if pruning else []
+            for video in videos
+        ],
         generated=generated,
         logits=logits,
         positions=rows.positions,

@@ -14,7 +14,7 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
 )
 
 from vllm_prune.budget import plan_counts
-from vllm_prune.config import ATTENTION, NO_METHOD, PruneConfig
+from vllm_prune.config import ATTENTION, NO_METHOD, QUESTION, PruneConfig
 from vllm_prune.methods import VideoTokens, compact, create
 
 from .pixels import merged_cells
@@ -86,7 +86,7 @@ def merge(tokens: VideoTokens, config: PruneConfig, width: int, attention: torch
 
 def select(tokens: VideoTokens, config: PruneConfig, width: int, attention: torch.Tensor | None = None) -> VideoTokens:
     """What a query-free method leaves of the tokens that stage 1 has left."""
-    if config.method not in (NO_METHOD, ATTENTION):
+    if config.method not in (NO_METHOD, ATTENTION, QUESTION):
         method = create(config.method, **config.params)
         count = plan_counts(dataclasses.replace(config, stage1=None), tokens.num_tokens).entering
         given = {} if attention is None else {"relevance": attention}

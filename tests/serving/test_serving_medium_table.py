@@ -20,7 +20,7 @@ from vllm_prune.serving.worker.trace import TraceWriter
 
 
 def read_info(rows: torch.Tensor) -> int:
-    return carrier.read_infos([rows], torch.empty(0))[0][0]
+    return carrier.read_parts([rows], torch.empty(0), [])[0][0].info
 
 
 def info(kept: int = 4) -> MediumInfo:

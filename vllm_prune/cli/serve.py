@@ -57,6 +57,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="bytes that they may take together (default: %(default)s)",
     )
     parser.add_argument(
+        "--prune-selector",
+        metavar="FILE",
+        help='learned selector that method "question" scores tokens by (see `vllm-prune train-selector`); '
+        f'"{_EMBEDDED}" has one of its own',
+    )
+    parser.add_argument(
         "--prune-log",
         action="store_true",
         help="describe in the log, for every request with videos, what was found, pruned and reused, and the times",
@@ -88,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
         require_supported_vllm()
         parse_containers(args.prune_containers)
         limits = TraceLimits(files=args.prune_trace_files, bytes=args.prune_trace_bytes)
-        options = {"trace": trace, "log": args.prune_log, "trace_limits": limits}
+        options = {"trace": trace, "log": args.prune_log, "trace_limits": limits, "selector": args.prune_selector}
         command = serve_command(args.model, args.prune, args.prune_override, args.passed_on, **options)
         check_port(args.passed_on)
         if args.dry_run:
@@ -113,6 +119,7 @@ def serve_command(
     trace: str | None = None,
     log: bool = False,
     trace_limits: TraceLimits | None = None,
+    selector: str | None = None,
 ) -> list[str]:
     """The equivalent `vllm serve` command line.
 
@@ -129,7 +136,7 @@ def serve_command(
         if not is_given("--served-model-name", rest):  # else clients would have to write that path
             rest = ["--served-model-name", _EMBEDDED, *rest]
     check_ray(rest)
-    overrides = {**given, **hf_overrides(model, prune, override, trace, log, trace_limits)}
+    overrides = {**given, **hf_overrides(model, prune, override, trace, log, trace_limits, selector)}
     settings = ServerSettings(config=PruneConfig.parse(prune), override=check_override_policy(override))
     for option in added_options(settings.may_query, rest, list_gpus()):
         print(f"vllm-prune serve: added {option.name} {option.value}: {option.reason}", file=sys.stderr)

@@ -11,6 +11,7 @@ from vllm_prune.config.errors import shorten as shorten
 from vllm_prune.config.methods import ATTENTION as ATTENTION
 from vllm_prune.config.methods import ATTENTION_PARAMS as ATTENTION_PARAMS
 from vllm_prune.config.methods import NO_METHOD as NO_METHOD
+from vllm_prune.config.methods import QUESTION as QUESTION
 from vllm_prune.config.parsing import OverridePolicy as OverridePolicy
 from vllm_prune.config.parsing import check_override_policy as check_override_policy
 from vllm_prune.config.parsing import preset as preset

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from vllm_prune.config.checks import require_known_keys
+from vllm_prune.config.checks import require_choice, require_known_keys
 from vllm_prune.config.errors import PruneConfigError, brief, shorten
 
 NO_METHOD = "none"
 ATTENTION = "attention"
+QUESTION = "question"
 
 ATTENTION_PARAMS: Mapping[str, tuple[str, ...]] = {
     "text": ("max", "mean", "last"),
@@ -26,6 +27,24 @@ quota: tokens compete within the whole video; or, after stage 1, within the stat
 which share the budget by size; or, as in PruneVid's code, within the static part of each segment and the dynamic part
 of each frame.
 """
+
+QUESTION_PARAMS: Mapping[str, tuple[str, ...]] = {
+    "relevance": ("learned", "text"),
+    "text": ("mean", "max"),
+    "selector": ("dpp", "topk"),
+    "scope": ("video", "segment", "frame"),
+}
+"""Parameters of method "question" with their values, the default first; and `exponent`, a number.
+
+relevance: by the server's learned selector; or by the cosine similarity to the embeddings of the question's tokens.
+text: of that similarity, the mean or the largest over these tokens.
+selector: a conditional DPP, or the most relevant tokens.
+scope: what is one set: the whole video, each segment or each frame.
+exponent: how much relevance counts beside diversity in the DPP; 0: not at all.
+"""
+EXPONENTS: Mapping[str, float] = {"learned": 0.25, "text": 1.0}
+"""Default exponent by relevance: of exp(score), or of the similarity stretched to 0..1."""
+MAX_EXPONENT = 16.0
 
 _SAID = 300  # characters of a method's own message
 
@@ -47,6 +66,22 @@ def check_attention(params: Mapping[str, Any], *, finds_segments: bool) -> None:
         raise PruneConfigError(f'params.quota="{quota}": the selector "dpp" shares the budget among frames by itself')
 
 
+def check_question(params: Mapping[str, Any]) -> None:
+    """Refuses unusable parameters of method "question"."""
+    require_known_keys('params of method "question"', params, (*QUESTION_PARAMS, "exponent"))
+    for name, values in QUESTION_PARAMS.items():
+        if name in params:
+            require_choice(f"params.{name}", params[name], values)
+    exponent = params.get("exponent", 0)
+    is_number = isinstance(exponent, int | float) and not isinstance(exponent, bool)
+    if not is_number or not 0 <= exponent <= MAX_EXPONENT:
+        raise PruneConfigError(f"params.exponent={brief(exponent)}: must be a number from 0 to {MAX_EXPONENT:g}")
+    if "exponent" in params and params.get("selector") == "topk":
+        raise PruneConfigError('params.exponent: has no effect with selector "topk"; leave it out, or take "dpp"')
+    if "text" in params and params.get("relevance") != "text":
+        raise PruneConfigError('params.text: needs relevance "text"; leave it out, or give "relevance": "text"')
+
+
 def check_query_free(method: str, params: Mapping[str, Any], *, merged_before: bool) -> None:
     """Refuses an unknown method, parameters it does not take, and stage 1 before a method that needs every token."""
     # Imported here so that a configuration without a method does not import torch.
@@ -55,14 +90,15 @@ def check_query_free(method: str, params: Mapping[str, Any], *, merged_before: b
     try:
         registry.create(method, **params)
     except (TypeError, ValueError, OverflowError) as error:
-        known = (*registry.names(), ATTENTION, NO_METHOD)
+        known = (*registry.names(), ATTENTION, QUESTION, NO_METHOD)
         if method not in known:
             raise PruneConfigError(f"method={brief(method)}: unknown; known: {', '.join(known)}") from error
         raise PruneConfigError(f"method={brief(method)}: {shorten(str(error), _SAID)}") from error
     kind = registry.load(method)
     if getattr(kind, "relevance", "unused") == "required":
         raise PruneConfigError(
-            f'method={brief(method)}: needs relevance to the question, which only method "attention" has; use that'
+            f"method={brief(method)}: needs relevance to the question, which only the methods "
+            f'"attention" and "question" have; use one of them'
         )
     if merged_before and getattr(kind, "needs_every_token", False):
         raise PruneConfigError(
@@ -73,7 +109,7 @@ def check_query_free(method: str, params: Mapping[str, Any], *, merged_before: b
 
 def check_work(method: str, params: Mapping[str, Any], num_tokens: int, budget: int) -> None:
     """Refuses a video of `num_tokens` of which a method would take too long to keep `budget`."""
-    if method in (NO_METHOD, ATTENTION):
+    if method in (NO_METHOD, ATTENTION, QUESTION):
         return
     from vllm_prune.methods import registry
 

@@ -11,7 +11,17 @@ from typing import Any
 
 from vllm_prune.config.checks import MAX_LAYERS, MAX_NAME, require_int, require_params, require_ratio
 from vllm_prune.config.errors import PruneConfigError, brief, require_length
-from vllm_prune.config.methods import ATTENTION, ATTENTION_PARAMS, NO_METHOD, check_attention, check_query_free
+from vllm_prune.config.methods import (
+    ATTENTION,
+    ATTENTION_PARAMS,
+    EXPONENTS,
+    NO_METHOD,
+    QUESTION,
+    QUESTION_PARAMS,
+    check_attention,
+    check_query_free,
+    check_question,
+)
 from vllm_prune.config.stage1 import Stage1Config
 
 # Published for the 28 layers of Qwen2.5-VL-7B: importance is read at layer 10.
@@ -39,9 +49,10 @@ def place_layers(layers: tuple[int, ...] | tuple[float, ...], depth: int, first:
 class PruneConfig:
     """How the tokens of a video are merged and dropped.
 
-    Stage 1, when set, merges first. `method` then chooses which tokens stay: "attention" lets the question choose
-    inside the language model at `layers`; any other name is a query-free method of `vllm_prune.methods`; "none" leaves
-    the choice to stage 1 alone, and `keep_ratio`, when given, then takes the place of `stage1.cluster_ratio`.
+    Stage 1, when set, merges first. `method` then chooses which tokens stay: with "attention" the question chooses
+    inside the language model at `layers`, with "question" before its first layer; any other name is a query-free method
+    of `vllm_prune.methods`; "none" leaves the choice to stage 1 alone, and `keep_ratio`, when given, then takes the
+    place of `stage1.cluster_ratio`.
     """
 
     stage1: Stage1Config | None = None
@@ -121,12 +132,23 @@ class PruneConfig:
                 raise PruneConfigError(f"target_token_num={brief(self.target_token_num)}: needs stage1 or a method")
         elif self.method == ATTENTION:
             check_attention(self.params, finds_segments=self.finds_segments)
+        elif self.method == QUESTION:
+            check_question(self.params)
         else:
             check_query_free(self.method, self.params, merged_before=self.stage1 is not None)
 
     def attention_param(self, name: str) -> str:
         """A parameter of method "attention", or its default."""
         return str(self.params.get(name, ATTENTION_PARAMS[name][0]))
+
+    def question_param(self, name: str) -> str:
+        """A parameter of method "question" that has a name for its value, or its default."""
+        return str(self.params.get(name, QUESTION_PARAMS[name][0]))
+
+    @property
+    def exponent(self) -> float:
+        """Of method "question"."""
+        return float(self.params.get("exponent", EXPONENTS[self.question_param("relevance")]))
 
     @property
     def keeps_everything(self) -> bool:
@@ -146,7 +168,7 @@ class PruneConfig:
     @property
     def needs_encoder_attention(self) -> bool:
         """Whether the method looks at the attention inside the vision encoder."""
-        if self.method in (NO_METHOD, ATTENTION):
+        if self.method in (NO_METHOD, ATTENTION, QUESTION):
             return False
         from vllm_prune.methods import registry  # imported here, so that configurations do without torch
 
@@ -154,8 +176,18 @@ class PruneConfig:
 
     @property
     def query_aware(self) -> bool:
-        """Whether the question decides which tokens stay (stages 2 and 3)."""
+        """Whether the question decides which tokens stay."""
+        return self.chooses_inside or (self.method == QUESTION and not self._keeps_its_input)
+
+    @property
+    def chooses_inside(self) -> bool:
+        """Whether it does so inside the decoder, whose first layers see all tokens (stages 2 and 3)."""
         return self.method == ATTENTION and not self._keeps_its_input
+
+    @property
+    def needs_selector(self) -> bool:
+        """Whether the server's learned selector scores the tokens."""
+        return self.method == QUESTION and self.question_param("relevance") == "learned" and not self._keeps_its_input
 
     @property
     def _keeps_its_input(self) -> bool:

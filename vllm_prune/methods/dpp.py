@@ -98,12 +98,15 @@ class DPP:
         """Exactly `budget` tokens; `relevance` [N], any scale, higher is better, conditions them on a question."""
         check_budget(budget, tokens.num_tokens)
         check_relevance(relevance, tokens.num_tokens)
+        return self.assign_weighted(tokens, budget, normalize_relevance(relevance, tokens.num_tokens, tokens.features))
+
+    def assign_weighted(self, tokens: VideoTokens, budget: int, weight: Tensor) -> Assignment:
+        """Exactly `budget` tokens; `weight` [N] in (0, 1] is the squared relevance, as it is to enter the kernel."""
         if budget == tokens.num_tokens:
             return Assignment.identity(budget, tokens.features.device)
         segment = self._segments(tokens, budget)
         size = sizes(segment, tokens.grid_thw[0])
         quota = share_budget(budget, size)
-        weight = normalize_relevance(relevance, tokens.num_tokens, tokens.features)
         among = self._candidates(tokens, segment, quota, weight)
         if among is not None:
             features, segment, weight = tokens.features[among], segment[among], weight[among]

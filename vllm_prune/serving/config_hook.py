@@ -14,6 +14,7 @@ from vllm_prune.config import PruneConfigError
 from vllm_prune.hook import Hooked, hook
 from vllm_prune.serving.refusals import check_requested, hidden_encoder
 from vllm_prune.serving.wire.decoder_layers import pruning_layers
+from vllm_prune.serving.wire.selector_file import check_selector
 from vllm_prune.serving.wire.settings import REQUEST_KEY, read_settings, write_hidden_encoder, write_max_step_tokens
 
 _PRUNING_ENABLED = 0.5
@@ -40,6 +41,7 @@ class PruneConfigHook(Hooked, VerifyAndUpdateConfig):
             )
         if settings.may_prune:
             mm_config.video_pruning_rate = _PRUNING_ENABLED
+        check_selector(model_config)
 
     @staticmethod
     @hook

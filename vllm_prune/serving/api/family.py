@@ -12,7 +12,7 @@ from vllm_prune.override import ServerSettings
 from vllm_prune.serving.api.encoder_check import check_encoder_is_readable
 from vllm_prune.serving.api.pixel_plan import PixelFormat
 from vllm_prune.serving.api.turn_format import derive_turn_format
-from vllm_prune.serving.wire.settings import read_settings
+from vllm_prune.serving.wire.settings import read_selector_digest, read_settings
 
 
 class FamilyProcessor(BaseMultiModalProcessor[Any]):
@@ -60,6 +60,11 @@ class FamilyProcessor(BaseMultiModalProcessor[Any]):
             raise PruneConfigError(
                 f"prune.method={config.method!r}: the model's chat template yields no end of a question's turn, so "
                 f"where a question ends cannot be told; choose a query-free method, or mend the chat template"
+            )
+        if config.needs_selector and read_selector_digest(self.info.get_hf_config()) is None:
+            raise PruneConfigError(
+                'params.relevance="learned": this server has no selector; start it with --prune-selector FILE, which '
+                '`vllm-prune train-selector` makes, or give "relevance": "text"'
             )
         if config.plans_on_pixels and not self.plans_on_pixels:
             raise PruneConfigError(

@@ -39,7 +39,7 @@ from vllm_prune.serving.api.sent_media import KnownItem
 from vllm_prune.serving.api.span_check import check_spans
 from vllm_prune.serving.wire.decoder_layers import pruning_layers
 from vllm_prune.serving.wire.request_spec import CELLS_FIELD, FIELD, VideoSpec
-from vllm_prune.serving.wire.settings import REQUEST_KEY, TRACE_KEY, read_max_step_tokens
+from vllm_prune.serving.wire.settings import REQUEST_KEY, TRACE_KEY, read_max_step_tokens, read_selector_digest
 
 REPORT_KEY = "prune_report"
 """Key of the processed input under which the API server finds the `TokenCounts` of the request's videos."""
@@ -98,7 +98,7 @@ class PruningProcessorMixin(Hooked, FamilyProcessor):
     ) -> None:
         """Refuses what depends on the prompt as a whole."""
         check_length(len(processed["prompt_token_ids"]), counts, self.info.ctx.model_config.max_model_len)
-        if self._config(inputs.hf_processor_mm_kwargs).query_aware:
+        if self._config(inputs.hf_processor_mm_kwargs).chooses_inside:
             limit = read_max_step_tokens(self.info.get_hf_config())
             assert self.turn is not None  # `check_can_serve` sees to it
             check_spans(processed, counts, self.turn, limit)
@@ -107,7 +107,7 @@ class PruningProcessorMixin(Hooked, FamilyProcessor):
         requested = inputs.hf_processor_mm_kwargs.get(REQUEST_KEY)
         config, trace_key = self.settings.resolve(requested), self.settings.trace_key(requested)
         self.check_can_serve(config)
-        if config.query_aware:  # checked here, since a worker that raises ends the server
+        if config.chooses_inside:  # checked here, since a worker that raises ends the server
             pruning_layers(config, self.info.ctx.model_config)
         if config.stage1 is not None and isinstance(inputs, ProfilingInputs):
             # The dummy video is still, and what it has to show is the cost of one that is not.
@@ -173,7 +173,15 @@ class PruningProcessorMixin(Hooked, FamilyProcessor):
         self, config: PruneConfig, layout: MediumLayout, plan: StillPlan | None, trace_key: str | None
     ) -> VideoSpec:
         per_frame = None if plan is None else tuple(plan.per_frame)
-        return VideoSpec(config=config, layout=layout, per_frame=per_frame, turn=self.turn, trace_key=trace_key)
+        selector = read_selector_digest(self.info.get_hf_config()) if config.needs_selector else None
+        return VideoSpec(
+            config=config,
+            layout=layout,
+            per_frame=per_frame,
+            turn=self.turn,
+            trace_key=trace_key,
+            selector=selector,
+        )
 
     @hook
     def _get_mm_fields_config(

@@ -28,7 +28,8 @@ def derive_turn_format(tokenizer: Any, processor: Any, reply_header: str | None 
         return None
     start = tokenizer.encode(reply_header.rstrip(), add_special_tokens=False)
     header = tokenizer.encode(reply_header, add_special_tokens=False)
-    turn = TurnFormat(reply_start=tuple(start), num_more=len(header) - len(start))
+    special = tuple(sorted(tokenizer.all_special_ids))
+    turn = TurnFormat(reply_start=tuple(start), num_more=len(header) - len(start), special=special)
     return turn if _is_found(turn, tokenizer, f"a question?{reply_header}a reply") else None
 
 

@@ -143,5 +143,5 @@ def _find(request: Any, input_id: int, feature: Any) -> HeldRows:
     if spec is None or not spec.config.query_aware or spec.keeps_all:
         embeds = request.get_num_encoder_embeds(input_id)
         return HeldRows(embeds, embeds, embeds)
-    entering, kept = spec.counts.entering_rows, spec.counts.rows
+    entering, kept = spec.counts.carried_rows, spec.counts.rows
     return HeldRows(kept, -(-entering // kept) * kept, entering)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vllm_prune.serving.core.encoder_accounting import begin_request, release
-from vllm_prune.serving.core.spans import RequestSpan, read_spec, request_spans
+from vllm_prune.serving.core.spans import RequestSpan, dense_request_spans, read_spec
 from vllm_prune.spans import clip_hit, clip_to_spans
 
 EncoderSchedule = tuple[Any, ...]
@@ -28,7 +28,7 @@ def schedule_encoder_inputs(
         num_new_tokens: What the step's budget allows.
         original: vLLM's own way, given a number of tokens; it may lower the number.
     """
-    spans = request_spans(request)
+    spans = dense_request_spans(request)
     allowed = _allowed_tokens(scheduler, spans, computed, num_new_tokens)
     begin_request(scheduler.encoder_cache_manager)
     inputs, tokens, budget, *others = original(allowed)
@@ -89,7 +89,7 @@ def clip_prefix_hit(
     scheduler: Any, request: Any, blocks: Any, num_tokens: int, shared_prefix_boundary: int, diverged: bool
 ) -> tuple[Any, int, int, bool]:
     """vLLM's prefix-cache hit, cut back to before a dense span that it does not cover whole."""
-    allowed = _usable_hit(request_spans(request), num_tokens, scheduler.block_size, _dense_step(scheduler).keys)
+    allowed = _usable_hit(dense_request_spans(request), num_tokens, scheduler.block_size, _dense_step(scheduler).keys)
     if allowed == num_tokens:
         return blocks, num_tokens, shared_prefix_boundary, diverged
     blocks = scheduler.kv_cache_manager.truncate_computed_blocks(blocks, allowed)

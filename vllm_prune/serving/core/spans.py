@@ -24,15 +24,22 @@ class RequestSpan:
     """Rows of its dense prefix beyond its prompt tokens."""
     key: str
     """Digest of everything in the span that decides which tokens stay."""
+    dense: bool
+    """Whether it is computed whole: the question chooses inside the decoder, not before it."""
 
 
 def request_spans(request: Any) -> list[RequestSpan]:
-    """The spans of a vLLM `Request`, found once."""
+    """The spans of a vLLM `Request` in which a question chooses, found once."""
     spans = getattr(request, _ATTRIBUTE, None)
     if spans is None:
         spans = _find_spans(request)
         setattr(request, _ATTRIBUTE, spans)
     return spans
+
+
+def dense_request_spans(request: Any) -> list[RequestSpan]:
+    """Those that are computed whole."""
+    return [span for span in request_spans(request) if span.dense]
 
 
 def _find_spans(request: Any) -> list[RequestSpan]:
@@ -56,13 +63,16 @@ def read_spec(feature: Any) -> VideoSpec | None:
 def _describe(span: Span, request: Any, videos: list[tuple[Any, VideoSpec]]) -> RequestSpan:
     inside = [spec for feature, spec in videos if span.start <= feature.mm_position.offset < span.end]
     extra_rows = sum(spec.counts.entering - spec.counts.kept for spec in inside)
+    dense = any(spec.config.chooses_inside for spec in inside)
+    # What a learned selector makes of a question is part of what decides.
+    selectors = sorted({spec.selector for spec in inside if spec.selector})
     media = [
         (feature.mm_position.offset - span.start, feature.identifier)
         for feature in request.mm_features
         if span.start <= feature.mm_position.offset < span.end
     ]
-    content = repr((request.prompt_token_ids[span.start : span.end], media))
-    return RequestSpan(span, extra_rows, hashlib.sha256(content.encode()).hexdigest())
+    content = repr((request.prompt_token_ids[span.start : span.end], media, *selectors))
+    return RequestSpan(span, extra_rows, hashlib.sha256(content.encode()).hexdigest(), dense)
 
 
 def block_keys(request: Any, start: int, end: int) -> list[tuple[str, str]]:

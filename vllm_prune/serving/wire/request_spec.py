@@ -37,6 +37,8 @@ class VideoSpec:
     """How the model's chat template ends a question; None where that could not be found out."""
     trace_key: str | None = None
     """The identity that the request gave its trace (see `trace_key.py`)."""
+    selector: str | None = None
+    """Digest of the learned selector that scores its tokens, if one does."""
 
     @property
     def num_tokens(self) -> int:
@@ -57,13 +59,19 @@ class VideoSpec:
         """uint8 [L]; `decode` reads it back."""
         turn = None if self.turn is None else asdict(self.turn)
         fields: dict[str, Any] = {"layout": self.layout.to_dict(), "per_frame": self.per_frame, "turn": turn}
-        fields |= {"config": self.config.to_dict(), "trace_key": self.trace_key}
+        fields |= {"config": self.config.to_dict(), "trace_key": self.trace_key, "selector": self.selector}
         return torch.frombuffer(bytearray(json.dumps(fields).encode()), dtype=torch.uint8)
 
     @classmethod
     def decode(cls, data: torch.Tensor) -> VideoSpec:
         """What `encode` wrote."""
         return _decode(bytes(data.cpu().numpy()))
+
+
+def _read_turn(fields: dict[str, Any]) -> TurnFormat:
+    return TurnFormat(
+        reply_start=tuple(fields["reply_start"]), num_more=fields["num_more"], special=tuple(fields["special"])
+    )
 
 
 @functools.lru_cache(maxsize=256)
@@ -74,6 +82,7 @@ def _decode(data: bytes) -> VideoSpec:
         config=PruneConfig.parse(fields["config"]),
         layout=MediumLayout.from_dict(fields["layout"]),
         per_frame=None if fields["per_frame"] is None else tuple(fields["per_frame"]),
-        turn=turn and TurnFormat(reply_start=tuple(turn["reply_start"]), num_more=turn["num_more"]),
+        turn=turn and _read_turn(turn),
         trace_key=None if fields["trace_key"] is None else checked(fields["trace_key"]),
+        selector=fields["selector"],
     )

@@ -18,9 +18,10 @@ REQUEST_KEY = "prune"
 """Key of a request's `mm_processor_kwargs` that holds its own configuration."""
 TRACE_KEY = "prune_trace_key"
 """Under which the processor keeps a request's trace key, apart from the resolved configuration."""
-_KEYS = ("config", "override", "trace", "trace_limits", "log")
+_KEYS = ("config", "override", "trace", "trace_limits", "selector", "log")
 _MAX_STEP_TOKENS = "vllm_prune_max_step_tokens"
 _HIDDEN_ENCODER = "vllm_prune_hidden_encoder"
+_SELECTOR_DIGEST = "vllm_prune_selector_digest"
 
 
 def read_settings(hf_config: Any) -> ServerSettings:
@@ -38,15 +39,22 @@ def read_settings(hf_config: Any) -> ServerSettings:
         if key not in _KEYS:
             raise PruneConfigError(f"hf_overrides.{HF_CONFIG_KEY}: unknown key {key!r}; known: {', '.join(_KEYS)}")
     config = PruneConfig.parse(value.get("config", {}))
-    trace = value.get("trace")
-    if trace is not None and not isinstance(trace, str):
-        raise PruneConfigError(f"hf_overrides.{HF_CONFIG_KEY}.trace={trace!r}: must be a folder's path")
+    trace, selector = (_read_path(value, name) for name in ("trace", "selector"))
     limits = _read_limits(value.get("trace_limits", {}))
     log = value.get("log", False)
     if not isinstance(log, bool):
         raise PruneConfigError(f"hf_overrides.{HF_CONFIG_KEY}.log={log!r}: must be true or false")
     override = check_override_policy(value.get("override", "tighten"))
-    return ServerSettings(config=config, override=override, trace=trace, trace_limits=limits, log=log)
+    return ServerSettings(
+        config=config, override=override, trace=trace, trace_limits=limits, selector=selector, log=log
+    )
+
+
+def _read_path(value: dict[str, Any], name: str) -> str | None:
+    path = value.get(name)
+    if path is not None and not isinstance(path, str):
+        raise PruneConfigError(f"hf_overrides.{HF_CONFIG_KEY}.{name}={path!r}: must be a path")
+    return path
 
 
 def _read_limits(value: Any) -> TraceLimits:
@@ -65,6 +73,8 @@ def settings_to_hf_override(settings: ServerSettings) -> dict[str, Any]:
         fields["trace"] = settings.trace
     if settings.trace_limits != TraceLimits():
         fields["trace_limits"] = dataclasses.asdict(settings.trace_limits)
+    if settings.selector is not None:
+        fields["selector"] = settings.selector
     if settings.log:
         fields["log"] = True
     return {HF_CONFIG_KEY: fields}
@@ -88,3 +98,13 @@ def write_hidden_encoder(hf_config: Any, reason: str) -> None:
 def read_hidden_encoder(hf_config: Any) -> str:
     """What `write_hidden_encoder` left there."""
     return getattr(hf_config, _HIDDEN_ENCODER, "")
+
+
+def write_selector_digest(hf_config: Any, digest: str) -> None:
+    """Leaves the SHA-256 of the learned selector's file where the processor and the workers find it."""
+    setattr(hf_config, _SELECTOR_DIGEST, digest)
+
+
+def read_selector_digest(hf_config: Any) -> str | None:
+    """What `write_selector_digest` left there; None where the server has no selector."""
+    return getattr(hf_config, _SELECTOR_DIGEST, None)

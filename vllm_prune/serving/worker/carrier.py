@@ -5,12 +5,16 @@ travels as digits of base 256, which all of vLLM's precisions hold exactly.
 
 A video of N1 tokens (rows that always stay included) of which K stay has K rows there. Each row holds ceil(N1 / K)
 tokens, so that all N1 reach the language model's first layers, each with two integers: the slot of the medium whose
-position it takes, and the group in which it competes. At its end a row has the number of the video's `MediumInfo`:
+position it takes, and the group in which it competes. At its end a row has its own number, and that of the video's
+`MediumInfo`:
 
-    | features, slot, group | features, slot, group | ... | info |
+    | features, slot, group | features, slot, group | ... | row, info |
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 
@@ -19,6 +23,7 @@ _DIGITS = 3
 """Base-256 digits of an integer."""
 LARGEST_INTEGER = _BASE**_DIGITS - 1
 _TAG_COLUMNS = 2 * _DIGITS
+_END_COLUMNS = 2 * _DIGITS
 
 
 def pack(features: torch.Tensor, slots: torch.Tensor, groups: torch.Tensor, num_rows: int, info: int) -> torch.Tensor:
@@ -32,29 +37,47 @@ def pack(features: torch.Tensor, slots: torch.Tensor, groups: torch.Tensor, num_
         info: Number of the video's `MediumInfo`.
 
     Returns:
-        [K, ceil(N1 / K) * (C + 6) + 3] in the features' precision.
+        [K, ceil(N1 / K) * (C + 6) + 6] in the features' precision.
     """
     tags = _to_digits(torch.stack((slots, groups), dim=1))
     tokens = torch.cat((features, tags.to(features.dtype)), dim=1)
     per_row = -(-len(tokens) // num_rows)
     padding = tokens.new_zeros(per_row * num_rows - len(tokens), tokens.shape[1])
     rows = torch.cat((tokens, padding)).view(num_rows, -1)
-    number = _to_digits(torch.full((num_rows, 1), info, device=rows.device)).to(rows.dtype)
-    return torch.cat((rows, number), dim=1)
+    number = torch.arange(num_rows, device=rows.device)
+    end = _to_digits(torch.stack((number, torch.full_like(number, info)), dim=1))
+    return torch.cat((rows, end.to(rows.dtype)), dim=1)
 
 
-def read_infos(media: list[torch.Tensor], beside: torch.Tensor) -> tuple[list[int], torch.Tensor]:
-    """The number that `pack` was given for each of `media`, and `beside` on the CPU.
+class PartOfMedium(NamedTuple):
+    """Which rows some consecutive rows are."""
 
-    Both in one copy, since a GPU has to be waited for. Of a medium's rows any non-empty part will do.
+    info: int
+    """Number of the video's `MediumInfo`."""
+    row: int
+    """Number of the first of them among all rows of the video."""
+
+
+def read_parts(
+    media: list[torch.Tensor], positions: torch.Tensor, prompt: list[int] | torch.Tensor
+) -> tuple[list[PartOfMedium], torch.Tensor, Sequence[int]]:
+    """What each of `media` is, `positions` on the CPU, and the token ids of the prompt, if there are media.
+
+    All in one copy, since a GPU has to be waited for.
     """
-    digits = [rows[0, -_DIGITS:].long() for rows in media]
-    if media and beside.is_cuda:
-        found = torch.cat((beside.flatten(), *digits)).cpu()
-        digits, beside = list(found[beside.numel() :].split(_DIGITS)), found[: beside.numel()].view(beside.shape)
-    elif media:
-        digits = list(torch.cat(digits).cpu().split(_DIGITS))
-    return [int(_from_digits(own[None])) for own in digits], beside.cpu()
+    if not media:
+        return [], positions.cpu(), ()
+    parts = [positions, *(rows[0, -_END_COLUMNS:] for rows in media)]
+    if isinstance(prompt, torch.Tensor):
+        parts.append(prompt)
+    if any(part.is_cuda for part in parts):
+        device = next(part.device for part in parts if part.is_cuda)
+        found = torch.cat([part.flatten().to(device, torch.int64) for part in parts]).cpu()
+        split = found.split([part.numel() for part in parts])
+        parts = [own.view(part.shape) for own, part in zip(split, parts, strict=True)]
+    ends = [_from_digits(own[None])[0].tolist() for own in parts[1 : 1 + len(media)]]
+    ids = parts[-1].tolist() if isinstance(prompt, torch.Tensor) else prompt
+    return [PartOfMedium(info, row) for row, info in ends], parts[0], ids
 
 
 def unpack(rows: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -67,7 +90,7 @@ def unpack(rows: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor, 
     Returns:
         Features [m, C], slots [m] and groups [m] (int64) of m = n * ceil(N1 / K) tokens, padding at their end included.
     """
-    tokens = rows[:, :-_DIGITS].reshape(-1, width + _TAG_COLUMNS)
+    tokens = rows[:, :-_END_COLUMNS].reshape(-1, width + _TAG_COLUMNS)
     slots, groups = _from_digits(tokens[:, width:]).unbind(1)
     return tokens[:, :width], slots, groups
 

@@ -82,7 +82,7 @@ class EncoderRows:
         begin = time.perf_counter()
         features, pinned = self._split(features, layout)
         tokens = place_tokens(features, layout.grid, cells)
-        info = MediumInfo(layout, counts, spec.config.to_json())
+        info = MediumInfo(layout, counts, spec.config.to_json(), turn=spec.turn)
         with notes.merging(features.device):
             selection = select_tokens(tokens, spec.config, counts, self._width, attention)
         if isinstance(selection, str):

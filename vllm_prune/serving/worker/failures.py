@@ -12,7 +12,7 @@ from vllm.logger import init_logger
 from vllm.utils.gpu_sync_debug import gpu_sync_allowed
 
 from vllm_prune.budget import TokenCounts
-from vllm_prune.config import ATTENTION, NO_METHOD, PruneConfig
+from vllm_prune.config import ATTENTION, NO_METHOD, QUESTION, PruneConfig
 from vllm_prune.methods.base import Assignment, VideoTokens
 from vllm_prune.serving.worker.query_free import competing_groups, first_level, merge_and_select
 
@@ -44,7 +44,7 @@ def select_tokens(
 
 def _describe(error: Exception, tokens: VideoTokens, config: PruneConfig, counts: TokenCounts) -> str:
     stages = ["stage1"] if config.stage1 is not None else []
-    if config.method not in (NO_METHOD, ATTENTION):
+    if config.method not in (NO_METHOD, ATTENTION, QUESTION):
         stages.append(f"method {config.method!r}")
     said = f"{type(error).__name__}: {error}"
     if len(said) > _SHOWN:
@@ -52,7 +52,7 @@ def _describe(error: Exception, tokens: VideoTokens, config: PruneConfig, counts
     t, h, w = tokens.grid_thw
     return (
         f"{' and '.join(stages)} failed on a video of {counts.total} tokens ({t} x {h} x {w}), of which "
-        f"{counts.entering} should have stayed: {said}; mend the method or choose another one"
+        f"{counts.carried} should have stayed: {said}; mend the method or choose another one"
     )
 
 

@@ -24,21 +24,26 @@ from vllm_prune.hook import Hooked, hook
 from vllm_prune.layout import MediumLayout
 from vllm_prune.serving.wire.notes import StepRecorder
 from vllm_prune.serving.wire.request_spec import VideoSpec
+from vllm_prune.serving.wire.selector_file import load_checked_selector
 from vllm_prune.serving.wire.settings import read_settings
 from vllm_prune.serving.worker import carrier
+from vllm_prune.serving.worker.ask_first import AskFirst
 from vllm_prune.serving.worker.dense.decoder_view import DecoderView
 from vllm_prune.serving.worker.dense.prefix import DensePrefix
 from vllm_prune.serving.worker.dense.step import DenseVideo, plan_step
 from vllm_prune.serving.worker.encoder_rows import EncoderRows, Selected
 from vllm_prune.serving.worker.medium_info import MediumInfo
-from vllm_prune.serving.worker.positions import Medium, fill_rows, prompt_positions, unfilled_rows
+from vllm_prune.serving.worker.positions import (
+    Medium,
+    fill_rows,
+    prompt_delta,
+    prompt_positions,
+    pruned_rows_from,
+    remember,
+)
 from vllm_prune.serving.worker.trace import TraceWriter
 from vllm_prune.serving.worker.upload import upload
 
-_DELTA = "mrope_position_delta"
-"""Attribute of a prompt's position tensor that remembers its delta (see `_prompt_delta`)."""
-_PRUNED_ROWS = "pruned_rows"
-"""Attribute of the same tensor: prompt indices [n] of the rows of pruned media (see `_pruned_rows_from`)."""
 _PROMPT_EMBEDS = "prompt_embeds"
 """What vLLM calls text that a client sends as embeddings; like media it is put in beside the embedded token ids."""
 
@@ -59,6 +64,14 @@ class PruningModelMixin(Hooked):
         folder = settings.trace if get_tensor_model_parallel_rank() == 0 else None
         self._trace = trace = None if folder is None else TraceWriter(folder, settings.trace_limits)
         self._encoder_rows = EncoderRows(trace, width, self.language_model.embed_input_ids)
+        self._ask_first = AskFirst(
+            self._encoder_rows.media,
+            (width, self._row_width),
+            self.language_model.embed_input_ids,
+            load_checked_selector(vllm_config.model_config),
+            trace,
+            vllm_config.device_config.device,
+        )
         self._dense_prefix: DensePrefix | None = None
         self._max_dense_rows = 0
         if settings.may_query:
@@ -69,6 +82,13 @@ class PruningModelMixin(Hooked):
         self._gathered: list[DenseVideo | str | None] = []
         self.notes = StepRecorder()
         self._dense_videos: list[DenseVideo] = []
+
+    @hook
+    def load_weights(self, *args: Any, **kwargs: Any) -> Any:
+        """vLLM's own way; then a learned selector is held against the embeddings that were loaded."""
+        loaded = super().load_weights(*args, **kwargs)  # type: ignore[misc]
+        self._ask_first.check_embeddings()
+        return loaded
 
     def decoder_view(self) -> DecoderView:
         """The decoder, as a dense prefix uses it."""
@@ -106,8 +126,7 @@ class PruningModelMixin(Hooked):
         features = sorted(mm_features, key=lambda feature: feature.mm_position.offset)
         media = [Medium(f.mm_position.offset, f.mm_position.length, self.layout_of(f)) for f in features]
         positions, delta = prompt_positions(len(input_tokens), media)
-        setattr(positions, _DELTA, delta)
-        setattr(positions, _PRUNED_ROWS, unfilled_rows(positions))
+        remember(positions, delta)
         return positions, delta
 
     @hook
@@ -125,7 +144,7 @@ class PruningModelMixin(Hooked):
         user may type the very token that vLLM puts in for a medium.
 
         Args:
-            input_ids: The whole prompt, [L]; for the trace only.
+            input_ids: The whole prompt, [L].
             multimodal_embeddings: For every medium with placeholders in this step, its rows in this step.
             mrope_positions: Of the whole prompt, [3, L]; changed in place.
             num_computed_tokens: Where this step starts.
@@ -136,60 +155,40 @@ class PruningModelMixin(Hooked):
         # pinned memory which the step before may still be reading, and it is through that step after this.
         pruned = [rows for rows in multimodal_embeddings if rows.shape[1] > self._row_width]
         with gpu_sync_allowed():
-            numbers, known = carrier.read_infos(pruned, mrope_positions)
-        index = self._pruned_rows_from(mrope_positions, known, num_computed_tokens)
+            parts, known, prompt = carrier.read_parts(pruned, mrope_positions, input_ids)
+        index = pruned_rows_from(mrope_positions, known, num_computed_tokens)
         for rows in multimodal_embeddings:
             dense = None
             if rows.shape[1] > self._row_width:
                 here, index = index[: len(rows)], index[len(rows) :]
-                info = self._encoder_rows.media[numbers.pop(0)]
+                part = parts.pop(0)
+                info = self._encoder_rows.media[part.info]
                 # Rows that have their positions already (V1) are of a prompt whose delta is known.
                 start = -int(known[0, here[0]]) - 1
                 text_goes_on = start + info.layout.extent()
-                rows, slots, dense = self._unpack(rows, info, start, input_ids)
-                if not info.query_aware:
+                if info.asks_first:
+                    rows, slots = self._ask_first.take(part, len(rows), prompt, int(here[0]), start)
+                else:
+                    rows, slots, dense = self._unpack(rows, info, start, prompt)
+                if not info.chooses_inside:
                     with gpu_sync_allowed():  # the V1 runner keeps positions on the CPU
                         offsets = info.offsets(slots).to(mrope_positions.device)
                     fill_rows(mrope_positions, upload(here, offsets.device), offsets)
             stripped.append(rows)
             self._gathered.append(dense)
-        return stripped, mrope_positions, self._prompt_delta(mrope_positions, known, text_goes_on)
+        return stripped, mrope_positions, prompt_delta(mrope_positions, known, text_goes_on)
 
     def _unpack(
-        self, rows: torch.Tensor, info: MediumInfo, start: int, prompt: list[int] | torch.Tensor
+        self, rows: torch.Tensor, info: MediumInfo, start: int, prompt: Sequence[int]
     ) -> tuple[torch.Tensor, torch.Tensor, DenseVideo | str | None]:
         """Features [n, W], their slots [n], and what is left to choose from (or what went wrong)."""
         features, slots, groups = carrier.unpack(rows, self._row_width)
-        if not info.query_aware:
+        if not info.chooses_inside:
             return features, slots, info.failure or None
         # Which tokens these rows will hold is known after the pruning layers only, and only then are their positions.
-        n = info.counts.entering_rows
+        n = info.counts.carried_rows
         video = DenseVideo(features[:n], slots[:n], groups[:n], start, info, prompt)
         return features[: len(rows)], slots[: len(rows)], video
-
-    def _pruned_rows_from(self, positions: torch.Tensor, known: torch.Tensor, start: int) -> torch.Tensor:
-        """Prompt indices of the rows of pruned media at `start` and after it. `known`: `positions` on the CPU.
-
-        The V1 runner hands back the tensor that remembers them, in which rows after `start` may have their positions
-        already: it keeps them when a request is preempted. In the V2 runner's copy they are those without a position,
-        since it asks for a prompt's positions anew whenever it begins anew.
-        """
-        rows = getattr(positions, _PRUNED_ROWS, None)
-        if rows is None:
-            rows = unfilled_rows(known)
-        return rows[rows >= start]
-
-    def _prompt_delta(self, positions: torch.Tensor, known: torch.Tensor, text_goes_on: int) -> int:
-        """What to add to the index of a token after the prompt to get its position.
-
-        The V1 runner hands back the very tensor that `get_mrope_input_positions` returned, for every request in every
-        step; the V2 runner hands a copy, in steps with embeddings. For a copy, the largest position tells, unless the
-        prompt ends in a pruned video: then `text_goes_on`, the position after the last one of this step.
-        """
-        delta = getattr(positions, _DELTA, None)
-        if delta is not None:
-            return delta
-        return max(int(known.max()) + 1, text_goes_on) - positions.shape[1]
 
     @hook
     def embed_input_ids(

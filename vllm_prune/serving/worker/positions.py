@@ -17,6 +17,11 @@ import torch
 
 from vllm_prune.layout import MediumLayout
 
+_DELTA = "mrope_position_delta"
+"""Attribute of a prompt's position tensor that remembers its delta (see `prompt_delta`)."""
+_PRUNED_ROWS = "pruned_rows"
+"""Attribute of the same tensor: prompt indices [n] of the rows of pruned media (see `pruned_rows_from`)."""
+
 
 @dataclass(frozen=True)
 class Medium:
@@ -81,3 +86,35 @@ def fill_rows(positions: torch.Tensor, index: torch.Tensor, offsets: torch.Tenso
     """
     rows, steps = positions[:, index], offsets.T.to(positions.dtype)
     positions[:, index] = torch.where(rows < 0, steps - rows - 1, rows)
+
+
+def remember(positions: torch.Tensor, delta: int) -> None:
+    """Leaves with a prompt's positions [3, L] what `pruned_rows_from` and `prompt_delta` want to know of them."""
+    setattr(positions, _DELTA, delta)
+    setattr(positions, _PRUNED_ROWS, unfilled_rows(positions))
+
+
+def pruned_rows_from(positions: torch.Tensor, known: torch.Tensor, start: int) -> torch.Tensor:
+    """Prompt indices of the rows of pruned media at `start` and after it. `known`: `positions` on the CPU.
+
+    The V1 runner hands back the tensor that remembers them, in which rows after `start` may have their positions
+    already: it keeps them when a request is preempted. In the V2 runner's copy they are those without a position, since
+    it asks for a prompt's positions anew whenever it begins anew.
+    """
+    rows = getattr(positions, _PRUNED_ROWS, None)
+    if rows is None:
+        rows = unfilled_rows(known)
+    return rows[rows >= start]
+
+
+def prompt_delta(positions: torch.Tensor, known: torch.Tensor, text_goes_on: int) -> int:
+    """What to add to the index of a token after the prompt to get its position.
+
+    The V1 runner hands back the very tensor that `get_mrope_input_positions` returned, for every request in every step;
+    the V2 runner hands a copy, in steps with embeddings. For a copy, the largest position tells, unless the prompt ends
+    in a pruned video: then `text_goes_on`, the position after the last one of this step.
+    """
+    delta = getattr(positions, _DELTA, None)
+    if delta is not None:
+        return int(delta)
+    return max(int(known.max()) + 1, text_goes_on) - positions.shape[1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from vllm_prune.budget import TokenCounts
-from vllm_prune.config import ATTENTION, NO_METHOD, PruneConfig, Stage1Config
+from vllm_prune.config import ATTENTION, NO_METHOD, QUESTION, PruneConfig, Stage1Config
 from vllm_prune.methods import registry
 from vllm_prune.methods.base import Assignment, VideoTokens, compact
 from vllm_prune.methods.merge_frames import merge_frames
@@ -34,7 +34,7 @@ def merge_and_select(
     width: int | None = None,
     attention: torch.Tensor | None = None,
 ) -> tuple[VideoTokens, Assignment]:
-    """The tokens that enter the language model's first layer, `counts.entering` of them, and where they come from.
+    """The tokens made ready for the language model, `counts.carried` of them, and where they come from.
 
     What goes where is decided on the first `width` columns of their features (by methods that vLLM has, too, on all of
     them, as it does), and done to all columns.
@@ -45,20 +45,20 @@ def merge_and_select(
     if config.stage1 is not None:
         assignment = _merge(first_level(tokens, width), config.stage1, counts.stage1)
         tokens = compact(tokens, assignment)
-    if config.method not in (NO_METHOD, ATTENTION):
+    if config.method not in (NO_METHOD, ATTENTION, QUESTION):
         method = registry.create(config.method, **config.params)
         seen = tokens if getattr(method, "sees_all_levels", False) else first_level(tokens, width)
         given = {}
         if getattr(method, "relevance", "unused") == "encoder" and attention is not None:
             given["relevance"] = _average_members(attention, assignment)
-        chosen = method.assign(seen, counts.entering, **given)
+        chosen = method.assign(seen, counts.carried, **given)
         if not registry.is_built_in(config.method):
             _check_foreign(chosen)
         tokens, assignment = compact(tokens, chosen), _chain(assignment, chosen)
-    if tokens.num_tokens != counts.entering:
+    if tokens.num_tokens != counts.carried:
         raise RuntimeError(
             f"method {config.method!r} left {tokens.num_tokens} tokens of {counts.total} where "
-            f"{counts.entering} were asked for"
+            f"{counts.carried} were asked for"
         )
     return tokens, assignment
 

@@ -8,8 +8,8 @@ a file named by that, which the next one with the same key replaces. Every array
     config                the configuration, as JSON text
     segment [t]           stage 1's temporal segment of each step of the grid; absent without stage 1
     slot [N], anchor [N1] where stage 1 or a query-free method put every token (-1: dropped), and its slots' anchors
-    layers [P], counts [2 + P]  pruning layers; tokens before, entering the language model, after each of them
-    structure             rows between the tokens that nothing drops, such as timestamps; not in counts
+            "counts": np.array(_counts(video.counts)),
+            "structure": np.array(video.counts.pinned),
     importance_layerL [n] of the tokens that were left before layer L's choice
     kept [K]              which of the N1 tokens stay, increasing
     positions [3, K]      of the kept tokens, from the prompt's start (without a prompt: from the video's)
@@ -36,6 +36,8 @@ from vllm_prune.trace_key import file_name
 from vllm_prune.trace_limits import TraceLimits
 
 FORMAT = 1
+BEFORE_LAYERS = -1
+"""In place of a pruning layer: a choice before the first one."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ class TraceWriter:
             "slot": video.assignment.slot.cpu().numpy(),
             "anchor": video.assignment.anchor.cpu().numpy(),
             "layers": np.array(sorted(outcome.importance), dtype=np.int64),
-            "counts": np.array([video.counts.total, video.counts.entering, *video.counts.layers]),
+            "counts": np.array(_counts(video.counts)),
             "structure": np.array(video.counts.pinned),
             "kept": outcome.kept.cpu().numpy(),
             "positions": outcome.positions.cpu().numpy(),
@@ -120,3 +122,8 @@ class TraceWriter:
         for layer, importance in outcome.importance.items():
             arrays[f"importance_layer{layer}"] = importance.cpu().numpy()
         return arrays
+
+
+def _counts(counts: TokenCounts) -> list[int]:
+    chosen = [counts.kept] if counts.by_question else counts.layers
+    return [counts.total, counts.carried, *chosen]

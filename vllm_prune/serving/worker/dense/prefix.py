@@ -100,13 +100,5 @@ class DensePrefix:
             for request in step.requests:
                 with gpu_sync_allowed():
                     outcomes = [run.outcome(rows) for rows in request.videos]
-                self._trace.write(_token_ids(request.videos[0].video.prompt), outcomes, time.perf_counter() - begin)
+                self._trace.write(request.videos[0].video.prompt, outcomes, time.perf_counter() - begin)
         return hidden
-
-
-def _token_ids(prompt: list[int] | torch.Tensor) -> list[int]:
-    """A prompt as a runner has it: V1 a list, V2 a tensor on the device."""
-    if not isinstance(prompt, torch.Tensor):
-        return prompt
-    with gpu_sync_allowed():
-        return prompt.tolist()

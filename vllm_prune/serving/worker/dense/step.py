@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -32,7 +33,7 @@ class DenseVideo:
     start: int
     """The video's first position."""
     info: MediumInfo
-    prompt: list[int] | torch.Tensor
+    prompt: Sequence[int]
     """Token ids of the whole prompt."""
     batch_row: int = -1
     """Its first placeholder's batch row."""
@@ -44,12 +45,7 @@ class DenseVideo:
 
     def split(self, left: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Which of the rows `left` [m] compete, and which nobody may drop: increasing indices [m - S] and [S]."""
-        num_tokens = len(left) - self.info.counts.pinned
-        if num_tokens == len(left):
-            return torch.arange(num_tokens, device=left.device), left[:0]
-        # Sorted, since to count them would make the host wait.
-        order = self.info.pinned(self.slots[left]).int().argsort(stable=True)
-        return order[:num_tokens], order[num_tokens:]
+        return self.info.split(self.slots[left])
 
     def features_at(self, level: int, width: int) -> torch.Tensor:
         """Embeddings [n, width] (level 0), or what is added to the rows behind layer `level` - 1."""
@@ -82,7 +78,7 @@ class VideoRows:
     @property
     def end(self) -> int:
         """Behind its last row."""
-        return self.start + self.video.info.counts.entering_rows
+        return self.start + self.video.info.counts.carried_rows
 
 
 @dataclass(frozen=True)

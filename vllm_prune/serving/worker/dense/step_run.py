@@ -167,7 +167,7 @@ class StepRun:
         live = next(live for live in self._rows.requests() if video in live.request.videos)
         left = self._rows.rows_left(live, video)
         dense = video.video
-        tokens, _ = dense.split(torch.arange(dense.info.counts.entering_rows, device=dense.slots.device))
+        tokens, _ = dense.split(torch.arange(dense.info.counts.carried_rows, device=dense.slots.device))
         is_left = torch.isin(tokens.cpu(), left)
         positions = dense.positions[:, tokens[is_left.to(tokens.device)]]
         trace = dense.info.trace
