@@ -106,7 +106,7 @@ def fake_scheduler(step: int = 1, limit: int = 100) -> SimpleNamespace:
 
 
 def fake_request(*spans: tuple[int, int], extra: int = 0, key: str = "key") -> SimpleNamespace:
-    found = [RequestSpan(Span(*span), extra, f"{key}{i}") for i, span in enumerate(spans)]
+    found = [RequestSpan(Span(*span), extra, f"{key}{i}", dense=True) for i, span in enumerate(spans)]
     return SimpleNamespace(request_id=key, _vllm_prune_spans=found, mm_features=[])
 
 
