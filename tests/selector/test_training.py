@@ -168,10 +168,43 @@ def test_a_folder_with_broken_videos(tmp_path, capsys):
 def test_synthetic_clips_inside_the_decoder(tmp_path):
     output = tmp_path / "s.safetensors"
     arguments = ["--dataset", "synthetic", "--clips", "2", "--steps", "2", "--layer", "1", "--leave-out", "count"]
+    arguments += ["--answer-steps", "1"]
     assert main(["train-selector", "embedded", *arguments, "--kind", "joint", "--hidden", "8", "-o", str(output)]) == 0
     header = read_header(output)
     assert (header.place, header.training["teacher_layer"]) == (1, 1)
     assert "the output of layer 1" in output.with_suffix(".md").read_text()
+
+
+def test_training_on_answers_moves_the_masks_towards_them(monkeypatch):
+    """The loss on the answers about one clip falls, through the frozen model."""
+    from vllm_prune.selector import Selector
+    from vllm_prune.training import end_to_end
+    from vllm_prune.training.end_to_end import refine
+
+    monkeypatch.setattr(end_to_end, "_QUESTIONS_A_CLIP", 2)
+    monkeypatch.setattr(end_to_end, "_CLIPS_A_STEP", 1)
+    monkeypatch.setattr(end_to_end, "_RATIOS", (0.03,))
+    monkeypatch.setattr(end_to_end, "_FIRST_TEMPERATURE", 0.2)
+    torch.manual_seed(0)
+    selector = Selector(SETTINGS.config)
+    items = sources.synthetic(1)
+    history = refine(selector, items, replace(TEACHING, max_frames=16), 40, 1e-2, 0, "cpu", ignore)
+    assert [entry["step"] for entry in history] == [20, 40]
+    assert history[0]["answer"] > 1.2 * history[-1]["answer"], history
+
+
+def test_soft_masks_keep_their_sum_and_become_hard():
+    from vllm_prune.training.end_to_end import soft_mask
+
+    scores = torch.randn(3, 20, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    for temperature in (1.0, 0.01):
+        mask = soft_mask(scores, 5, temperature)
+        torch.testing.assert_close(mask.sum(-1), torch.full((3,), 5.0), rtol=1e-4, atol=1e-4)
+    top = torch.zeros(3, 20).scatter(1, scores.topk(5).indices, 1.0)
+    assert (mask - top).abs().mean() < 0.02
+    (gradient,) = torch.autograd.grad(soft_mask(scores, 5, 1.0)[:, 0].sum(), scores)
+    torch.testing.assert_close(gradient.sum(-1), torch.zeros(3), rtol=0, atol=1e-5)
+    assert bool((gradient[:, 0] > 0).all())
 
 
 @pytest.mark.parametrize(

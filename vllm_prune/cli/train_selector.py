@@ -31,6 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--kind", choices=("match", "joint"), default="match", help="(default: %(default)s)")
     parser.add_argument("--hidden", type=positive, default=96, help="channels of the selector (default: %(default)s)")
     parser.add_argument("--steps", type=positive, default=600, help="(default: %(default)s)")
+    parser.add_argument(
+        "--answer-steps", type=not_negative, default=0, help="then train on the answers, by soft masks (default: 0)"
+    )
     parser.add_argument("--learning-rate", type=float, default=1e-3, help="(default: %(default)s)")
     parser.add_argument("--seed", type=not_negative, default=0, help="(default: %(default)s)")
     parser.add_argument("--max-frames", type=positive, default=64, help="of a video (default: %(default)s)")
@@ -89,6 +92,7 @@ def _training(args: argparse.Namespace) -> Training:
         hidden=args.hidden,
         steps=args.steps,
         learning_rate=args.learning_rate,
+        answer_steps=args.answer_steps,
         seed=args.seed,
         output=args.output,
         cache=_cache(args),

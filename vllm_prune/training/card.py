@@ -78,7 +78,9 @@ def _training_lines(training: Mapping[str, Any], run: Mapping[str, Any]) -> list
         f"heads. Its top {TOP_SHARE:.0%} of the tokens get {100 * training['top_mass']:.0f}% of its attention "
         "(validation).",
         f"- Losses after {training['steps']} steps: KL {training['kl']:.3f}, BCE on the top tokens "
-        f"{training['bce']:.3f}. Seed {training['seed']}.",
+        f"{training['bce']:.3f}."
+        + (f" Then {training['answer_steps']} steps on the answers." if training["answer_steps"] else "")
+        + f" Seed {training['seed']}.",
         f"- The last call took {run['teacher_seconds']:.0f} s for the teacher and {run['fit_seconds']:.0f} s for the "
         "selector.",
         *(f"- {line}" for line in run["place"]),

@@ -16,11 +16,14 @@ from vllm_prune.bench.throughput.provenance import describe as describe_place
 from vllm_prune.bench.throughput.provenance import describe_lines
 from vllm_prune.selector import Header, SelectorConfig, write_selector
 from vllm_prune.training.card import write_card
-from vllm_prune.training.fit import Fit, FitSettings, fit
+from vllm_prune.training.end_to_end import refine
+from vllm_prune.training.fit import Fit, FitSettings, fit, validate
 from vllm_prune.training.losses import top_mass
 from vllm_prune.training.scoring import score_answers
 from vllm_prune.training.sources import Item
 from vllm_prune.training.teacher import Teaching, paths, read_lesson, read_probes, teach
+
+_ANSWER_RATE = 0.3  # of the learning rate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +38,8 @@ class Training:
     hidden: int
     steps: int
     learning_rate: float
+    answer_steps: int
+    """Of training on the answers, after the teacher's."""
     seed: int
     output: Path
     cache: Path
@@ -54,6 +59,7 @@ def train(wanted: Training) -> None:
     config = SelectorConfig(kind=wanted.kind, width=identity.hidden_size, hidden=wanted.hidden)  # type: ignore[arg-type]
     settings = FitSettings(config=config, steps=wanted.steps, learning_rate=wanted.learning_rate, seed=wanted.seed)
     done = fit(to_learn, to_validate, settings, wanted.cache, wanted.devices[0], tell)
+    answered = _refine(wanted, done, learning) if wanted.answer_steps else []
     facts = _facts(wanted, done, learning, validating, to_validate)
     header = Header(config=config, model=identity, place=wanted.teaching.place, training=facts)
     wanted.output.parent.mkdir(parents=True, exist_ok=True)
@@ -64,11 +70,18 @@ def train(wanted: Training) -> None:
         "skipped": skipped,
         "teacher_seconds": round(teacher_seconds, 1),
         "fit_seconds": round(done.seconds, 1),
-        "history": done.history,
+        "history": [*done.history, *answered],
         "place": describe_lines(describe_place()),
     }
     write_card(wanted.output, header, digest, rights, run)
     tell(f"wrote {wanted.output.with_suffix('.md')} and {wanted.output.with_suffix('.json')}")
+
+
+def _refine(wanted: Training, done: Fit, learning: Sequence[Item]) -> list[dict[str, float]]:
+    """Train on the answers, with a smaller learning rate."""
+    rate = wanted.learning_rate * _ANSWER_RATE
+    device = wanted.devices[0]
+    return refine(done.selector, learning, wanted.teaching, wanted.answer_steps, rate, wanted.seed, device, tell)
 
 
 def tell(line: str) -> None:
@@ -92,8 +105,10 @@ def _facts(
         "teacher_layer": wanted.teaching.layer,
         "top_mass": round(float(np.mean(masses)), 3),
         "steps": wanted.steps,
+        "answer_steps": wanted.answer_steps,
         "seed": wanted.seed,
-        **{name: round(last[name], 3) for name in ("kl", "bce", "recall")},
+        **{name: round(last[name], 3) for name in ("kl", "bce")},
+        "recall": round(validate(done.selector, lessons, "cpu"), 3),
     }
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from vllm_prune.bench.accuracy.datasets import SYNTHETIC, load_published
 from vllm_prune.bench.accuracy.datasets.synthetic import _generator
-from vllm_prune.bench.accuracy.videos import FileVideo, Frames, Video
+from vllm_prune.bench.accuracy.videos import FileVideo, Frames, Video, spread
 from vllm_prune.training.errors import TrainingError
 
 _SUFFIXES = {".mp4", ".mkv", ".webm", ".mov", ".avi", ".m4v", ".mpg", ".mpeg"}
@@ -81,11 +81,12 @@ class TrainingClip:
 
     def frames(self, limit: int) -> Frames:
         rng = np.random.default_rng([77, self.number])
-        length = min(int(rng.choice(_LENGTHS, p=_LENGTH_SHARES)), limit)
+        length = int(rng.choice(_LENGTHS, p=_LENGTH_SHARES))
         degrade = _generator("degrade")
         degradation = degrade.CLEAN if rng.random() < _CLEAN_SHARE else degrade.random_degradation(rng)
         clip = _generator("clips").make_clip(_FIRST_SEED + self.number, length, degradation)
-        return Frames(clip.frames, tuple(range(length)), length, _generator("config").FPS)
+        chosen = spread(length, limit)
+        return Frames(clip.frames[chosen], tuple(chosen), length, _generator("config").FPS)
 
     def data_url(self) -> str:
         raise NotImplementedError  # for servers, which nothing here asks
