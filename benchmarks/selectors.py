@@ -34,7 +34,7 @@ from vllm_prune.embedded import model_path
 from vllm_prune.methods import registry
 from vllm_prune.methods.attention_importance import select_top
 from vllm_prune.methods.base import VideoTokens
-from vllm_prune.methods.relevance import relevance_to_text
+from vllm_prune.methods.question import choose_diverse, similarity_to_text, weigh_similarity
 from vllm_prune.selector import LoadedSelector, load_selector
 from vllm_prune.training.backbone import Asked, Backbone, Clip, Seen
 from vllm_prune.training.choosing import answers, diverse, first_token, kept_positions, top
@@ -178,14 +178,15 @@ def _ways(
     """All that choose before layer 0."""
     tokens = VideoTokens.from_features(clip.features, clip.grid)
     words = [backbone.embed(each.question) for each in asked]
-    cosine = [relevance_to_text(clip.features, each) for each in words]
+    cosine = [similarity_to_text(clip.features, each, "mean") for each in words]
+    by_text = [weigh_similarity(each, 1.0, clip.features) for each in cosine]
     logs = [each.importance.clamp_min(1e-6).log() for each in seen]
     ways: dict[str, Choice] = {
         "attention at layer L, its tokens from layer 0": lambda q, k: top(logs[q], k),
         "the same scores, DPP": lambda q, k: diverse(clip, k, logs[q], exponent),
         "DPP, no question": _once(lambda k: diverse(clip, k)),
         "text cosine, top-k": lambda q, k: top(cosine[q], k),
-        "text cosine, DPP": lambda q, k: registry.create("dpp").assign(tokens, k, relevance=cosine[q]).anchor,
+        "text cosine, DPP": lambda q, k: choose_diverse(tokens, k, by_text[q], "video"),
     }
     for name, loaded in selectors.items():
         scores = [loaded.selector.score(clip.features, each, None, clip.grid) for each in words]

@@ -11,6 +11,7 @@ import torch
 
 from vllm_prune.cli.main import main
 from vllm_prune.embedded import clip_path, model_path
+from vllm_prune.question import question_ids
 from vllm_prune.selector import SelectorConfig, load_selector, read_header
 from vllm_prune.training import fit as fitting
 from vllm_prune.training import sources
@@ -60,12 +61,16 @@ def test_the_teacher_is_the_attention_that_serving_asks(lessons):
     assert backbone.answer([rows[0]], [backbone.positions(clip, asked)]).tolist() == [answer.item()]
 
 
-def test_a_selector_reads_the_question_alone():
+def test_a_selector_reads_the_question_that_serving_shows_it():
     from vllm_prune.training.backbone import Backbone
 
     backbone = Backbone(str(model_path()))
     asked = backbone.ask("How many shapes are there?")
     assert backbone.processor.tokenizer.decode(asked.question) == "How many shapes are there?"
+    placeholders = [backbone.model.config.video_token_id] * 5
+    start = len(asked.head)
+    prompt = [*asked.head, *placeholders, *asked.tail]
+    assert question_ids(prompt, start, start + 5, backbone.turn) == asked.question
 
 
 def test_training_that_goes_on_equals_training_at_once(lessons, tmp_path, monkeypatch):

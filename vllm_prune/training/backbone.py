@@ -20,6 +20,8 @@ from vllm_prune.bench.accuracy.videos import Frames
 from vllm_prune.layout import MediumLayout
 from vllm_prune.methods.attention_importance import attention_importance
 from vllm_prune.selector import ModelIdentity
+from vllm_prune.serving.api.turn_format import derive_turn_format
+from vllm_prune.spans import find_reply
 from vllm_prune.training.errors import TrainingError
 
 ARCHITECTURES = ("Qwen2_5_VLForConditionalGeneration", "Qwen2VLForConditionalGeneration")
@@ -84,7 +86,7 @@ class Backbone:
             dtype: None: float32 on a CPU, else the checkpoint's.
 
         Raises:
-            TrainingError: Another architecture.
+            TrainingError: Another architecture, or no chat template.
         """
         config = AutoConfig.from_pretrained(folder)
         architecture = (config.architectures or [""])[0]
@@ -96,6 +98,12 @@ class Backbone:
         self.language = self.model.model.language_model
         self.language.config._attn_implementation = _ATTENTION
         self.processor = AutoProcessor.from_pretrained(folder)
+        turn = derive_turn_format(self.processor.tokenizer, self.processor)
+        if turn is None:
+            raise TrainingError(
+                f"model={folder!r}: its chat template does not tell where a reply begins; use a chat model"
+            )
+        self.turn = turn
         self.device, self.dtype = torch.device(device), dtype
         self.table: Tensor = self.language.embed_tokens.weight
         self.identity = ModelIdentity(
@@ -138,13 +146,13 @@ class Backbone:
         prompt = self.processor.apply_chat_template(
             [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
         )
-        tokenizer = self.processor.tokenizer
-        ids = tokenizer(prompt, add_special_tokens=False).input_ids
+        ids = self.processor.tokenizer(prompt, add_special_tokens=False).input_ids
         place = ids.index(self.model.config.video_token_id)
-        tail = ids[place + 1 :]
-        special = set(tokenizer.all_special_ids)
-        end = _reply_start(tokenizer, tail)
-        return Asked(ids[:place], tail, [row for row, token in enumerate(tail[:end]) if token not in special])
+        tail, special = ids[place + 1 :], set(self.turn.special)
+        end = find_reply(tail, 0, self.turn)
+        # What serving takes for the question (`question_ids`), and where it stands.
+        rows = [row for row, token in enumerate(tail[:end]) if token not in special]
+        return Asked(ids[:place], tail, rows)
 
     def positions(self, clip: Clip, asked: Asked) -> Tensor:
         """[3, h + N + t] int64, vLLM's."""
@@ -227,18 +235,6 @@ class Backbone:
         hidden = self.run(padded, places, range(first, len(self.language.layers)))
         last = hidden[torch.arange(len(rows), device=self.device), lengths - 1]
         return self.model.lm_head(self.language.norm(last)).argmax(-1)
-
-
-def _reply_start(tokenizer: Any, tail: Sequence[int]) -> int:
-    """Where the header of the reply begins in the rows after a video."""
-    from vllm_prune.serving.api.turn_format import derive_turn_format
-
-    turn = derive_turn_format(tokenizer, None)
-    if turn is None:
-        raise TrainingError("model: its chat template does not tell where a reply begins; give a chat model")
-    header = list(turn.reply_start)
-    starts = (i for i in range(len(tail) - len(header) + 1) if list(tail[i : i + len(header)]) == header)
-    return next(starts, len(tail))
 
 
 def _watched_attention(module: Any, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:

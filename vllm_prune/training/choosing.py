@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from vllm_prune.methods import registry
 from vllm_prune.methods.attention_importance import select_top
 from vllm_prune.methods.base import VideoTokens
+from vllm_prune.methods.question import choose_diverse, weigh_log_relevance
 from vllm_prune.training.backbone import Asked, Backbone, Clip
 
 EXPONENT = 0.25
@@ -26,10 +26,9 @@ def diverse(clip: Clip, count: int, scores: Tensor | None = None, exponent: floa
 
     scores: [N] log-relevance; None: no question.
     """
-    relevance = None if scores is None else ((scores - scores.amax()) * exponent).exp()
+    score = clip.features.new_zeros(len(clip.features), dtype=torch.float32) if scores is None else scores
     tokens = VideoTokens.from_features(clip.features, clip.grid)
-    chosen: Tensor = registry.create("dpp").assign(tokens, count, relevance=relevance).anchor  # type: ignore[call-arg]
-    return chosen
+    return choose_diverse(tokens, count, weigh_log_relevance(score, exponent), "video")
 
 
 def answers(backbone: Backbone, clip: Clip, asked: Sequence[Asked], kept: Sequence[Tensor]) -> Tensor:
