@@ -39,6 +39,11 @@ def model_path() -> Path:
     return _FOLDER / "model"
 
 
+def selector_path() -> Path:
+    """The file of the embedded model's selector; its card lies beside it, as selector.md."""
+    return _FOLDER / "selector" / "selector.safetensors"
+
+
 @lru_cache(maxsize=1)
 def clips() -> list[Clip]:
     """All sample clips, shortest first."""
