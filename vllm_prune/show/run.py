@@ -146,7 +146,7 @@ class _Runner:
 
 def _start(model: str, folder: Path, video_tokens: int, engine: dict[str, Any]) -> Any:
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # vLLM warns at every request that it keeps its threads
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     from vllm import LLM
     from vllm.platforms import current_platform
