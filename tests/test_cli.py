@@ -381,6 +381,13 @@ def test_the_page_is_allowed_beside_what_is_allowed_already(capsys, model, monke
     assert settings_of(shlex.split(capsys.readouterr().out)[1:]).trace == "here"
 
 
+def test_traces_that_could_not_be_written_are_foretold(capsys, model, tmp_path):
+    (tmp_path / "file").touch()
+    for folder, told in ((tmp_path / "new" / "deeper", False), (tmp_path / "file" / "below", True)):
+        assert main(["serve", model, "--prune-trace", str(folder), "--dry-run"]) == 0
+        assert (f"no trace can be written to {folder}" in capsys.readouterr().err) is told
+
+
 def test_formats_that_are_let_in_reach_the_server_by_its_environment(capsys, model):
     variable, *line = dry_run(capsys, model, "--prune-containers", "avi,ogg")
     assert variable == "VLLM_PRUNE_CONTAINERS=avi,ogg"

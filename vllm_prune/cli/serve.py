@@ -7,6 +7,7 @@ import json
 import os
 import shlex
 import sys
+from pathlib import Path
 from typing import get_args
 
 from vllm_prune.cli.port import check_port
@@ -14,6 +15,7 @@ from vllm_prune.cli.secrets import masked
 from vllm_prune.cli.serve_check import check_line
 from vllm_prune.cli.serve_defaults import added_options, is_given
 from vllm_prune.cli.serve_ray import check_ray
+from vllm_prune.cli.trace_place import warn_of_unwritable
 from vllm_prune.config import PRESETS, OverridePolicy, PruneConfig, check_override_policy
 from vllm_prune.gpus import list_gpus
 from vllm_prune.media.policy import ALL, DEFAULT, OPTIONAL, VARIABLE, parse_containers
@@ -97,6 +99,8 @@ def run(args: argparse.Namespace) -> int:
         options = {"trace": trace, "log": args.prune_log, "trace_limits": limits, "selector": args.prune_selector}
         command = serve_command(args.model, args.prune, args.prune_override, args.passed_on, **options)
         check_port(args.passed_on)
+        if trace:
+            warn_of_unwritable(Path(trace))
         if args.dry_run:
             check_line(command, environment)
     except (UnsupportedVllmError, ValueError) as error:
