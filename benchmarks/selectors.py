@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,6 +44,8 @@ RATIOS = (0.25, 0.12, 0.06, 0.03)
 LENGTHS, NOISES = (16, 32, 64), ("clean", "all")
 _FIRST_SEED = 300  # of `evaluation_set`, apart from those of `bench accuracy`
 _QUERY_FREE = ("vidcom2", "evs", "random")
+_RECALL_AT = 0.12
+_PLAIN = "plain"
 UNPRUNED = "unpruned"
 
 Choice = Callable[[int, int], Tensor]
@@ -63,6 +66,20 @@ class Case:
         return f"{self.seed}-{self.frames}-{self.noise}-{self.number}"
 
 
+@dataclass(frozen=True)
+class Scene:
+    """A case as the model sees it, with one question of each type."""
+
+    case: Case
+    clip: Clip
+    asked: list[Asked]
+    truth: Tensor
+    """[Q] first token of the right answers."""
+    seen: list[Seen]
+    """The teacher's view."""
+    types: list[str]
+
+
 def cases(n: int, seeds: Sequence[int]) -> Iterator[Case]:
     """Clips in an order in which every beginning is balanced."""
     for number in range(n):
@@ -76,35 +93,43 @@ def main() -> None:
     """Runs what the arguments say."""
     args = _arguments()
     backbone = Backbone(args.model, name="embedded")
-    layer = PruneConfig.parse("default").resolved_layers(backbone.identity.num_layers)[0]
-    selectors = {
-        name: load_selector(path, width=backbone.identity.hidden_size, model=backbone.identity)
-        for name, path in (entry.split("=", 1) for entry in args.selector)
-    }
+    groups: dict[str, LoadedSelector | None] = {_PLAIN: None}
+    for name, path in (entry.split("=", 1) for entry in args.selector):
+        groups[name] = load_selector(path, width=backbone.identity.hidden_size, model=backbone.identity)
     header = {
         "schema": 1,
         "model": args.model if args.model != str(model_path()) else "embedded",
-        "layer": layer,
+        "layer": PruneConfig.parse("default").resolved_layers(backbone.identity.num_layers)[0],
         "ratios": RATIOS,
         "exponent": args.exponent,
-        "selectors": {name: loaded.digest for name, loaded in selectors.items()},
     }
-    output = Path(args.output)
-    ends = time.monotonic() + args.seconds
-    with JsonLog(output.with_suffix(".jsonl"), header, resume=True, content="clips") as log:
-        entries = [entry for _, entry in log.earlier()]
-        done = {entry["case"] for entry in entries}
-        with log.session([sys.executable.rsplit("/", 1)[-1], "-m", "benchmarks.selectors", *sys.argv[1:]]):
-            for case in cases(args.n, args.seeds):
+    digests = {name: loaded.digest if loaded else "" for name, loaded in groups.items()}
+    output, command = Path(args.output), ["python", "-m", "benchmarks.selectors", *sys.argv[1:]]
+    wanted = list(cases(args.n, args.seeds))
+    with JsonLog(output.with_suffix(".jsonl"), header, resume=True, content="answers") as log:
+        done = {(line["case"], line["group"], line["digest"]): line for _, line in log.earlier()}
+        ends = time.monotonic() + args.seconds
+        with log.session(command):
+            for case in wanted:
                 if time.monotonic() > ends:
                     print(f"--seconds {args.seconds}: ends; run it again to go on", file=sys.stderr)
                     break
-                if case.key not in done:
-                    entry = _evaluate(backbone, case, layer, selectors, args.exponent)
-                    log.write([entry])
-                    entries.append(entry)
+                left = {name: found for name, found in groups.items() if (case.key, name, digests[name]) not in done}
+                for line in _evaluate(backbone, case, header["layer"], left, args.exponent):
+                    log.write([line])
+                    done[line["case"], line["group"], line["digest"]] = line
         sessions = log.sessions
-    write_report(output, header, entries, sessions, shlex.join(["python", "-m", "benchmarks.selectors", *sys.argv[1:]]))
+    lines = [[done.get((case.key, name, digest)) for name, digest in digests.items()] for case in wanted]
+    entries = [_merge(found) for found in lines if all(found)]
+    write_report(output, {**header, "selectors": digests}, entries, sessions, shlex.join(command))
+
+
+def _merge(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """One entry of all groups about a clip."""
+    merged = {name: value for name, value in lines[0].items() if name not in ("group", "digest")}
+    for part in ("right", "recall"):
+        merged[part] = {name: value for line in lines for name, value in line[part].items()}
+    return merged
 
 
 def _arguments() -> argparse.Namespace:
@@ -121,36 +146,67 @@ def _arguments() -> argparse.Namespace:
 
 @torch.no_grad()
 def _evaluate(
-    backbone: Backbone, case: Case, layer: int, selectors: dict[str, LoadedSelector], exponent: float
-) -> dict[str, object]:
-    """Whether each question is answered rightly, by way of choosing and share of tokens; and recall at 12%."""
+    backbone: Backbone, case: Case, layer: int, groups: dict[str, LoadedSelector | None], exponent: float
+) -> Iterator[dict[str, Any]]:
+    """Of each group, whether each question is answered rightly, by way of choosing and share of tokens; and recall."""
+    if not groups:
+        return
+    scene = _prepare(backbone, case, layer)
+    for name, loaded in groups.items():
+        ways = (
+            _plain_ways(backbone, scene, exponent)
+            if loaded is None
+            else _learned(backbone, scene, name, loaded, exponent)
+        )
+        right: dict[str, Any] = {}
+        recall: dict[str, Any] = {}
+        for way, choose in ways.items():
+            right[way], recall[way] = _try(backbone, scene, choose)
+        if loaded is None:
+            everything = [torch.arange(len(scene.clip.features))] * len(scene.asked)
+            right[UNPRUNED] = {"1.0": _are_right(scene, answers(backbone, scene.clip, scene.asked, everything))}
+            right["attention at layer L"] = {
+                str(ratio): _are_right(scene, _answer_inside(backbone, scene, layer, ratio)) for ratio in RATIOS
+            }
+        yield {
+            "case": case.key,
+            "group": name,
+            "digest": loaded.digest if loaded else "",
+            "types": scene.types,
+            "frames": case.frames,
+            "noise": case.noise,
+            "seed": case.seed,
+            "right": right,
+            "recall": recall,
+        }
+
+
+def _prepare(backbone: Backbone, case: Case, layer: int) -> Scene:
     made = make_clip(HELD_OUT_SEED + 1_000_000 * _seed(case) + case.number, case.frames, named_degradation(case.noise))
     chosen = _one_of_each(case, [(asked.type, asked.text, asked.answer) for asked in made.questions])
     clip = backbone.encode(Frames(made.frames, tuple(range(case.frames)), case.frames, FPS))
     asked = [backbone.ask(text) for _, text, _ in chosen]
     truth = torch.tensor([first_token(backbone, answer) for _, _, answer in chosen])
-    seen = backbone.see(clip, asked, layer)
-    ways = _ways(backbone, clip, asked, seen, selectors, exponent, case)
-    count, right, recall = len(clip.features), {}, {}
-    everything = torch.arange(count)
-    right[UNPRUNED] = {"1.0": (answers(backbone, clip, asked, [everything] * len(asked)) == truth).tolist()}
-    for name, choose in ways.items():
-        right[name] = {}
-        for ratio in RATIOS:
-            kept = [choose(index, count_kept(count, ratio)) for index in range(len(asked))]
-            found = answers(backbone, clip, asked, kept) == truth
-            right[name][str(ratio)] = found.tolist()
-            if ratio == 0.12:
-                wanted = [select_top(each.importance, len(kept[0])) for each in seen]
-                pairs = zip(wanted, kept, strict=True)
-                recall[name] = [round(torch.isin(want, have).float().mean().item(), 4) for want, have in pairs]
-    inside = {}
+    return Scene(case, clip, asked, truth, backbone.see(clip, asked, layer), [kind for kind, _, _ in chosen])
+
+
+def _try(backbone: Backbone, scene: Scene, choose: Choice) -> tuple[dict[str, list[bool]], list[float]]:
+    """Right answers by share of tokens; recall of the teacher's top tokens at `_RECALL_AT`, by question."""
+    right, recall = {}, []
     for ratio in RATIOS:
-        found = _answer_inside(backbone, clip, asked, seen, layer, count_kept(count, ratio)) == truth
-        inside[str(ratio)] = found.tolist()
-    right["attention at layer L"] = inside
-    kinds = {"types": [kind for kind, _, _ in chosen], "frames": case.frames, "noise": case.noise, "seed": case.seed}
-    return {"case": case.key, **kinds, "right": right, "recall": recall}
+        count = count_kept(len(scene.clip.features), ratio)
+        kept = [choose(index, count) for index in range(len(scene.asked))]
+        right[str(ratio)] = _are_right(scene, answers(backbone, scene.clip, scene.asked, kept))
+        if ratio == _RECALL_AT:
+            wanted = [select_top(each.importance, count) for each in scene.seen]
+            pairs = zip(wanted, kept, strict=True)
+            recall = [round(torch.isin(want, have).float().mean().item(), 4) for want, have in pairs]
+    return right, recall
+
+
+def _are_right(scene: Scene, found: Tensor) -> list[bool]:
+    right: list[bool] = (found == scene.truth).tolist()
+    return right
 
 
 def _seed(case: Case) -> int:
@@ -166,21 +222,13 @@ def _one_of_each(case: Case, every: Sequence[tuple[str, str, str]]) -> list[tupl
     return [questions[rng.integers(len(questions))] for questions in by_type.values()]
 
 
-def _ways(
-    backbone: Backbone,
-    clip: Clip,
-    asked: Sequence[Asked],
-    seen: Sequence[Seen],
-    selectors: dict[str, LoadedSelector],
-    exponent: float,
-    case: Case,
-) -> dict[str, Choice]:
-    """All that choose before layer 0."""
+def _plain_ways(backbone: Backbone, scene: Scene, exponent: float) -> dict[str, Choice]:
+    """All that choose before layer 0 without a learned selector."""
+    clip = scene.clip
     tokens = VideoTokens.from_features(clip.features, clip.grid)
-    words = [backbone.embed(each.question) for each in asked]
-    cosine = [similarity_to_text(clip.features, each, "mean") for each in words]
+    cosine = [similarity_to_text(clip.features, backbone.embed(each.question), "mean") for each in scene.asked]
     by_text = [weigh_similarity(each, 1.0, clip.features) for each in cosine]
-    logs = [each.importance.clamp_min(1e-6).log() for each in seen]
+    logs = [each.importance.clamp_min(1e-6).log() for each in scene.seen]
     ways: dict[str, Choice] = {
         "attention at layer L, its tokens from layer 0": lambda q, k: top(logs[q], k),
         "the same scores, DPP": lambda q, k: diverse(clip, k, logs[q], exponent),
@@ -188,15 +236,22 @@ def _ways(
         "text cosine, top-k": lambda q, k: top(cosine[q], k),
         "text cosine, DPP": lambda q, k: choose_diverse(tokens, k, by_text[q], "video"),
     }
-    for name, loaded in selectors.items():
-        scores = [loaded.selector.score(clip.features, each, None, clip.grid) for each in words]
-        ways[f"{name}, top-k"] = lambda q, k, scores=scores: top(scores[q], k)
-        ways[f"{name}, DPP"] = lambda q, k, scores=scores: diverse(clip, k, scores[q], exponent)
     for name in _QUERY_FREE:
-        params = {"seed": _seed(case)} if name == "random" else {}
+        params = {"seed": _seed(scene.case)} if name == "random" else {}
         method = registry.create(name, **params)
         ways[name] = _once(lambda k, method=method: method.assign(tokens, k).anchor)
     return ways
+
+
+def _learned(backbone: Backbone, scene: Scene, name: str, loaded: LoadedSelector, exponent: float) -> dict[str, Choice]:
+    """Those of a selector."""
+    clip = scene.clip
+    words = [backbone.embed(each.question) for each in scene.asked]
+    scores = [loaded.selector.score(clip.features, each, None, clip.grid) for each in words]
+    return {
+        f"{name}, top-k": lambda q, k: top(scores[q], k),
+        f"{name}, DPP": lambda q, k: diverse(clip, k, scores[q], exponent),
+    }
 
 
 def _once(choose: Callable[[int], Tensor]) -> Choice:
@@ -211,13 +266,13 @@ def _once(choose: Callable[[int], Tensor]) -> Choice:
     return chosen
 
 
-def _answer_inside(
-    backbone: Backbone, clip: Clip, asked: Sequence[Asked], seen: Sequence[Seen], layer: int, count: int
-) -> Tensor:
+def _answer_inside(backbone: Backbone, scene: Scene, layer: int, ratio: float) -> Tensor:
     """First tokens where `attention` picks behind its layer, as the query-aware path does."""
-    kept = [select_top(each.importance, count) for each in seen]
-    rows = [torch.cat([each.head, each.video[those], each.tail]) for each, those in zip(seen, kept, strict=True)]
-    places = [kept_positions(backbone, clip, each, those) for each, those in zip(asked, kept, strict=True)]
+    count = count_kept(len(scene.clip.features), ratio)
+    kept = [select_top(each.importance, count) for each in scene.seen]
+    rows = [torch.cat([each.head, each.video[those], each.tail]) for each, those in zip(scene.seen, kept, strict=True)]
+    pairs = zip(scene.asked, kept, strict=True)
+    places = [kept_positions(backbone, scene.clip, each, those) for each, those in pairs]
     return backbone.answer(rows, places, layer + 1)
 
 

@@ -75,7 +75,7 @@ def _lines(
     lines.append(
         f"{len(document['sessions'])} sessions, {seconds:.0f} s in all, on {machine['cpu_cores']} cores of "
         f"{machine['cpu']} that other work shared; commit {document['sessions'][-1]['commit']}. Selectors (SHA-256): "
-        + (", ".join(f"{name} `{digest[:16]}`" for name, digest in document["selectors"].items()) or "none")
+        + (", ".join(f"{name} `{digest[:16]}`" for name, digest in document["selectors"].items() if digest) or "none")
         + "."
     )
     return lines
