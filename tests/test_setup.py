@@ -156,10 +156,11 @@ def wheel(request, tmp_path_factory):
     return build_wheel(ROOT, tmp_path_factory.mktemp("checkout"))
 
 
-def test_a_wheel_brings_patches_and_startup_file(wheel):
+def test_a_wheel_brings_patches_startup_file_and_the_embedded_selector(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     assert "vllm_prune.pth" in names
+    assert "vllm_prune/embedded/selector/selector.safetensors" in names
     assert {f"vllm_prune/patches/{path.name}" for path in (ROOT / "patches").glob("*.py")} <= names
     assert not [name for name in names if name.startswith(("tests/", "patches/", "benchmarks/", "launch/"))]
 
