@@ -6,10 +6,11 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-from vllm_prune.config import ATTENTION, ATTENTION_PARAMS, NO_METHOD, PRESETS
+from vllm_prune.config import ATTENTION, ATTENTION_PARAMS, NO_METHOD, PRESETS, QUESTION
+from vllm_prune.config.methods import QUESTION_PARAMS
 from vllm_prune.methods import registry
 
-METHODS = (*registry.names(), ATTENTION, NO_METHOD)
+METHODS = (*registry.names(), ATTENTION, QUESTION, NO_METHOD)
 TEXTS = ("", "\x00", "\ud800", "\u4e2d\U0001f600", "NaN", "../../etc", "x" * 100_000, "{" * 100, "true", "auto")
 INTEGERS = (0, 1, -1, 7, 2**31, 2**53 + 1, 2**63, 2**64, 10**30, 10**4000, -(10**30))
 FLOATS = (0.0, -0.0, 0.5, 1.0, 1.5, 1e-320, 1e308, float("nan"), float("inf"), float("-inf"))
@@ -92,6 +93,9 @@ class Draw:
         """Parameters of `method`, by the types of its defaults."""
         if method == ATTENTION:
             chosen = {name: self._one_of(values) for name, values in ATTENTION_PARAMS.items()}
+        elif method == QUESTION:
+            chosen = {name: self._one_of(values) for name, values in QUESTION_PARAMS.items()}
+            chosen["exponent"] = self._one_of([0, 1.5, *FLOATS])
         elif method in METHODS and method != NO_METHOD:
             chosen = {name: self._like(default) for name, default in registry.parameters(method).items()}
             chosen["merge_dropped"] = self._one_of([True, False])

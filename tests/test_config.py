@@ -67,7 +67,7 @@ class TestPresets:
         assert not preset("stage1_only").query_aware
         assert preset("stage2_only").stage1 is None
         assert preset("stage2_only").query_aware
-        own = {"baseline", "stage1_only", "stage2_only", "default", "conservative", "aggressive"}
+        own = {"baseline", "stage1_only", "stage2_only", "default", "ask_first", "conservative", "aggressive"}
         assert set(PRESETS) == own | {"fastv", "pyramiddrop", "sparsevlm", "framefusion", "framefusion_dpp", "dtd"}
 
     def test_what_papers_are_known_by(self):

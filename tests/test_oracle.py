@@ -26,7 +26,7 @@ ONE_VIDEO = f"{USER}{VIDEO}What colour is the ball?{REPLY}"
 IMAGE_TWO_VIDEOS = f"{USER}{IMAGE}Describe the video.{VIDEO}{VIDEO}What happens?{REPLY}"
 TWO_TURNS = f"{ONE_VIDEO}yes<|im_end|>\n{USER}{IMAGE}{VIDEO}Is it a video?{REPLY}no"
 STEPS = 4
-BEYOND = ("framefusion_dpp", "dtd")
+BEYOND = ("framefusion_dpp", "dtd", "ask_first")
 """Presets that choose, or plan, in a way that the oracle does not have."""
 
 

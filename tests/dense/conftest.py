@@ -14,7 +14,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from dense_cases import Oracle
 from dense_engine import RemoteEngine, forgetful
 from oracle import load_model
-from oracle.micro_model import write_micro_model
+from oracle.micro_model import TEXT, micro_selector, write_micro_model
+
+from vllm_prune.selector import load_selector
 
 SERVER_CONFIG = "default"
 COMPILED_BLOCKS = 34
@@ -29,7 +31,8 @@ def micro(tmp_path_factory: pytest.TempPathFactory) -> str:
 def oracle(micro: str) -> Oracle:
     from transformers import AutoProcessor
 
-    return Oracle(load_model(micro), AutoProcessor.from_pretrained(micro), SERVER_CONFIG)
+    selector = load_selector(micro_selector(micro), width=TEXT["hidden_size"]).selector
+    return Oracle(load_model(micro), AutoProcessor.from_pretrained(micro), SERVER_CONFIG, selector)
 
 
 @pytest.fixture(autouse=True)
@@ -42,14 +45,15 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def shared_eager(micro: str) -> Iterator[RemoteEngine]:
-    with RemoteEngine(micro, SERVER_CONFIG, enable_prompt_embeds=True) as engine:
+    with RemoteEngine(micro, SERVER_CONFIG, enable_prompt_embeds=True, selector=micro_selector(micro)) as engine:
         yield engine
 
 
 @pytest.fixture(scope="session")
 def compiled(micro: str) -> Iterator[RemoteEngine]:
     """Compiled, with a KV cache for little more than the longest request."""
-    with RemoteEngine(micro, SERVER_CONFIG, enforce_eager=False, num_gpu_blocks_override=COMPILED_BLOCKS) as engine:
+    options = {"enforce_eager": False, "num_gpu_blocks_override": COMPILED_BLOCKS, "selector": micro_selector(micro)}
+    with RemoteEngine(micro, SERVER_CONFIG, **options) as engine:
         yield engine
 
 
@@ -57,7 +61,8 @@ def compiled(micro: str) -> Iterator[RemoteEngine]:
 def two_ranks(micro: str) -> Iterator[RemoteEngine]:
     """Tensor parallelism over two processes."""
     bind = {"VLLM_CPU_OMP_THREADS_BIND": "0|1"}
-    with RemoteEngine(micro, SERVER_CONFIG, bind, tensor_parallel_size=2, distributed_executor_backend="mp") as engine:
+    options = {"tensor_parallel_size": 2, "distributed_executor_backend": "mp", "selector": micro_selector(micro)}
+    with RemoteEngine(micro, SERVER_CONFIG, bind, **options) as engine:
         engine.call("watch_ranks")
         yield engine
 

@@ -96,6 +96,7 @@ class DenseEngine:
         self.max_step_tokens = self.scheduler.max_num_scheduled_tokens
         self.steps: dict[str, list[Step]] = {}
         self.blocks: dict[str, int] = {}
+        self.block_ids: dict[str, list[int]] = {}
         self.preempted: dict[str, int] = {}
         self._watch_scheduler()
         self.encoded = 0
@@ -116,6 +117,7 @@ class DenseEngine:
                 if start + count == request.num_prompt_tokens:
                     groups = self.scheduler.kv_cache_manager.get_block_ids(request_id)
                     self.blocks.setdefault(_client_id(request_id), len(groups[0]))
+                    self.block_ids.setdefault(_client_id(request_id), groups[0])
             return output
 
         self.scheduler.schedule = watching
@@ -144,7 +146,7 @@ class DenseEngine:
         logprobs: int = -1,
     ) -> list[Answer]:
         """Answers of all prompts, queued together; in steps of `step_tokens` tokens, with `free_blocks` KV blocks."""
-        for record in (self.steps, self.blocks, self.preempted):
+        for record in (self.steps, self.blocks, self.block_ids, self.preempted):
             record.clear()
         for file in self.trace.iterdir():
             file.unlink()
@@ -278,6 +280,11 @@ class DenseEngine:
         assert self.llm.reset_prefix_cache()
         self.core.reset_encoder_cache()
         self.encoded = 0
+
+    def keep_blocks(self, count: int) -> None:
+        """Takes all but the first `count` blocks of the prompt of the last run's request out of the prefix cache."""
+        (own,) = self.block_ids.values()
+        self.pool.evict_blocks(set(own[count:]))
 
     def free_blocks(self) -> int:
         return self.pool.get_num_free_blocks()

@@ -9,7 +9,6 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,7 +32,7 @@ from dense_cases import video as clip
 from dense_engine import BLOCK_SIZE, RemoteEngine, forgetful
 from oracle import load_model
 from oracle.micro_model import FAMILIES as FAMILY_CONFIGS
-from oracle.micro_model import TEXT, write_micro_model, write_micro_selector
+from oracle.micro_model import TEXT, micro_selector, write_micro_model
 from pixel_cases import random_cases as pixel_cases
 from stock import RATE, SIDE, StockAnswer, StockMask, answer_by_stock, masks_of_ours
 from transformers import AutoProcessor
@@ -64,12 +63,8 @@ def model(tmp_path_factory: pytest.TempPathFactory, family: str) -> str:
 
 @pytest.fixture(scope="module")
 def started(model: str) -> Iterator[RemoteEngine]:
-    with RemoteEngine(model, "default", selector=selector_of(model)) as engine:
+    with RemoteEngine(model, "default", selector=micro_selector(model)) as engine:
         yield engine
-
-
-def selector_of(model: str) -> str:
-    return str(write_micro_selector(Path(model)))
 
 
 @pytest.fixture
@@ -82,7 +77,7 @@ def engine(started: RemoteEngine) -> Iterator[RemoteEngine]:
 def oracle(model: str) -> Iterator[Oracle]:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    selector = load_selector(selector_of(model), width=TEXT["hidden_size"]).selector
+    selector = load_selector(micro_selector(model), width=TEXT["hidden_size"]).selector
     yield Oracle(load_model(model), AutoProcessor.from_pretrained(model), "default", selector)
     torch.set_num_threads(before)
 

@@ -25,6 +25,7 @@ from transformers import (
 )
 
 from vllm_prune.selector import Header, ModelIdentity, Selector, SelectorConfig, write_selector
+from vllm_prune.selector.storage import probe_ids
 
 FAMILY = os.environ.get("PRUNE_TEST_FAMILY", "qwen2_5_vl")
 EMBEDDED_MODEL = Path(__file__).parents[2] / "vllm_prune" / "embedded" / "model"
@@ -174,8 +175,14 @@ def write_micro_selector(model: Path, kind: Literal["match", "joint"] = "match",
     (table,) = (values for file in tables for name, values in file.items() if name.endswith("embed_tokens.weight"))
     path = model / "selector" / f"{kind}.safetensors"
     path.parent.mkdir(exist_ok=True)
-    write_selector(path, selector, Header(config=selector.config, model=identity), table)
+    write_selector(path, selector, Header(config=selector.config, model=identity), table[probe_ids(text["vocab_size"])])
     return path
+
+
+def micro_selector(model: str) -> str:
+    """File of the selector that servers of the micro model in `model` have."""
+    path = Path(model) / "selector" / "match.safetensors"
+    return str(path if path.exists() else write_micro_selector(Path(model)))
 
 
 @torch.no_grad()

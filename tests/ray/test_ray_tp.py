@@ -10,7 +10,7 @@ import pytest
 from dense_cases import CONFIGS, LOGPROB_TOLERANCE, VIDEO, Case, Oracle, chat, compare, random_case, video
 from dense_engine import RemoteEngine, RemoteError
 from oracle import load_model
-from oracle.micro_model import write_micro_model
+from oracle.micro_model import micro_selector, write_micro_model
 from rank_functions import actor_and_process, keep_own_rank, keep_the_same
 from ray_head import RayNode
 
@@ -42,14 +42,14 @@ def oracle(micro: str) -> Oracle:
 def on_ray(micro: str, ray_head: RayNode) -> Iterator[RemoteEngine]:
     environment = {**ray_head.environment, "VLLM_PRUNE_CHECK_RANKS": "1"}
     options = {"tensor_parallel_size": 2, "distributed_executor_backend": "ray"}
-    with RemoteEngine(micro, SERVER_CONFIG, environment, **options) as engine:
+    with RemoteEngine(micro, SERVER_CONFIG, environment, selector=micro_selector(micro), **options) as engine:
         engine.call("watch_ranks")
         yield engine
 
 
 @pytest.fixture(scope="session")
 def on_one_rank(micro: str) -> Iterator[RemoteEngine]:
-    with RemoteEngine(micro, SERVER_CONFIG) as engine:
+    with RemoteEngine(micro, SERVER_CONFIG, selector=micro_selector(micro)) as engine:
         yield engine
 
 

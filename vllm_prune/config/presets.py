@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from vllm_prune.config.methods import ATTENTION
+from vllm_prune.config.methods import ATTENTION, QUESTION
 from vllm_prune.config.prune_config import PruneConfig
 from vllm_prune.config.stage1 import Stage1Config
 
@@ -39,6 +39,8 @@ PRESETS: Mapping[str, PruneConfig] = MappingProxyType(
         "stage1_only": PruneConfig(stage1=Stage1Config()),
         "stage2_only": PruneConfig(method=ATTENTION, keep_ratio=DEFAULT_KEEP_RATIO),
         "default": _stages(0.8, 0.5, 0.25, 0.4),
+        # The question chooses before the first layer, by a learned selector, with diversity over the whole video.
+        "ask_first": PruneConfig(method=QUESTION, keep_ratio=0.2),
         "conservative": _stages(0.9, 0.8, 0.5, 0.6),
         "aggressive": _stages(0.7, 0.3, 0.25, 0.3),
         # FastV (ECCV 2024, arXiv:2403.06764, section 4): K = 2 layers see every token, R = 50% of them are dropped by

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from vllm.logger import init_logger
 
-from vllm_prune.config import ATTENTION, NO_METHOD
+from vllm_prune.config import ATTENTION, NO_METHOD, QUESTION
 from vllm_prune.config.errors import shorten
 from vllm_prune.serving.api.ends import DONE
 from vllm_prune.serving.api.report import ENCODED, ENCODER_CACHE, PREFIX_CACHE, UNKNOWN, WITHHELD, RequestReport
@@ -70,6 +70,9 @@ def _importance(report: RequestReport) -> str:
             f"attention weights of the question on the video's tokens, {text} over text positions, then {heads} over "
             f"heads; {selector}, quota {quota}"
         )
+    if config.method == QUESTION:
+        relevance, selector, scope = (config.question_param(name) for name in ("relevance", "selector", "scope"))
+        return f"{relevance} relevance to the question, before the first layer; {selector} over each {scope}"
     if config.method == NO_METHOD:
         return "none: " + ("tokens are merged by similarity" if config.stage1 else "every token stays")
     return f"by method {config.method}, without the question"

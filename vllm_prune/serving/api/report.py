@@ -70,6 +70,7 @@ class RequestReport:
     encoded: dict[int, EncodedVideo] = field(default_factory=dict)
     """By the video's number in the prompt."""
     dense_s: float = 0.0
+    choice_s: float = 0.0
     attention: list[list[int]] = field(default_factory=list)
     """Layer, heads, rows of the question, tokens of every choice that the question made."""
     cached_tokens: int = 0
@@ -91,6 +92,7 @@ class RequestReport:
         """Takes up what a worker said."""
         self.encoded.update(notes.encoded)
         self.dense_s += notes.dense_s
+        self.choice_s += notes.choice_s
         self.attention += notes.attention
         self.failure = self.failure or notes.failure
 
@@ -148,6 +150,8 @@ class RequestReport:
         if self.encoded:
             seconds["encoder"] = sum(video.encoder_s for video in self.encoded.values())
             seconds["merge"] = sum(video.merge_s for video in self.encoded.values())
+        if self.choice_s:
+            seconds["choice"] = self.choice_s
         if self.attention:
             seconds["dense_prefix"] = self.dense_s
         if self.withheld:

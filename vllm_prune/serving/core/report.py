@@ -58,6 +58,9 @@ def _assign(scheduler: Any, step: Any, output: Any, notes: StepNotes, pending: d
             request = pending.setdefault(id, RequestNotes())
             request.dense_s += by_row[row].seconds
             request.attention += by_row[row].attention
+    for row, seconds in notes.choices:
+        for id in _requests_of([(row, "")], step, output):
+            pending.setdefault(id, RequestNotes()).choice_s += seconds
     if notes.lost_traces and output.req_ids:
         # Counted for the whole server, so that any request whose notes are read can carry the number.
         id = next((id for id, _ in videos), output.req_ids[0])

@@ -59,6 +59,8 @@ class StepNotes:
     dense: list[DenseRequestNote]
     failures: list[tuple[int, str]]
     """A row of every failed video that a request used, and what happened to the video."""
+    choices: list[tuple[int, float]] = field(default_factory=list)
+    """A row of every video that a question chose tokens of before the first layer, and the seconds that it took."""
     lost_traces: int = 0
     """Traces that could not be written."""
 
@@ -87,10 +89,11 @@ class StepRecorder:
         self._encodings: list[_Encoding] = []
         self._dense: list[tuple[int, Stopwatch, list[list[int]]]] = []
         self._failures: list[tuple[int, str]] = []
+        self._choices: list[tuple[int, Stopwatch]] = []
         self.lost_traces = 0
 
     def __bool__(self) -> bool:
-        return bool(self._encodings or self._dense or self._failures or self.lost_traces)
+        return bool(self._encodings or self._dense or self._failures or self._choices or self.lost_traces)
 
     def encoding(
         self, features: Iterator[tuple[torch.Tensor, torch.Tensor | None]], device: torch.device
@@ -125,6 +128,10 @@ class StepRecorder:
         watch.stop()
         self._dense += [(row, watch, shapes) for row, shapes in attention.items()]
 
+    def chosen(self, row: int, watch: Stopwatch) -> None:
+        """Notes that a question chose tokens of the video at batch row `row`, and for how long."""
+        self._choices.append((row, watch))
+
     def failed(self, row: int, message: str) -> None:
         """Notes that the request at batch row `row` uses a video that could not be pruned."""
         self._failures.append((row, message))
@@ -132,7 +139,9 @@ class StepRecorder:
     def finish(self) -> StepNotes:
         """The notes; waits for the device if the step is still under way."""
         dense = [DenseRequestNote(row, watch.seconds, shapes) for row, watch, shapes in self._dense]
-        return StepNotes([encoding.note() for encoding in self._encodings], dense, self._failures, self.lost_traces)
+        choices = [(row, watch.seconds) for row, watch in self._choices]
+        encoded = [encoding.note() for encoding in self._encodings]
+        return StepNotes(encoded, dense, self._failures, choices, self.lost_traces)
 
 
 @dataclass
@@ -142,6 +151,8 @@ class RequestNotes:
     encoded: dict[int, EncodedVideo] = field(default_factory=dict)
     """By the video's number in the prompt; those missing were found in a cache."""
     dense_s: float = 0.0
+    choice_s: float = 0.0
+    """Of choices before the first layer."""
     attention: list[list[int]] = field(default_factory=list)
     """As in `DenseRequestNote`."""
     failure: str = ""

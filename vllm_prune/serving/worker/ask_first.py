@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from vllm.config import VllmConfig
 from vllm.utils.gpu_sync_debug import gpu_sync_allowed
 
 from vllm_prune.methods.base import VideoTokens
@@ -25,8 +26,8 @@ from vllm_prune.methods.question import (
     weigh_similarity,
 )
 from vllm_prune.question import question_ids
-from vllm_prune.selector import LoadedSelector
-from vllm_prune.serving.wire.selector_file import check_embeddings
+from vllm_prune.serving.wire.clock import Stopwatch
+from vllm_prune.serving.wire.selector_file import check_embeddings, load_checked_selector
 from vllm_prune.serving.worker import carrier
 from vllm_prune.serving.worker.medium_info import MediumInfo, MediumTable
 from vllm_prune.serving.worker.rank_check import check_same_on_ranks
@@ -57,28 +58,26 @@ class AskFirst:
 
     def __init__(
         self,
+        vllm_config: VllmConfig,
         media: MediumTable,
-        widths: tuple[int, int],
+        row_width: int,
         embed_text: Callable[[torch.Tensor], torch.Tensor],
-        selector: LoadedSelector | None,
         trace: TraceWriter | None,
-        device: torch.device,
     ) -> None:
         """Of the model.
 
         Args:
+            vllm_config: vLLM's; its settings may name a learned selector.
             media: What is known of the videos in the encoder cache.
-            widths: C of what enters the first layer, W >= C of a row with what later layers get.
+            row_width: W, of a row with what later layers get.
             embed_text: Token ids [Q] to embeddings [Q, C].
-            selector: Scores tokens where the configuration asks for learned relevance.
             trace: Where to write choices.
-            device: Of the model.
         """
-        self._media, self._loaded, self._trace = media, selector, trace
-        self._selector = None if selector is None else selector.selector.to(device)
-        self._device = device
-        self._width, self._row_width = widths
-        self._embed_text = embed_text
+        self._media, self._trace, self._embed_text = media, trace, embed_text
+        self._width, self._row_width = vllm_config.model_config.get_inputs_embeds_size(), row_width
+        self._device = torch.device(vllm_config.device_config.device)
+        self._loaded = load_checked_selector(vllm_config.model_config)
+        self._selector = None if self._loaded is None else self._loaded.selector.to(self._device)
         self._choices: OrderedDict[tuple[int, tuple[int, ...]], _Choice] = OrderedDict()
 
     def check_embeddings(self) -> None:
@@ -91,8 +90,8 @@ class AskFirst:
 
     def take(
         self, part: carrier.PartOfMedium, num_rows: int, prompt: Sequence[int], first: int, position: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Features [n, W] and slots [n] of the `num_rows` rows of a video that a step has.
+    ) -> tuple[torch.Tensor, torch.Tensor, Stopwatch]:
+        """Features [n, W] and slots [n] of the `num_rows` rows of a video that a step has, and the time it took.
 
         Args:
             part: Which rows of the video these are.
@@ -101,7 +100,7 @@ class AskFirst:
             first: Prompt index of the first of these rows.
             position: Of the video's start.
         """
-        begin = time.perf_counter()
+        watch, begin = Stopwatch(self._device), time.perf_counter()
         info = self._media[part.info]
         assert info.turn is not None  # the processor refuses such requests of models without
         start = first - part.row
@@ -112,7 +111,8 @@ class AskFirst:
             outcome = VideoOutcome(info.trace, choice.chosen, (info.offsets(choice.slots) + position).T, choice.scores)
             self._trace.write(prompt, [outcome], time.perf_counter() - begin)
         rows = choice.kept[part.row : part.row + num_rows]
-        return features[rows], slots[rows]
+        watch.stop()
+        return features[rows], slots[rows], watch
 
     def _choice(self, number: int, features: torch.Tensor, slots: torch.Tensor, question: tuple[int, ...]) -> _Choice:
         """What is kept of the video with this number, whose tokens are unpacked, padding included."""

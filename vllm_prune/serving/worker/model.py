@@ -22,9 +22,9 @@ from vllm.utils.gpu_sync_debug import gpu_sync_allowed
 
 from vllm_prune.hook import Hooked, hook
 from vllm_prune.layout import MediumLayout
+from vllm_prune.serving.wire.clock import Stopwatch
 from vllm_prune.serving.wire.notes import StepRecorder
 from vllm_prune.serving.wire.request_spec import VideoSpec
-from vllm_prune.serving.wire.selector_file import load_checked_selector
 from vllm_prune.serving.wire.settings import read_settings
 from vllm_prune.serving.worker import carrier
 from vllm_prune.serving.worker.ask_first import AskFirst
@@ -47,6 +47,9 @@ from vllm_prune.serving.worker.upload import upload
 _PROMPT_EMBEDS = "prompt_embeds"
 """What vLLM calls text that a client sends as embeddings; like media it is put in beside the embedded token ids."""
 
+Gathered = DenseVideo | Stopwatch | str | None
+"""What is left to choose of a medium; how long the choice took; why it failed; or nothing of it."""
+
 
 class PruningModelMixin(Hooked):
     """Pruning on top of a model whose media are grids of tokens with M-RoPE positions."""
@@ -64,22 +67,16 @@ class PruningModelMixin(Hooked):
         folder = settings.trace if get_tensor_model_parallel_rank() == 0 else None
         self._trace = trace = None if folder is None else TraceWriter(folder, settings.trace_limits)
         self._encoder_rows = EncoderRows(trace, width, self.language_model.embed_input_ids)
-        self._ask_first = AskFirst(
-            self._encoder_rows.media,
-            (width, self._row_width),
-            self.language_model.embed_input_ids,
-            load_checked_selector(vllm_config.model_config),
-            trace,
-            vllm_config.device_config.device,
-        )
+        embed_text = self.language_model.embed_input_ids
+        self._ask_first = AskFirst(vllm_config, self._encoder_rows.media, self._row_width, embed_text, trace)
         self._dense_prefix: DensePrefix | None = None
         self._max_dense_rows = 0
         if settings.may_query:
             self._dense_prefix = DensePrefix(vllm_config, self.decoder_view(), trace)
             self._dense_prefix.check_supported()
             self._max_dense_rows = vllm_config.scheduler_config.max_num_batched_tokens
-        # Of every medium with rows in the step being prepared; None: nothing is left to choose; text: why it failed.
-        self._gathered: list[DenseVideo | str | None] = []
+        # Of every medium with rows in the step being prepared.
+        self._gathered: list[Gathered] = []
         self.notes = StepRecorder()
         self._dense_videos: list[DenseVideo] = []
 
@@ -158,7 +155,7 @@ class PruningModelMixin(Hooked):
             parts, known, prompt = carrier.read_parts(pruned, mrope_positions, input_ids)
         index = pruned_rows_from(mrope_positions, known, num_computed_tokens)
         for rows in multimodal_embeddings:
-            dense = None
+            dense: Gathered = None
             if rows.shape[1] > self._row_width:
                 here, index = index[: len(rows)], index[len(rows) :]
                 part = parts.pop(0)
@@ -167,7 +164,7 @@ class PruningModelMixin(Hooked):
                 start = -int(known[0, here[0]]) - 1
                 text_goes_on = start + info.layout.extent()
                 if info.asks_first:
-                    rows, slots = self._ask_first.take(part, len(rows), prompt, int(here[0]), start)
+                    rows, slots, dense = self._ask_first.take(part, len(rows), prompt, int(here[0]), start)
                 else:
                     rows, slots, dense = self._unpack(rows, info, start, prompt)
                 if not info.chooses_inside:
@@ -180,7 +177,7 @@ class PruningModelMixin(Hooked):
 
     def _unpack(
         self, rows: torch.Tensor, info: MediumInfo, start: int, prompt: Sequence[int]
-    ) -> tuple[torch.Tensor, torch.Tensor, DenseVideo | str | None]:
+    ) -> tuple[torch.Tensor, torch.Tensor, Gathered]:
         """Features [n, W], their slots [n], and what is left to choose from (or what went wrong)."""
         features, slots, groups = carrier.unpack(rows, self._row_width)
         if not info.chooses_inside:
@@ -211,6 +208,8 @@ class PruningModelMixin(Hooked):
                     self._is_media_row[rows[: len(embeddings)]] = False
                 if isinstance(video, str):
                     self.notes.failed(rows[0], video)
+                elif isinstance(video, Stopwatch):
+                    self.notes.chosen(rows[0], video)
                 elif video is not None:
                     self._dense_videos.append(video.at_row(rows[0]))
                 rows = rows[len(embeddings) :]
