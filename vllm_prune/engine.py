@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+from vllm_prune import embedded
 from vllm_prune.config import OverridePolicy, PruneConfig, check_override_policy
 from vllm_prune.hub import read_config_fields
 from vllm_prune.override import ServerSettings
@@ -32,7 +34,8 @@ def engine_args(
         trace: Folder for a trace of what was decided about every video (see `serving/worker/trace.py`).
         trace_limits: What that folder may hold; the oldest traces make room.
         log: Whether every request with videos is described in the log.
-        selector: File of a learned selector (see `vllm_prune/selector`), for method "question".
+        selector: File of a learned selector (see `vllm_prune/selector`), for method "question"; the embedded model has
+            one of its own.
         others: Any further argument of `vllm.LLM`; a dictionary of `hf_overrides` is merged.
 
     Raises:
@@ -61,10 +64,16 @@ def hf_overrides(
     policy = check_override_policy(override)
     limits = trace_limits or TraceLimits()
     parsed = PruneConfig.parse(config)
+    selector = selector or shipped_selector(model)
     settings = ServerSettings(
         config=parsed, override=policy, trace=trace, trace_limits=limits, selector=selector, log=log
     )
     return {"architectures": [variant_of(read_architecture(model))], **settings_to_hf_override(settings)}
+
+
+def shipped_selector(model: str) -> str | None:
+    """File of the learned selector that comes along with `model`: the embedded model has one."""
+    return str(embedded.selector_path()) if Path(model) == embedded.model_path() else None
 
 
 def read_architecture(model: str) -> str:
