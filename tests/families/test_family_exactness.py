@@ -199,6 +199,16 @@ def test_masks_of_vllms_own_pruning_are_ours(stock, family):
         assert torch.equal(masks_of_ours(tokens, mask.method, RATE, int(mask.kept.sum()), width), mask.kept)
 
 
+def test_a_video_of_one_frame_is_served_or_refused_in_a_few_words(engine, family):
+    (answer,) = engine.run([Case(chat(VIDEO + QUESTION), (clip(3, 1),)).prompt()])
+    if levels_of(family):
+        assert answer.error.endswith(
+            "video 0 has 1 frame(s), and the model's videos need 2; send a single picture as image_url"
+        )
+    else:
+        assert not answer.error
+
+
 def test_pruning_between_the_levels_of_deepstack_is_refused(engine, family):
     levels = levels_of(family)
     if levels < 2:

@@ -91,6 +91,13 @@ def test_structure_is_told_apart_beside_other_media(server, prune):
     assert whole.usage.prompt_tokens - found.usage.prompt_tokens == counts["video_before_pruning"] - counts["video"]
 
 
+def test_a_file_of_one_frame_is_a_bad_request(server):
+    with pytest.raises(openai.BadRequestError) as refused:
+        server.ask(video(data_url(mp4(1))), ASK)
+    assert "video 0 has 1 frame(s), and the model's videos need 2" in refused.value.message
+    assert "array" not in refused.value.message
+
+
 def test_without_an_end_of_turn_a_question_cannot_choose(without_turns, tmp_path):
     command = serve_command(str(without_turns), "--prune", "default", *OPTIONS)
     ended = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=200)

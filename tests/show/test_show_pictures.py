@@ -41,6 +41,14 @@ def test_groups_are_numbered_where_there_is_room(tmp_path):
         assert (lower_left.std(axis=(0, 1)).max() > 20) == numbered
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\x1c", "\x85", "\u2028", "\u2029", "\x00"])
+def test_an_answer_of_several_lines_is_drawn_in_one(end):
+    lines, line = Canvas(300, 40), Canvas(300, 40)
+    assert lines.text(4, 20, f"red{end}blue", 12) == line.text(4, 20, f"red{' ' * len(end)}blue", 12)
+    assert (lines.array() == line.array()).all()
+    assert lines.shorten(f"red{end}blue" * 40, 12, 80).endswith("...")
+
+
 @pytest.mark.parametrize("prune", CONFIGS, ids=str)
 def test_kept_cells_are_clear_and_dropped_ones_grey(tmp_path, prune):
     cells = make_panels(tmp_path, [prune])[0].cells

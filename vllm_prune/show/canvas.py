@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from functools import lru_cache
 
 import numpy as np
@@ -12,6 +13,8 @@ _FONTS = {
     False: ("DejaVuSans.ttf", "LiberationSans-Regular.ttf"),
     True: ("DejaVuSans-Bold.ttf", "LiberationSans-Bold.ttf"),
 }
+_NO_LINE = ("Cc", "Zl", "Zp")
+"""Categories of control characters, and of the ends of lines and paragraphs."""
 Colour = tuple[int, int, int]
 
 
@@ -26,6 +29,15 @@ def font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont | ImageFont.Im
     return ImageFont.load_default(size)
 
 
+def one_line(text: str) -> str:
+    r"""`text`, as a model may have answered it, without ends of lines and control characters, which Pillow refuses.
+
+    >>> one_line("red,\nthen\u2029blue")
+    'red, then blue'
+    """
+    return "".join(" " if unicodedata.category(character) in _NO_LINE else character for character in text)
+
+
 class Canvas:
     """White paper of `width` x `height` pixels."""
 
@@ -38,12 +50,12 @@ class Canvas:
         self, x: float, y: float, text: str, size: int, *, bold: bool = False, colour: Colour = INK, anchor: str = "lm"
     ) -> float:
         """Writes one line and returns where it ends. `anchor` as in Pillow: left and middle by default."""
-        self._draw.text((x, y), text, font=font(size, bold), fill=colour, anchor=anchor)
+        self._draw.text((x, y), one_line(text), font=font(size, bold), fill=colour, anchor=anchor)
         return x + self.measure(text, size, bold=bold)
 
     def measure(self, text: str, size: int, *, bold: bool = False) -> float:
         """Width of one line."""
-        return self._draw.textlength(text, font=font(size, bold))
+        return self._draw.textlength(one_line(text), font=font(size, bold))
 
     def shorten(self, text: str, size: int, width: float, *, bold: bool = False) -> str:
         """`text` cut to fit into `width`."""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+from vllm.multimodal.parse import MultiModalDataItems, VideoProcessorItems
 from vllm.multimodal.processing import BaseMultiModalProcessor
 
 from vllm_prune.config import PruneConfig, PruneConfigError
 from vllm_prune.layout import MediumLayout
+from vllm_prune.media.errors import UnusableVideo
 from vllm_prune.override import ServerSettings
 from vllm_prune.serving.api.encoder_check import check_encoder_is_readable
 from vllm_prune.serving.api.pixel_plan import PixelFormat
@@ -24,6 +26,8 @@ class FamilyProcessor(BaseMultiModalProcessor[Any]):
     """Field of their grids, in patches."""
     reply_header: ClassVar[str | None] = None
     """What the chat format puts between a question and the reply, where rendering the chat template does not tell."""
+    fewest_frames: ClassVar[int] = 1
+    """That a video may have; more than 1 where the Hugging Face processor does not fill up the first step."""
     plans_on_pixels: ClassVar[bool] = True
     """Whether the model's encoder can leave out cells (`PatchMediaMixin.encode_cells`)."""
 
@@ -52,6 +56,26 @@ class FamilyProcessor(BaseMultiModalProcessor[Any]):
         """(t, h, w) of a video in cells."""
         t, h, w = data[self.video_grid][index].tolist()
         return t, h // self.merge, w // self.merge
+
+    def check_frames(self, items: MultiModalDataItems) -> None:
+        """Refuses videos that the Hugging Face processor cannot take.
+
+        Args:
+            items: A request's media, unprocessed.
+
+        Raises:
+            UnusableVideo: Names the video, its frames and the remedy.
+        """
+        videos = items.get("video")
+        if not isinstance(videos, VideoProcessorItems):
+            return
+        for index, video in enumerate(videos.get_all()):
+            frames = video[0] if isinstance(video, tuple) else video  # beside metadata
+            if frames is not None and len(frames) < self.fewest_frames:
+                raise UnusableVideo(
+                    f"video {index} has {len(frames)} frame(s), and the model's videos need {self.fewest_frames}",
+                    "send a single picture as image_url",
+                )
 
     def check_can_serve(self, config: PruneConfig) -> None:
         """Refuses what this model cannot do."""

@@ -73,6 +73,7 @@ class PruningProcessorMixin(Hooked, FamilyProcessor):
         """Resolves the request's configuration, processes, and adds the report of token counts."""
         begin = time.perf_counter()
         try:
+            self.check_frames(inputs.mm_data_items)
             inputs = self._with_resolved_config(inputs)
             with told_as_a_mistake_of_the_client():
                 processed = super().apply(inputs, timing_ctx)

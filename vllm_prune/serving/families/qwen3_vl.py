@@ -24,6 +24,8 @@ from vllm_prune.serving.worker.patch_media import PatchMediaMixin
 class PruneQwen3VLProcessor(PruningProcessorMixin, Qwen3VLMultiModalProcessor):
     """Timestamps and the marks around each step are rows that nobody may drop."""
 
+    fewest_frames = 2
+
     def layout(self, data: Any, index: int) -> MediumLayout:
         tokenizer, config = self.info.get_tokenizer(), self.info.get_hf_config()
         begin, end = (config.vision_start_token_id,), (config.vision_end_token_id,)
