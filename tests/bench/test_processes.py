@@ -1,7 +1,9 @@
 """Servers end with everything they started."""
 
 import os
+import signal
 import sys
+import threading
 import time
 
 import pytest
@@ -73,6 +75,26 @@ def test_child_of_a_leader_that_died_is_ended(tmp_path):
         process.kill()
         process.wait()
     assert wait_until_gone(child)
+
+
+IGNORES_SIGTERM = """
+import signal, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+print("ready", flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_second_ctrl_c_ends_a_stubborn_leader_at_once(tmp_path):
+    log = tmp_path / "log"
+    second = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
+    try:
+        with process_group([sys.executable, "-c", IGNORES_SIGTERM], {}, log) as process:
+            first_line(log)
+            second.start()
+        raise AssertionError("nothing came")
+    except KeyboardInterrupt:
+        assert process.returncode == -signal.SIGKILL
 
 
 def test_ending_twice_is_harmless(tmp_path):

@@ -47,7 +47,8 @@ def json_object(text: str) -> dict[str, Any]:
 def signals_as_interrupt() -> Iterator[None]:
     """Makes SIGTERM, and SIGHUP of a terminal that closes, end servers as Ctrl-C does: by KeyboardInterrupt.
 
-    Servers run in sessions of their own, which neither signal reaches. What is ignored (`nohup`) stays ignored.
+    Servers run in sessions of their own, which neither signal reaches. What is ignored (`nohup`) stays ignored. After
+    one of them both are ignored, so that another (`timeout` sends two) does not break off what ends the servers.
     """
     numbers = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) != signal.SIG_IGN]
     previous = {number: signal.signal(number, _interrupt) for number in numbers}
@@ -55,8 +56,11 @@ def signals_as_interrupt() -> Iterator[None]:
         yield
     finally:
         for number, handler in previous.items():
-            signal.signal(number, handler)
+            if signal.getsignal(number) is _interrupt:
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
+    for later in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(later, signal.SIG_IGN)
     raise KeyboardInterrupt

@@ -57,12 +57,14 @@ def process_group(
 
 
 def end_group(process: subprocess.Popen[bytes], grace_seconds: float = TERM_GRACE_SECONDS) -> None:
-    """End the process group that `process` leads: politely, then by force whoever is left."""
-    _signal_group(process.pid, signal.SIGTERM)
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(grace_seconds)
-    _signal_group(process.pid, signal.SIGKILL)
-    process.wait()
+    """End the process group that `process` leads: politely, then, or after another Ctrl-C, by force whoever is left."""
+    try:
+        _signal_group(process.pid, signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(grace_seconds)
+    finally:
+        _signal_group(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def _signal_group(group: int, number: signal.Signals) -> None:
