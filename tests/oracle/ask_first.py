@@ -72,11 +72,11 @@ def _pick(model: PreTrainedModel, config: PruneConfig, tokens: VideoTokens, scor
     if config.question_param("selector") == "topk" and values.unique().numel() > 1:
         return torch.tensor(sorted(sorted(range(len(values)), key=lambda i: (-values[i], i))[:count]))
     if config.question_param("relevance") == "learned":
-        relevance = (config.exponent * (values - values.max())).exp()
+        relevance = (config.exponent * (values - values.max())).exp().clamp(min=_LEAST)
     else:
         low, high = values.min(), values.max()
         share = (values - low) / (high - low) if high > low else torch.ones_like(values)
-        relevance = (_LEAST + (1 - _LEAST) * share) ** config.exponent
+        relevance = ((_LEAST + (1 - _LEAST) * share) ** config.exponent).clamp(min=_LEAST)
     units = torch.nn.functional.normalize(tokens.features[:, : model.config.text_config.hidden_size].double(), dim=1)
     return _greedy(relevance[:, None] * (units @ units.T) * relevance, units, count)
 

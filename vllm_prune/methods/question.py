@@ -15,7 +15,8 @@ from vllm_prune.methods.topk import TopK
 
 Scope = Literal["video", "segment", "frame"]
 
-_LEAST_WEIGHT = 1e-12
+_LEAST_WEIGHT = 1e-6
+"""Of squared relevance, as of a DPP's own: float32 tells what less would add from nothing no more."""
 _PRODUCTS_AT_ONCE = 1 << 22
 
 
@@ -50,7 +51,9 @@ def choose_diverse(tokens: VideoTokens, count: int, weight: Tensor, scope: Scope
 
 
 def weigh_log_relevance(score: Tensor, exponent: float) -> Tensor:
-    """Squared relevance [N] in (0, 1] of a relevance exp(exponent * score); NaN and -Inf are the lowest.
+    """Squared relevance [N] in (0, 1] of a relevance exp(exponent * score), at least a thousandth of the highest.
+
+    NaN and -Inf are the lowest.
 
     >>> weigh_log_relevance(torch.tensor([0.0, -1.0, float("nan")]), 0.5).round(decimals=2).tolist()
     [1.0, 0.37, 0.37]
@@ -63,5 +66,5 @@ def weigh_log_relevance(score: Tensor, exponent: float) -> Tensor:
 
 
 def weigh_similarity(similarity: Tensor, exponent: float, like: Tensor) -> Tensor:
-    """Squared relevance [N] in (0, 1] of a similarity [N] stretched to 0..1, to the power of `exponent`."""
+    """Squared relevance [N] in (0, 1] of a similarity [N] stretched to 0..1, to a power, at least a thousandth."""
     return normalize_relevance(similarity, len(similarity), like).pow(exponent).clamp(min=_LEAST_WEIGHT)
