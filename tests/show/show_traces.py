@@ -13,7 +13,7 @@ from vllm_prune.config import PruneConfig
 from vllm_prune.methods import VideoTokens
 from vllm_prune.methods.attention_importance import select_top
 from vllm_prune.serving.worker.query_free import merge_and_select, temporal_segments
-from vllm_prune.serving.worker.trace import TraceWriter, VideoOutcome, VideoTrace
+from vllm_prune.serving.worker.trace import BEFORE_LAYERS, TraceWriter, VideoOutcome, VideoTrace
 from vllm_prune.show import Panel, Story, read_trace
 from vllm_prune.show.story import Frames, label_of, make_panel
 
@@ -28,6 +28,8 @@ CONFIGS: list[Any] = [
     {"method": "random", "keep_ratio": 0.1, "stage1": True},
     {"method": "attention", "layers": [1, 3], "keep_ratio": 0.5},
     {"method": "attention", "target_token_num": 1},
+    "ask_first",
+    {"method": "question", "stage1": True, "keep_ratio": 0.3},
 ]
 
 
@@ -50,16 +52,20 @@ def write_trace(
     _, assignment = merge_and_select(tokens, config, counts)
     writer = TraceWriter(str(folder))
     trace = VideoTrace(grid, counts, assignment, 0.0, config.to_json(), temporal_segments(tokens, config))
-    outcomes = [_choose(trace, config, counts.entering, counts.layers) for _ in range(videos)]
+    outcomes = [_choose(trace, config) for _ in range(videos)]
     return writer.write([1, 2, 3], outcomes, 0.0)
 
 
-def _choose(trace: VideoTrace, config: PruneConfig, entering: int, counts: tuple[int, ...]) -> VideoOutcome:
-    """Spiky importance, as attention is."""
-    left, importance = torch.arange(entering), {}
-    layers = config.resolved_layers(6) if counts else ()
+def _choose(trace: VideoTrace, config: PruneConfig) -> VideoOutcome:
+    """Spiky importance, as attention is; or logarithms, as a learned selector's scores are."""
+    left, importance = torch.arange(trace.counts.carried), {}
+    layers, counts = config.resolved_layers(6) if trace.counts.layers else (), trace.counts.layers
+    if trace.counts.by_question:
+        layers, counts = (BEFORE_LAYERS,), (trace.counts.kept,)
     for layer, count in zip(layers, counts, strict=True):
-        importance[layer] = torch.rand(len(left), generator=torch.Generator().manual_seed(layer)) ** 4
+        importance[layer] = torch.rand(len(left), generator=torch.Generator().manual_seed(layer + 1)) ** 4
+        if layer == BEFORE_LAYERS:
+            importance[layer] = 3 * importance[layer] - 5
         left = left[select_top(importance[layer], count)]
     return VideoOutcome(trace, left, torch.zeros(3, len(left), dtype=torch.long), importance)
 

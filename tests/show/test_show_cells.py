@@ -74,6 +74,8 @@ def test_the_counts_are_named(tmp_path):
     both, three = make_panels(tmp_path, ["default", {"method": "uniform", "keep_ratio": 0.2, "stage1": True}])
     assert both.counts == (("tokens", 210), ("after stage 1", 105), ("after layer 2", 42))
     assert three.counts == (("tokens", 210), ("after stage 1 and uniform", 21))
+    (asked,) = make_panels(tmp_path, ["ask_first"])
+    assert asked.counts == (("tokens", 210), ("after the question", 42))
     assert both.summary == "210 tokens -> 105 after stage 1 -> 42 after layer 2 (20%)"
 
 

@@ -8,7 +8,7 @@ from functools import cached_property
 
 import numpy as np
 
-from vllm_prune.show.trace_file import TracedVideo
+from vllm_prune.show.trace_file import BEFORE_LAYERS, TracedVideo
 
 
 class State(IntEnum):
@@ -91,5 +91,7 @@ def _heat(video: TracedVideo, inside: np.ndarray) -> np.ndarray | None:
     if not video.layers:
         return None
     importance = video.importance[video.layers[0]]
+    if video.layers[0] == BEFORE_LAYERS:  # similarities or logarithms, of which differences count
+        importance = importance - importance.min()
     share = importance / max(float(importance.max()), np.finfo(np.float32).tiny)
     return np.where(video.slot < 0, 0.0, share[inside]).astype(np.float32)

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vllm_prune.config import ATTENTION, NO_METHOD, PRESETS, PruneConfig
+from vllm_prune.config import ATTENTION, NO_METHOD, PRESETS, QUESTION, PruneConfig
 from vllm_prune.show.cells import Cells, map_cells
 from vllm_prune.show.errors import ShowError
-from vllm_prune.show.trace_file import TracedVideo
+from vllm_prune.show.trace_file import BEFORE_LAYERS, TracedVideo
 
 
 @dataclass(frozen=True)
@@ -97,11 +97,12 @@ def _name_counts(video: TracedVideo) -> tuple[tuple[str, int], ...]:
     total, entering, *left = video.counts
     named = [("tokens", total)]
     stages = ["stage 1"] if video.config.stage1 is not None else []
-    if video.config.method not in (NO_METHOD, ATTENTION):
+    if video.config.method not in (NO_METHOD, ATTENTION, QUESTION):
         stages.append(video.config.method)
     if stages:
         named.append((f"after {' and '.join(stages)}", entering))
-    named += [(f"after layer {layer}", count) for layer, count in zip(video.layers, left, strict=False)]
+    for layer, count in zip(video.layers, left, strict=False):
+        named.append(("after the question" if layer == BEFORE_LAYERS else f"after layer {layer}", count))
     return tuple(named)
 
 
