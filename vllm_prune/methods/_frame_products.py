@@ -13,6 +13,7 @@ from vllm_prune.methods._numerics import invert
 
 _PIECE_BYTES = 16 << 20  # of features whose products are made at a time
 _KEPT_BYTES = 256 << 20  # of products that are kept for a second look
+_LAST = -1e3  # below all distances, and above what is picked
 
 
 class FrameProducts:
@@ -79,17 +80,17 @@ def pick_diverse(
     """
     inverse = invert(products.norm[piece])
     frame = torch.arange(len(product), device=product.device)
-    usable = inverse > 0
     most = int(quota.max())
-    step_of = torch.full_like(usable, most, dtype=torch.int64)
-    left = torch.full_like(inverse, torch.inf)
-    score = (product @ inverse[:, :, None]).squeeze(2) * inverse if weight is None else weight
-    closed = torch.zeros_like(inverse).masked_fill_(~usable, -1e3)
+    step_of = torch.full_like(inverse, most, dtype=torch.int64)
+    is_zero = inverse == 0
+    cosine = product * inverse[:, :, None] * inverse[:, None, :]
+    score = (cosine.sum(2) if weight is None else weight).masked_fill(is_zero, _LAST)
+    left = torch.full_like(inverse, torch.inf).masked_fill_(is_zero, _LAST)
     for step in range(most):
-        pick = (score + closed).argmax(1)
+        pick = score.argmax(1)
         step_of[frame, pick] = step
-        closed[frame, pick] = -torch.inf
-        distance = 1 - product[frame, pick] * inverse * inverse[frame, pick, None]
+        distance = 1 - cosine[frame, pick]
         left = torch.minimum(left, distance if weight is None else distance * weight)
+        left[frame, pick] = -torch.inf
         score = left
     return step_of < quota[:, None]
