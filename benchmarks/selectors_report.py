@@ -27,7 +27,7 @@ def write_report(
         "command": command,
         "clips": len(entries),
         "questions": sum(len(entry["types"]) for entry in entries),
-        "sessions": sessions,
+        "sessions": _sum_up(sessions),
         "accuracy": {
             name: {ratio: dict(zip(("percent", "se"), _mean(entries, name, ratio), strict=True)) for ratio in ratios}
             for name in names
@@ -68,17 +68,29 @@ def _lines(
     for title, keep in _parts(entries):
         clips = [entry for entry in entries if keep(entry)]
         lines += [f"## {title} ({len(clips)} clips)", "", *_table(clips, names, ratios, keep), ""]
-    lines += [f"## By type of question, {_share('0.06')}", "", *_by_type(entries, names, "0.06"), ""]
+    low = ratios[min(2, len(ratios) - 1)]
+    lines += [f"## By type of question, {_share(low)}", "", *_by_type(entries, names, low), ""]
     lines += ["## How it was made", "", f"    {document['command']}", ""]
-    seconds = sum(session["seconds"] for session in document["sessions"])
-    machine = document["sessions"][-1]["machine"]
+    made = document["sessions"]
     lines.append(
-        f"{len(document['sessions'])} sessions, {seconds:.0f} s in all, on {machine['cpu_cores']} cores of "
-        f"{machine['cpu']} that other work shared; commit {document['sessions'][-1]['commit']}. Selectors (SHA-256): "
+        f"{made['count']} sessions, {made['seconds']:.0f} s in all, on {made['machine']['cpu_cores']} cores of "
+        f"{made['machine']['cpu']} that other work shared; commits {', '.join(made['commits'])}. Selectors (SHA-256): "
         + (", ".join(f"{name} `{digest[:16]}`" for name, digest in document["selectors"].items() if digest) or "none")
         + "."
     )
     return lines
+
+
+def _sum_up(sessions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """How long all sessions took, and where they were."""
+    commits = {str(session["commit"])[:12] for session in sessions if session["commit"]}
+    return {
+        "count": len(sessions),
+        "seconds": round(sum(session["seconds"] for session in sessions), 1),
+        "machine": sessions[-1]["machine"],
+        "versions": sessions[-1]["versions"],
+        "commits": sorted(commits),
+    }
 
 
 def _parts(entries: Sequence[Entry]) -> Iterable[tuple[str, Callable[[Entry], bool]]]:
