@@ -4,8 +4,8 @@
 
 Hugging Face's forward in float32, tokens truly removed, at their original positions; the first token of the answer is
 compared with the right one, one question of each type about a clip. Clips are those of `evaluation_set`, unseen by
-every training. Every clip's answers are a line of OUTPUT.jsonl: a run that was interrupted goes on behind the last
-line, and `--seconds` ends one in good time. The table is made anew of all lines at each end.
+every training. Every clip's answers are a line of OUTPUT.answers.jsonl: a run that was interrupted goes on behind the
+last one, and `--seconds` ends one in good time. The table is made anew of all lines at each end.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def main() -> None:
     digests = {name: loaded.digest if loaded else "" for name, loaded in groups.items()}
     output, command = Path(args.output), ["python", "-m", "benchmarks.selectors", *sys.argv[1:]]
     wanted = list(cases(args.n, args.seeds))
-    with JsonLog(output.with_suffix(".jsonl"), header, resume=True, content="answers") as log:
+    with JsonLog(output.with_suffix(".answers.jsonl"), header, resume=True, content="answers") as log:
         done = {(line["case"], line["group"], line["digest"]): line for _, line in log.earlier()}
         ends = time.monotonic() + args.seconds
         with log.session(command):
@@ -121,7 +121,7 @@ def main() -> None:
         sessions = log.sessions
     lines = [[done.get((case.key, name, digest)) for name, digest in digests.items()] for case in wanted]
     entries = [_merge(found) for found in lines if all(found)]
-    write_report(output, {**header, "selectors": digests}, entries, sessions, shlex.join(command))
+    write_report(output, {**header, "selectors": digests, "note": args.note}, entries, sessions, shlex.join(command))
 
 
 def _merge(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -134,13 +134,14 @@ def _merge(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("-o", "--output", required=True, help="of .jsonl, .json and .md, without suffix")
+    parser.add_argument("-o", "--output", required=True, help="of .answers.jsonl, .json and .md, without suffix")
     parser.add_argument("--model", default=str(model_path()), help="a folder (default: the embedded model)")
     parser.add_argument("--n", type=int, default=10, help="clips of each kind and seed (default: %(default)s)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="(default: 0 1 2)")
     parser.add_argument("--selector", nargs="*", default=[], metavar="NAME=FILE", help="selectors to compare")
     parser.add_argument("--exponent", type=float, default=0.25, help="of learned relevance (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=300, help="no clip is begun after these (default: 300)")
+    parser.add_argument("--note", default="", help="a sentence for the table")
     return parser.parse_args()
 
 

@@ -52,7 +52,7 @@ def _lines(
         "",
         *_table(entries, names, ratios, lambda entry: True),
         "",
-        "Recall: share of the teacher's top 12% that is kept at 12%.",
+        f"Recall: share of the teacher's top 12% that is kept at 12%. {document['note']}".rstrip(),
         "",
     ]
     for reference in _REFERENCES:
@@ -74,7 +74,8 @@ def _lines(
     made = document["sessions"]
     lines.append(
         f"{made['count']} sessions, {made['seconds']:.0f} s in all, on {made['machine']['cpu_cores']} cores of "
-        f"{made['machine']['cpu']} that other work shared; commits {', '.join(made['commits'])}. Selectors (SHA-256): "
+        f"{made['machine']['cpu']} that other work shared; commits {', '.join(made['commits']) or 'not known'}. "
+        + "Selectors (SHA-256): "
         + (", ".join(f"{name} `{digest[:16]}`" for name, digest in document["selectors"].items() if digest) or "none")
         + "."
     )

@@ -28,9 +28,9 @@ def run(tmp_path, monkeypatch):
 def test_a_selector_is_added_to_a_table_that_is_there(run):
     call, output = run
     first = call()
-    lines = output.with_suffix(".jsonl").read_text().splitlines()
+    lines = output.with_suffix(".answers.jsonl").read_text().splitlines()
     second = call("--selector", f"match={selector_path()}")
-    added = output.with_suffix(".jsonl").read_text().splitlines()[len(lines) :]
+    added = output.with_suffix(".answers.jsonl").read_text().splitlines()[len(lines) :]
     assert [json.loads(line).get("group") for line in added] == ["match", "match", None]
     assert first["clips"] == second["clips"] == 2
     assert set(second["accuracy"]) - set(first["accuracy"]) == {"match, top-k", "match, DPP"}
