@@ -235,6 +235,15 @@ def test_arguments_that_cannot_be_used(tmp_path, monkeypatch, capsys, arguments,
     assert message in capsys.readouterr().err
 
 
+def test_a_place_that_cannot_be_written_is_told_before_anything_is_taught(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    output = str(tmp_path / "file" / "s.safetensors")
+    assert main(["train-selector", "embedded", "--dataset", "synthetic", "--clips", "1", "-o", output]) == 1
+    told = capsys.readouterr().err
+    assert str(tmp_path / "file") in told
+    assert "teacher:" not in told
+
+
 def test_no_video_can_be_read(tmp_path, capsys):
     (tmp_path / "a.mp4").write_bytes(b"no video")
     assert main(["train-selector", "embedded", "--videos", str(tmp_path), "-o", str(tmp_path / "s.safetensors")]) == 2

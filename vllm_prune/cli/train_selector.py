@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vllm_prune.bench.options import USAGE, not_negative, positive, signals_as_interrupt
+from vllm_prune.bench.options import FAILED, USAGE, not_negative, positive, signals_as_interrupt
 
 if TYPE_CHECKING:
     from vllm_prune.training.command import Training
@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Trains; 2 if an argument, the data or the model cannot be used."""
+    """Trains; 2 if an argument, the data or the model cannot be used, 1 if a file cannot be read or written."""
     from vllm_prune.bench.throughput.errors import BenchmarkError
 
     try:
@@ -58,6 +58,9 @@ def run(args: argparse.Namespace) -> int:
     except (ValueError, BenchmarkError) as error:
         print(f"vllm-prune train-selector: {error}", file=sys.stderr)
         return USAGE
+    except OSError as error:  # of the disk, or of a model's files
+        print(f"vllm-prune train-selector: {error}", file=sys.stderr)
+        return FAILED
     except KeyboardInterrupt:
         cache = _cache(args)
         print(f"vllm-prune train-selector: interrupted; the same command goes on from {cache}", file=sys.stderr)

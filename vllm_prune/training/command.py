@@ -48,6 +48,7 @@ class Training:
 
 def train(wanted: Training) -> None:
     """Train, write the file, its card and the log of the losses; go on where an earlier call was interrupted."""
+    wanted.output.parent.mkdir(parents=True, exist_ok=True)  # what cannot be written is to fail now, not at the end
     started = time.monotonic()
     skipped = teach(wanted.items, wanted.cache, wanted.teaching, wanted.devices, tell)
     teacher_seconds = time.monotonic() - started
@@ -62,7 +63,6 @@ def train(wanted: Training) -> None:
     answered = _refine(wanted, done, learning) if wanted.answer_steps else []
     facts = _facts(wanted, done, learning, validating, to_validate)
     header = Header(config=config, model=identity, place=wanted.teaching.place, training=facts)
-    wanted.output.parent.mkdir(parents=True, exist_ok=True)
     digest = write_selector(wanted.output, done.selector, header, probes)
     tell(f"wrote {wanted.output} ({wanted.output.stat().st_size / 1024:.0f} KiB)")
     rights = score_answers(done.selector, validating, wanted.teaching, wanted.devices[0], tell)

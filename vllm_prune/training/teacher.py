@@ -197,6 +197,8 @@ def _lesson_bytes(backbone: Backbone, item: Item, frames: Frames, teaching: Teac
         "lengths": torch.tensor([len(rows) for rows in text]),
         "importance": torch.stack([each.importance for each in seen]),
     }
+    if not bool(tensors["importance"].isfinite().all()):
+        raise ValueError("the teacher's attention holds NaN or Inf")
     tensors = {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
     return save(tensors, {"grid": json.dumps(clip.grid)})
 
