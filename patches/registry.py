@@ -25,6 +25,7 @@ MODULES = (
     "server_beam_reports",
     "server_metrics",
     "server_exit_status",
+    "server_startup_interrupt",
     "core_block_keys",
     "core_span_scheduling",
     "core_encoder_rows",

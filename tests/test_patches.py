@@ -388,3 +388,19 @@ print("video tokens:", answer.prompt_token_ids.count(video_token), "of", clip.fr
 def test_vllms_own_pruning_runs_on_the_cpu():
     result = run_python(EVS)
     assert "video tokens: 64 of 128" in result.stdout, result.stderr[-2000:]
+
+
+def test_an_interrupt_while_engines_start_gets_through():
+    import zmq
+    from vllm.v1.engine import utils
+
+    path = "inproc://handshake"
+    with (
+        pytest.raises(KeyboardInterrupt, match="terminated"),
+        utils.zmq_socket_ctx(path, zmq.ROUTER, bind=True) as socket,
+    ):
+        raise KeyboardInterrupt("terminated")
+    assert socket.closed
+    with utils.zmq_socket_ctx(path, zmq.ROUTER, bind=True) as socket:
+        assert not socket.closed
+    assert socket.closed
