@@ -50,7 +50,7 @@ def test_what_is_accepted_can_be_carried_out(rng):
         config = dataclasses.replace(config, stage1=config.stage1.after_encoder())
     counts = plan_counts(config, tokens.num_tokens)
     kept, assignment = merge_and_select(tokens, config, counts, attention=torch.ones(tokens.num_tokens))
-    assert kept.num_tokens == counts.entering
+    assert kept.num_tokens == counts.carried
     competing_groups(tokens, config, assignment)
 
 
