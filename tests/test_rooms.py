@@ -13,7 +13,7 @@ import vllm_prune
 PACKAGE = Path(vllm_prune.__file__).parent
 SERVING = "vllm_prune.serving."
 PROCESSES = ("api", "core", "worker")
-ANYWHERE = {"wire", "refusals", "parent_watch"}
+ANYWHERE = {"wire", "combinations", "refusals", "parent_watch"}
 """Rooms and files that belong to no process."""
 MAY_IMPORT = {
     "wire": {"wire"},
@@ -23,6 +23,7 @@ MAY_IMPORT = {
     "ray": {"ray", "wire"},
     "families": {"families", "api", "worker"} | ANYWHERE,
     "config_hook": ANYWHERE,
+    "combinations": {"wire"},
     "refusals": {"wire"},
     "parent_watch": set[str](),
     "patches:server": {"api"} | ANYWHERE,

@@ -23,7 +23,10 @@ CONNECTOR = {"kv_connector": "SharedStorageConnector", "kv_role": "kv_both"}
 REFUSED = [
     ({"pipeline_parallel_size": 2}, "pipeline_parallel_size=2: vLLM recomputes"),
     ({"enable_lora": True}, "lora_config: .*no adapter mapping"),
-    ({"speculative_config": {"method": "ngram", "num_speculative_tokens": 2}}, "speculative_config: the drafter"),
+    (
+        {"speculative_config": {"method": "ngram", "num_speculative_tokens": 2}},
+        "speculative_config.method='ngram': the drafter",
+    ),
     ({"kv_transfer_config": CONNECTOR}, "kv_transfer_config: .*a connector may hand over"),
     ({"kv_cache_dtype": "fp8"}, "cache_dtype: .*importance reads keys back"),
     ({"kv_offloading_size": 1.0}, "kv_offloading_size: .*a connector may hand over"),

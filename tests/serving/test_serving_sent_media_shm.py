@@ -14,6 +14,7 @@ from vllm.multimodal.inputs import MultiModalFeatureSpec, PlaceholderRange
 
 from vllm_prune.serving.api.sending import _send
 from vllm_prune.serving.api.sent_media_shm import SentShmCache
+from vllm_prune.serving.wire.request_spec import FIELD
 
 ROOM = 20_000
 """Bytes, for some five media."""
@@ -71,6 +72,18 @@ def test_refused_requests_leave_their_room_to_others(pair):
     for name in "ABCDEFGHIJKLMNOPQRSTUVWXYZ":
         assert pair.read(pair.send(pair.process(name))) == [ord(name)]
         assert pair.server.is_cached([name]) == [True]
+
+
+def test_a_handle_brings_the_specification_of_its_video(pair):
+    """The engine core keys blocks by it, and cannot read what lies in shared memory."""
+    item = medium("v")
+    item[FIELD] = item["data"]
+    written, _ = pair.server.get_and_update_item((item, updates("v")), "v")
+    known, _ = pair.server.get_and_update_item(None, "v")
+    other, _ = pair.server.get_and_update_item((medium("w"), updates("w")), "w")
+    assert "data" not in written
+    assert written[FIELD] == known[FIELD] == item[FIELD]
+    assert FIELD not in other
 
 
 def test_every_answer_of_n_reads_it(pair):

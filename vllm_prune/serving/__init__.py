@@ -7,5 +7,6 @@
     ray/        vLLM's Ray executor
     wire/       what crosses between the processes; `api`, `core` and `worker` import it, and nothing of each other
 
-`config_hook.py` and `refusals.py` run before there are processes, `parent_watch.py` in each that has a parent.
+`config_hook.py`, `combinations.py` and `refusals.py` run before there are processes, `parent_watch.py` in each that has
+a parent.
 """

@@ -12,6 +12,7 @@ from vllm.model_executor.models.config import VerifyAndUpdateConfig
 
 from vllm_prune.config import PruneConfigError
 from vllm_prune.hook import Hooked, hook
+from vllm_prune.serving.combinations import check_pruning
 from vllm_prune.serving.refusals import check_requested, hidden_encoder
 from vllm_prune.serving.wire.decoder_layers import pruning_layers
 from vllm_prune.serving.wire.selector_file import check_selector
@@ -49,31 +50,8 @@ class PruneConfigHook(Hooked, VerifyAndUpdateConfig):
         """Refuses what pruning would make silently wrong."""
         if not vllm_config.model_config.get_multimodal_config().is_multimodal_pruning_enabled():
             return
-        if vllm_config.parallel_config.pipeline_parallel_size > 1:
-            raise PruneConfigError(
-                f"pipeline_parallel_size={vllm_config.parallel_config.pipeline_parallel_size}: vLLM recomputes the "
-                f"positions of pruned prompts on the first stage only; use tensor parallelism"
-            )
-        if vllm_config.speculative_config is not None:
-            raise PruneConfigError(
-                "speculative_config: the drafter's look-ahead would be given positions of the wrong rows; leave it out"
-            )
-        if vllm_config.ec_transfer_config is not None:
-            raise PruneConfigError(
-                "ec_transfer_config: encoder rows of pruned videos are understood by the worker that made them only; "
-                "leave it out"
-            )
-        if getattr(vllm_config.lora_config, "enable_tower_connector_lora", False):
-            raise PruneConfigError(
-                "enable_tower_connector_lora: vLLM takes the vision encoder's tokens to be as many as a video keeps, "
-                "and would apply adapters to the wrong ones; leave it out"
-            )
-        if getattr(vllm_config.compilation_config, "cudagraph_mm_encoder", False):
-            raise PruneConfigError(
-                "compilation_config.cudagraph_mm_encoder: a captured graph of the vision encoder goes past the place "
-                "where videos are pruned; leave it out"
-            )
         settings = read_settings(vllm_config.model_config.hf_config)
+        check_pruning(vllm_config, settings)
         if settings.may_query:
             check_requested(vllm_config)
             pruning_layers(settings.config, vllm_config.model_config)

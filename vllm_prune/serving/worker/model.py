@@ -31,6 +31,7 @@ from vllm_prune.serving.worker.ask_first import AskFirst
 from vllm_prune.serving.worker.dense.decoder_view import DecoderView
 from vllm_prune.serving.worker.dense.prefix import DensePrefix
 from vllm_prune.serving.worker.dense.step import DenseVideo, plan_step
+from vllm_prune.serving.worker.embedding import base_embedding
 from vllm_prune.serving.worker.encoder_rows import EncoderRows, Selected
 from vllm_prune.serving.worker.medium_info import MediumInfo
 from vllm_prune.serving.worker.positions import (
@@ -66,8 +67,8 @@ class PruningModelMixin(Hooked):
         settings = read_settings(vllm_config.model_config.hf_config)
         folder = settings.trace if get_tensor_model_parallel_rank() == 0 else None
         self._trace = trace = None if folder is None else TraceWriter(folder, settings.trace_limits)
-        self._encoder_rows = EncoderRows(trace, width, self.language_model.embed_input_ids)
-        embed_text = self.language_model.embed_input_ids
+        embed_text = base_embedding(self.language_model)
+        self._encoder_rows = EncoderRows(trace, width, embed_text)
         self._ask_first = AskFirst(vllm_config, self._encoder_rows.media, self._row_width, embed_text, trace)
         self._dense_prefix: DensePrefix | None = None
         self._max_dense_rows = 0

@@ -1,0 +1,101 @@
+"""What choices before the first layer cannot be combined with, and selector files that fit no server."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from oracle.micro_model import write_micro_model, write_micro_selector
+
+from vllm_prune import engine_args
+
+LEARNED: dict[str, Any] = {"method": "question", "stage1": None, "keep_ratio": 0.3}
+DRAFTS: dict[str, Any] = {"speculative_config": {"method": "ngram", "num_speculative_tokens": 2}}
+TEXT: dict[str, Any] = {**LEARNED, "params": {"relevance": "text"}}
+UNIFORM: dict[str, Any] = {"method": "uniform", "keep_ratio": 0.5}
+STOCK: dict[str, Any] = {
+    "max_model_len": 512,
+    "dtype": "float32",
+    "enforce_eager": True,
+    "limit_mm_per_prompt": {"video": 1, "image": 0},
+}
+
+
+def connector(name: str) -> dict[str, Any]:
+    return {"kv_transfer_config": {"kv_connector": name, "kv_role": "kv_both"}}
+
+
+def configure(model: str, config: Any, **options: Any) -> Any:
+    from vllm.engine.arg_utils import EngineArgs
+
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    return EngineArgs(**engine_args(model, config, **(STOCK | options))).create_engine_config()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"pipeline_parallel_size": 2}, "pipeline_parallel_size=2: .*first stage only, which alone has the encoder's"),
+        (connector("ExampleConnector"), "kv_connector='ExampleConnector': .*depend on the question"),
+        (connector("LMCacheConnectorV1"), "kv_connector='LMCacheConnectorV1': .*use OffloadingConnector"),
+        ({"kv_offloading_size": 0.1, "kv_offloading_backend": "lmcache"}, "kv_offloading_backend='lmcache': "),
+        ({"enable_lora": True, "enable_tower_connector_lora": True}, "enable_tower_connector_lora: vLLM takes"),
+        ({"override": "any", "enable_lora": True}, "lora_config: .*--prune-override any"),
+        (DRAFTS, "speculative_config.method='ngram': .*wrong rows and positions"),
+    ],
+)
+def test_combinations(micro, options, message):
+    with pytest.raises(Exception, match=message):
+        configure(micro, TEXT, **options)
+
+
+@pytest.mark.parametrize("config", [TEXT, UNIFORM], ids=["question", "query-free"])
+def test_what_is_allowed(micro, config):
+    options: dict[str, Any] = {"enable_lora": True, "long_prefill_token_threshold": 48, "scheduling_policy": "priority"}
+    configure(micro, config, **options, mm_processor_cache_type="shm", **connector("OffloadingConnector"))
+    configure(micro, config, kv_offloading_size=0.1, kv_cache_dtype="fp8")
+
+
+def test_query_free_methods_need_no_key_of_the_question(micro):
+    configure(micro, UNIFORM, **connector("ExampleConnector"))
+
+
+def test_selectors_of_other_models(micro, tmp_path):
+    other = write_micro_selector(write_micro_model(tmp_path / "other", family="qwen2_vl"))
+    with pytest.raises(Exception, match=r"--prune-selector: .*'Qwen2VLForConditionalGeneration' where it was trained"):
+        configure(micro, LEARNED, selector=str(other))
+
+
+@pytest.mark.parametrize("damage", ["truncated", "text", "missing", "nothing"])
+def test_damaged_selectors(micro, selector, tmp_path, damage):
+    path = tmp_path / "selector.safetensors"
+    content = Path(selector).read_bytes()
+    written = {"truncated": content[:-9], "text": b"{}", "nothing": b""}.get(damage)
+    if written is not None:
+        path.write_bytes(written)
+    with pytest.raises(Exception, match=f"--prune-selector: .*{path.name}"):
+        configure(micro, LEARNED, selector=str(path))
+
+
+def test_another_file_on_another_node_is_refused_there(micro, selector, tmp_path):
+    from vllm_prune.serving.wire.selector_file import load_checked_selector
+
+    path = str(shutil.copy(selector, tmp_path))
+    config = configure(micro, LEARNED, selector=path)
+    loaded = load_checked_selector(config.model_config)
+    assert loaded is not None
+    shutil.copy(write_micro_selector(Path(micro), "joint"), path)
+    with pytest.raises(ValueError, match=f"--prune-selector .*{loaded.digest[:16]}.* where the server was started"):
+        load_checked_selector(config.model_config)
+    Path(path).unlink()
+    with pytest.raises(ValueError, match=r"--prune-selector: .*No such file"):
+        load_checked_selector(config.model_config)
+
+
+@pytest.mark.parametrize("exponent", [float("nan"), float("inf"), -1, 17, 1e9, True, "x", None, [1]])
+def test_exponents_out_of_range(exponent):
+    with pytest.raises(ValueError, match=r"params\.exponent="):
+        engine_args("unused", {**TEXT, "params": {"relevance": "text", "exponent": exponent}})

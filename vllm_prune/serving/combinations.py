@@ -1,0 +1,87 @@
+"""What no pruning can be combined with, and what choices by the question cannot, each with its reason.
+
+`refusals.py` has what a dense prefix cannot be combined with, beyond this.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vllm.config import VllmConfig
+
+from vllm_prune.config import QUESTION, PruneConfigError
+from vllm_prune.override import ServerSettings
+
+KEYED_BY_BLOCK_HASHES = ("OffloadingConnector", "SimpleCPUOffloadConnector", "MooncakeStoreConnector")
+"""KV connectors that find a block by vLLM's hash of it, of which the question is a part (`core/spans.py`)."""
+
+
+def check_pruning(vllm_config: VllmConfig, settings: ServerSettings) -> None:
+    """Raises for what would make pruning silently wrong.
+
+    Raises:
+        PruneConfigError: Names the field, the reason and the remedy.
+    """
+    _check_stages(vllm_config)
+    _check_drafter(vllm_config.speculative_config)
+    if vllm_config.ec_transfer_config is not None:
+        raise PruneConfigError(
+            "ec_transfer_config: encoder rows of pruned videos are understood by the worker that made them only; "
+            "leave it out"
+        )
+    if getattr(vllm_config.lora_config, "enable_tower_connector_lora", False):
+        raise PruneConfigError(
+            "enable_tower_connector_lora: vLLM takes the vision encoder's tokens to be as many as a video keeps, "
+            "and would apply adapters to the wrong ones; leave it out"
+        )
+    if getattr(vllm_config.compilation_config, "cudagraph_mm_encoder", False):
+        raise PruneConfigError(
+            "compilation_config.cudagraph_mm_encoder: a captured graph of the vision encoder goes past the place "
+            "where videos are pruned; leave it out"
+        )
+    if settings.config.method == QUESTION:
+        _check_connector(vllm_config)
+
+
+def _check_stages(vllm_config: VllmConfig) -> None:
+    stages = vllm_config.parallel_config.pipeline_parallel_size
+    if stages > 1:
+        raise PruneConfigError(
+            f"pipeline_parallel_size={stages}: vLLM recomputes the positions of pruned prompts on the first stage "
+            f"only, which alone has the encoder's rows, and sends later stages hidden states without positions; use "
+            f"tensor parallelism"
+        )
+
+
+def _check_drafter(speculative: Any) -> None:
+    if speculative is not None:
+        raise PruneConfigError(
+            f"speculative_config.method={speculative.method!r}: the drafter's look-ahead would be given the wrong rows "
+            f"and positions of a video: vLLM does not say that it asks for rows one token further on (V1 runner), or "
+            f"cuts them out of the encoder cache itself (V2); leave it out"
+        )
+
+
+def _check_connector(vllm_config: VllmConfig) -> None:
+    transfer = vllm_config.kv_transfer_config
+    offloads_elsewhere = (
+        getattr(vllm_config.cache_config, "kv_offloading_size", None) is not None
+        and vllm_config.cache_config.kv_offloading_backend != "native"
+    )
+    if offloads_elsewhere:
+        raise PruneConfigError(
+            f"kv_offloading_backend={vllm_config.cache_config.kv_offloading_backend!r}: {_OTHER_KEYS} "
+            f'use "native", or a query-free method'
+        )
+    connector = None if transfer is None else transfer.kv_connector
+    if connector is not None and connector not in KEYED_BY_BLOCK_HASHES:
+        raise PruneConfigError(
+            f"kv_transfer_config.kv_connector={connector!r}: {_OTHER_KEYS} use {', '.join(KEYED_BY_BLOCK_HASHES)}, or "
+            f"a query-free method"
+        )
+
+
+_OTHER_KEYS = (
+    'with method "question" a video\'s keys and values depend on the question behind it, and only a connector that '
+    "finds blocks by vLLM's own hashes tells two questions apart;"
+)
