@@ -12,9 +12,10 @@ README = (ROOT / "README.md").read_text()
 QUERY = {
     "stage 1, then the question (`attention`)": "stage1+attention",
     "the question alone": "attention",
-    "VidCom2, the best without the question": "vidcom2",
+    "conditional DPP over the video, the best without the question": "dpp",
+    "VidCom2": "vidcom2",
+    "HoliTom, told the encoder's attention": "holitom",
     "stage 1 alone": "stage1",
-    "conditional DPP by frames, without the question": "dpp",
     "vLLM's own EVS": "vLLM-EVS",
     "random": "random",
     "uniform": "uniform",
