@@ -78,3 +78,10 @@ def test_a_checkouts_program_is_that_of_its_environment(command: list[str]) -> N
     """Which nobody has to activate: what is on the PATH is another Python, or none."""
     if command[1:3] != ["-m", "lmms_eval"]:  # which has an environment of its own
         assert command[0].startswith(".venv/bin/"), command
+
+
+def test_a_server_with_the_page_lets_it_compare() -> None:
+    with_page = [c for page in PAGES for c in commands(page) if "serve" in c and "--prune-page" in c]
+    assert with_page
+    for command in [*with_page, (ROOT / "launch/docker/compose.yaml").read_text().partition("--prune-page")[2].split()]:
+        assert command[command.index("--prune-override") + 1] == "any"
