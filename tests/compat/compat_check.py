@@ -14,6 +14,7 @@ import argparse
 import difflib
 import functools
 import hashlib
+import importlib.util
 import inspect
 import json
 import sys
@@ -169,6 +170,10 @@ def main() -> int:
     parser.add_argument("--diffs", action="store_true", help="show how the code differs")
     parser.add_argument("--accept", action="store_true", help="write reviewed.json; breaks stay breaks")
     arguments = parser.parse_args()
+    if importlib.util.find_spec("ray") is None:
+        sys.exit(
+            "compat_check: needs Ray, as the plugin's part for it is read too: bash launch/setup.sh --extras test,ray"
+        )
     if arguments.accept:
         accept()
     supported, failed = supported_releases(), False
