@@ -1,15 +1,27 @@
-"""A server on which the question chooses before the first layer."""
+"""A server on which the question chooses before the first layer, with what a dense prefix excludes turned on."""
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "dense"))
 
-from oracle.micro_model import write_micro_model, write_micro_selector
+import numpy as np
+from allowed import EVERYTHING, LEARNED
+from dense_cases import Case, Oracle, random_case
+from dense_engine import RemoteEngine, forgetful
+from oracle import load_model
+from oracle.micro_model import TEXT, write_micro_model, write_micro_selector
+from transformers import AutoProcessor
+
+from vllm_prune.selector import load_selector
 
 
 @pytest.fixture(scope="session")
@@ -20,3 +32,49 @@ def micro(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="session")
 def selector(micro: str) -> str:
     return str(write_micro_selector(Path(micro)))
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def oracle(micro: str, selector: str) -> Oracle:
+    network = load_selector(selector, width=TEXT["hidden_size"]).selector
+    return Oracle(load_model(micro), AutoProcessor.from_pretrained(micro), LEARNED, network)
+
+
+@pytest.fixture(scope="session")
+def importable() -> Iterator[None]:
+    """Lets engines' processes import from this folder."""
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *filter(None, [before])])
+    yield
+    if before is None:
+        del os.environ["PYTHONPATH"]
+    else:
+        os.environ["PYTHONPATH"] = before
+
+
+@pytest.fixture(scope="session")
+def started(micro: str, selector: str, importable: None) -> Iterator[RemoteEngine]:
+    with RemoteEngine(micro, LEARNED, override="tighten", selector=selector, **EVERYTHING) as engine:
+        yield engine
+
+
+@pytest.fixture
+def engine(started: RemoteEngine) -> Iterator[RemoteEngine]:
+    started.call("forget", connector=True)
+    with forgetful(started) as engine:
+        yield engine
+
+
+@pytest.fixture(scope="session")
+def cases() -> list[Case]:
+    """At random, all under the server's own configuration."""
+    random = np.random.default_rng(5)
+    return [random_case(random, [None]) for _ in range(12)]

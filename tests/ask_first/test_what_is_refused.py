@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from allowed import DRAFTS, EVERYTHING, LEARNED
 from oracle.micro_model import write_micro_model, write_micro_selector
 
 from vllm_prune import engine_args
 
-LEARNED: dict[str, Any] = {"method": "question", "stage1": None, "keep_ratio": 0.3}
-DRAFTS: dict[str, Any] = {"speculative_config": {"method": "ngram", "num_speculative_tokens": 2}}
 TEXT: dict[str, Any] = {**LEARNED, "params": {"relevance": "text"}}
 UNIFORM: dict[str, Any] = {"method": "uniform", "keep_ratio": 0.5}
 STOCK: dict[str, Any] = {
@@ -44,7 +43,7 @@ def configure(model: str, config: Any, **options: Any) -> Any:
         ({"kv_offloading_size": 0.1, "kv_offloading_backend": "lmcache"}, "kv_offloading_backend='lmcache': "),
         ({"enable_lora": True, "enable_tower_connector_lora": True}, "enable_tower_connector_lora: vLLM takes"),
         ({"override": "any", "enable_lora": True}, "lora_config: .*--prune-override any"),
-        (DRAFTS, "speculative_config.method='ngram': .*wrong rows and positions"),
+        ({"override": "any", **DRAFTS}, "--prune-override any"),
     ],
 )
 def test_combinations(micro, options, message):
@@ -52,10 +51,23 @@ def test_combinations(micro, options, message):
         configure(micro, TEXT, **options)
 
 
+@pytest.mark.parametrize("method", ["mtp", "eagle3", "draft_model"])
+def test_drafters_that_see_the_video(micro, method):
+    """Checkpoints of these exist for few models; their configuration is made from the one that is allowed."""
+    from vllm_prune.serving.combinations import check_pruning
+    from vllm_prune.serving.wire.settings import read_settings
+
+    config = configure(micro, TEXT, **DRAFTS)
+    settings = read_settings(config.model_config.hf_config)
+    check_pruning(config, settings)
+    config.speculative_config.method = method
+    with pytest.raises(ValueError, match=rf"speculative_config\.method='{method}': .*wrong rows and positions"):
+        check_pruning(config, settings)
+
+
 @pytest.mark.parametrize("config", [TEXT, UNIFORM], ids=["question", "query-free"])
 def test_what_is_allowed(micro, config):
-    options: dict[str, Any] = {"enable_lora": True, "long_prefill_token_threshold": 48, "scheduling_policy": "priority"}
-    configure(micro, config, **options, mm_processor_cache_type="shm", **connector("OffloadingConnector"))
+    configure(micro, config, **(EVERYTHING | DRAFTS))
     configure(micro, config, kv_offloading_size=0.1, kv_cache_dtype="fp8")
 
 

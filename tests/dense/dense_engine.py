@@ -86,8 +86,8 @@ class DenseEngine:
         from vllm_prune import engine_args
 
         self.trace = Path(tempfile.mkdtemp(prefix="dense-trace-"))
-        merged = {**OPTIONS, **runner.OPTIONS, **options}
-        self.llm = LLM(**engine_args(model, config, override="any", trace=str(self.trace), **merged))
+        merged = {"override": "any", **OPTIONS, **runner.OPTIONS, **options}
+        self.llm = LLM(**engine_args(model, config, trace=str(self.trace), **merged))
         self.engine = self.llm.llm_engine
         self.core = self.engine.engine_core.engine_core
         runner.check(self.core)
@@ -179,6 +179,8 @@ class DenseEngine:
         finished: dict[str, Any] = {}
         while self.engine.has_unfinished_requests():
             finished.update({_client_id(out.request_id): out for out in self.engine.step() if out.finished})
+        while self.scheduler.connector is not None and self.scheduler.has_requests():
+            self.engine.step()  # stores their last blocks and gives these back
         for name, answer in zip(names, answers, strict=True):
             if name is not None:
                 self._fill(answer, name, finished[name])
@@ -275,9 +277,9 @@ class DenseEngine:
         """What `function(worker)` gives on every rank."""
         return self.llm.collective_rpc(function)
 
-    def forget(self) -> None:
-        """Empties the prefix cache and the encoder cache."""
-        assert self.llm.reset_prefix_cache()
+    def forget(self, connector: bool = False) -> None:
+        """Empties the prefix cache and the encoder cache; with `connector` what a KV connector holds, too."""
+        assert self.llm.reset_prefix_cache(reset_connector=connector)
         self.core.reset_encoder_cache()
         self.encoded = 0
 

@@ -25,7 +25,7 @@ REFUSED = [
     ({"enable_lora": True}, "lora_config: .*no adapter mapping"),
     (
         {"speculative_config": {"method": "ngram", "num_speculative_tokens": 2}},
-        "speculative_config.method='ngram': the drafter",
+        "speculative_config.method='ngram': cannot be combined",
     ),
     ({"kv_transfer_config": CONNECTOR}, "kv_transfer_config: .*a connector may hand over"),
     ({"kv_cache_dtype": "fp8"}, "cache_dtype: .*importance reads keys back"),

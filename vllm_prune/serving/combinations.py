@@ -5,13 +5,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from vllm.config import VllmConfig
 
 from vllm_prune.config import QUESTION, PruneConfigError
 from vllm_prune.override import ServerSettings
 
+TOKEN_DRAFTERS = ("ngram",)
+"""Methods of speculative decoding that draft from token ids alone."""
 KEYED_BY_BLOCK_HASHES = ("OffloadingConnector", "SimpleCPUOffloadConnector", "MooncakeStoreConnector")
 """KV connectors that find a block by vLLM's hash of it, of which the question is a part (`core/spans.py`)."""
 
@@ -23,7 +23,7 @@ def check_pruning(vllm_config: VllmConfig, settings: ServerSettings) -> None:
         PruneConfigError: Names the field, the reason and the remedy.
     """
     _check_stages(vllm_config)
-    _check_drafter(vllm_config.speculative_config)
+    _check_drafter(vllm_config, settings)
     if vllm_config.ec_transfer_config is not None:
         raise PruneConfigError(
             "ec_transfer_config: encoder rows of pruned videos are understood by the worker that made them only; "
@@ -53,12 +53,26 @@ def _check_stages(vllm_config: VllmConfig) -> None:
         )
 
 
-def _check_drafter(speculative: Any) -> None:
-    if speculative is not None:
+def _check_drafter(vllm_config: VllmConfig, settings: ServerSettings) -> None:
+    speculative = vllm_config.speculative_config
+    if speculative is None:
+        return
+    if speculative.method not in TOKEN_DRAFTERS:
         raise PruneConfigError(
             f"speculative_config.method={speculative.method!r}: the drafter's look-ahead would be given the wrong rows "
             f"and positions of a video: vLLM does not say that it asks for rows one token further on (V1 runner), or "
-            f"cuts them out of the encoder cache itself (V2); leave it out"
+            f'cuts them out of the encoder cache itself (V2); use "ngram", or leave speculative_config out'
+        )
+    if vllm_config.use_v2_model_runner:
+        raise PruneConfigError(
+            f"speculative_config.method={speculative.method!r}: has not been tried with pruning on vLLM's V2 model "
+            f"runner; set VLLM_USE_V2_MODEL_RUNNER=0, or leave it out"
+        )
+    if settings.may_query:
+        raise PruneConfigError(
+            f'speculative_config.method={speculative.method!r}: cannot be combined with method "attention", or with '
+            f"--prune-override any, which allows it: a step that verifies drafts beside a dense prefix has not been "
+            f"tried; leave it out, or choose another method and --prune-override tighten"
         )
 
 
