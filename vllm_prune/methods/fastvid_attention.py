@@ -29,6 +29,7 @@ class FastVIDAttention(FastVID):
     salient.
     """
 
+    min_segments: int = 8
     density_ratio: float = 0.4
     name: ClassVar[str] = "fastvid_attention"
     relevance: ClassVar[str] = "encoder"

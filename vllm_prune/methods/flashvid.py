@@ -41,13 +41,13 @@ class FlashVID:
        fewer slots than frames each frame's trees become one, and these are clustered by their means.
 
     Where it differs from the paper: the count is given; there is no class-token attention, so the first pick of a frame
-    is the token most like all of it; 0.3 of the budget is diverse, not 0.7, and a video is cut in 2 at least, not 8:
+    is the token most like all of it; 0.1 of the budget is diverse, not 0.7, and a video is cut in 2 at least, not 8:
     both blur real clips less. A merged token is the mean of its members (the authors' code divides the sum of a tree
     by its direct children). Ties keep the earlier token; tokens with NaN or Inf, and
     zero vectors, are dropped first. Time grows as frames * tokens-per-frame^2.
     """
 
-    diverse_ratio: float = 0.3
+    diverse_ratio: float = 0.1
     link_threshold: float = 0.8
     transition_threshold: float = 0.9
     min_segments: int = 2
