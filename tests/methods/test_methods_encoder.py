@@ -110,7 +110,7 @@ def test_fastvid_keeps_what_is_looked_at_and_merges_the_rest(
     found = groups_of(slot)
     assert {frozenset([i]) for i in kept} <= found
     rest = VideoTokens.from_features(tokens.features.index_fill(0, torch.tensor(kept, dtype=torch.int64), 0), grid_thw)
-    merged = FastVID(min_segments=8).assign(rest, budget - salient).slot
+    merged = FastVID().assign(rest, budget - salient).slot
     assert found - {frozenset([i]) for i in kept} == groups_of(merged)
 
 

@@ -36,8 +36,7 @@ class FastVID:
     segment, so time stays linear in frames; a merged token is the plain mean of its members, where the authors' code
     leaves an anchor a weight of 0.6 at least; anchors lie in the first frame of blocks of equal length, there in the
     last of runs of nearly equal frames; and there is no share of tokens chosen by the attention of a class token, which
-    the encoders of Qwen's models do not have; a video is cut in 2 at least, not 8, which blurs less and finds more. No
-    more segments than slots: the least similar cuts stay.
+    the encoders of Qwen's models do not have. No more segments than slots: the least similar cuts stay.
 
     transition_threshold: -1 <= transition_threshold <= 1. min_segments, anchor_stride, k: >= 1.
     Ties keep the earlier token or frame. Tokens with NaN or Inf, and zero vectors,
@@ -45,7 +44,7 @@ class FastVID:
     """
 
     transition_threshold: float = 0.9
-    min_segments: int = 2
+    min_segments: int = 8
     anchor_stride: int = 4
     k: int = 4
     name: ClassVar[str] = "fastvid"

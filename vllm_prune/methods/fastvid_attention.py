@@ -23,14 +23,12 @@ class FastVIDAttention(FastVID):
     """Keep the tokens of every frame that receive most attention in the vision encoder; merge the others as `fastvid`.
 
     density_ratio: share of the budget for merged slots, 0 < density_ratio <= 1; the rest is for salient tokens.
-    min_segments: 8, as published.
 
     Salient tokens are kept as they are; frames share their part of the budget in proportion to their tokens. `fastvid`
     says where it differs from the paper; here, also, frames are compared by the mean of the tokens that are not
     salient.
     """
 
-    min_segments: int = 8
     density_ratio: float = 0.4
     name: ClassVar[str] = "fastvid_attention"
     relevance: ClassVar[str] = "encoder"
