@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[1] / "dense"))
 
 import numpy as np
+from adapters import write_adapter
 from allowed import EVERYTHING, LEARNED
 from dense_cases import Case, Oracle, random_case
 from dense_engine import RemoteEngine, forgetful
@@ -46,6 +47,12 @@ def _one_thread() -> Iterator[None]:
 def oracle(micro: str, selector: str) -> Oracle:
     network = load_selector(selector, width=TEXT["hidden_size"]).selector
     return Oracle(load_model(micro), AutoProcessor.from_pretrained(micro), LEARNED, network)
+
+
+@pytest.fixture(scope="session")
+def adapters(oracle: Oracle, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    folder = tmp_path_factory.mktemp("adapters")
+    return [write_adapter(folder / str(seed), oracle.model, seed) for seed in (1, 2)]
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,6 @@
-"""What a dense prefix excludes, with choices before the first layer: a KV connector, drafts from the text.
+"""What a dense prefix excludes, with choices before the first layer: LoRA, a KV connector, drafts from the text.
 
-On one engine, with LoRA turned on, a threshold of long prefills, priorities and the processor cache in shared memory:
+On one engine, with a threshold of long prefills, priorities and the processor cache in shared memory:
 every test's answers are those of Hugging Face's model under the same choice.
 """
 
@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import pytest
 import runner
-from dense_cases import VIDEO, Case, chat, compare, video
+from adapters import merged
+from allowed import LEARNED
+from dense_cases import VIDEO, Case, Oracle, chat, compare, video
 from dense_engine import BLOCK_SIZE
 
 QUESTIONS = ("What colour is the flash?", "How many shapes are there?", "What colour is the ball?")
@@ -47,6 +49,21 @@ def test_drafts_change_nothing(engine, oracle):
     answers = engine.run([case.prompt() for case in cases], max_tokens=40)
     compare(cases, answers, oracle, max_tokens=40)
     assert any(step.count > 1 for answer in answers for step in answer.steps if step.start > len(answer.prompt))
+
+
+def test_adapters_keep_the_same_tokens_and_answer_as_merged_models(engine, oracle, adapters):
+    """Two at once, and from the caches, which tell them apart.
+
+    (vLLM's CPU backend gives an adapter to requests without one in the same batch, pruned or not.)
+    """
+    case = ask(QUESTIONS[0])
+    models = [merged(oracle.model, folder) for folder in adapters]
+    oracles = [Oracle(model, oracle.processor, LEARNED, oracle.selector) for model in models]
+    for _ in range(2):
+        answers = engine.run([case.prompt()] * 2, adapters=adapters)
+        for answer, expected in zip(answers, oracles, strict=True):
+            compare([case], [answer], expected)
+    assert len({tuple(expected(case, 4).kept[0].tolist()) for expected in [oracle, *oracles]}) == 1
 
 
 def test_blocks_of_a_connector_answer_for_their_own_question(engine, oracle):

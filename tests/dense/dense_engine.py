@@ -98,6 +98,7 @@ class DenseEngine:
         self.blocks: dict[str, int] = {}
         self.block_ids: dict[str, list[int]] = {}
         self.preempted: dict[str, int] = {}
+        self.adapters: dict[str, int] = {}
         self._watch_scheduler()
         self.encoded = 0
         self._count_encoded()
@@ -144,15 +145,19 @@ class DenseEngine:
         step_tokens: int | None = None,
         free_blocks: int | None = None,
         logprobs: int = -1,
+        adapters: Sequence[str] | None = None,
     ) -> list[Answer]:
-        """Answers of all prompts, queued together; in steps of `step_tokens` tokens, with `free_blocks` KV blocks."""
+        """Answers of all prompts, queued together; in steps of `step_tokens` tokens, with `free_blocks` KV blocks.
+
+        `adapters`: for each prompt the folder of its LoRA adapter, "" for none.
+        """
         for record in (self.steps, self.blocks, self.block_ids, self.preempted):
             record.clear()
         for file in self.trace.iterdir():
             file.unlink()
         self.scheduler.max_num_scheduled_tokens = step_tokens or self.max_step_tokens
         with self._only(free_blocks):
-            answers = self._run(prompts, max_tokens, logprobs)
+            answers = self._run(prompts, max_tokens, logprobs, adapters or [""] * len(prompts))
         self.scheduler.max_num_scheduled_tokens = self.max_step_tokens
         return answers
 
@@ -163,16 +168,20 @@ class DenseEngine:
         yield
         self.pool.free_blocks(held)
 
-    def _run(self, prompts: Sequence[Mapping[str, Any]], max_tokens: Any, logprobs: int) -> list[Answer]:
+    def _run(
+        self, prompts: Sequence[Mapping[str, Any]], max_tokens: Any, logprobs: int, adapters: Sequence[str]
+    ) -> list[Answer]:
         from vllm import SamplingParams
 
         limits = [max_tokens] * len(prompts) if isinstance(max_tokens, int) else max_tokens
         names: list[str | None] = []
         answers = [Answer() for _ in prompts]
-        for prompt, limit, answer in zip(prompts, limits, answers, strict=True):
+        for prompt, limit, adapter, answer in zip(prompts, limits, adapters, answers, strict=True):
             params = SamplingParams(max_tokens=limit, temperature=0.0, logprobs=logprobs or None, ignore_eos=True)
             try:
-                names += [_client_id(name) for name in self.llm.enqueue([dict(prompt)], params, use_tqdm=False)]
+                lora = self._adapter(adapter)
+                queued = self.llm.enqueue([dict(prompt)], params, lora_request=lora, use_tqdm=False)
+                names += map(_client_id, queued)
             except Exception as error:
                 answer.error = f"{type(error).__name__}: {error}"
                 names.append(None)
@@ -185,6 +194,15 @@ class DenseEngine:
             if name is not None:
                 self._fill(answer, name, finished[name])
         return answers
+
+    def _adapter(self, folder: str) -> Any:
+        """vLLM's request for the LoRA adapter in `folder`; None without."""
+        from vllm.lora.request import LoRARequest
+
+        if not folder:
+            return None
+        number = self.adapters.setdefault(folder, len(self.adapters) + 1)
+        return LoRARequest(folder, number, folder)
 
     def _fill(self, answer: Answer, name: str, output: Any) -> None:
         completion = output.outputs[0]
