@@ -27,7 +27,7 @@ def test_unusual_places_equal_the_oracle(engine, oracle):
 
 @pytest.mark.long
 def test_a_question_of_4000_tokens_equals_the_oracle(engine, oracle):
-    case = Case(chat(VIDEO + f"{QUESTION} " * 640), (video(1),))
+    case = Case(chat(VIDEO + f"{QUESTION} " * 411), (video(1),))
     (answer,) = engine.run([case.prompt()])
     assert 4000 < len(answer.prompt) <= MOST_TOKENS
     compare([case], [answer], oracle)
