@@ -63,16 +63,16 @@ def _check_drafter(vllm_config: VllmConfig, settings: ServerSettings) -> None:
             f"and positions of a video: vLLM does not say that it asks for rows one token further on (V1 runner), or "
             f'cuts them out of the encoder cache itself (V2); use "ngram", or leave speculative_config out'
         )
-    if vllm_config.use_v2_model_runner:
-        raise PruneConfigError(
-            f"speculative_config.method={speculative.method!r}: has not been tried with pruning on vLLM's V2 model "
-            f"runner; set VLLM_USE_V2_MODEL_RUNNER=0, or leave it out"
-        )
     if settings.may_query:
         raise PruneConfigError(
             f'speculative_config.method={speculative.method!r}: cannot be combined with method "attention", or with '
             f"--prune-override any, which allows it: a step that verifies drafts beside a dense prefix has not been "
             f"tried; leave it out, or choose another method and --prune-override tighten"
+        )
+    if vllm_config.use_v2_model_runner:
+        raise PruneConfigError(
+            f"speculative_config.method={speculative.method!r}: has not been tried with pruning on vLLM's V2 model "
+            f"runner; set VLLM_USE_V2_MODEL_RUNNER=0, or leave it out"
         )
 
 
