@@ -5,6 +5,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
 
 import pytest
 
@@ -85,6 +86,15 @@ time.sleep(600)
 """
 
 
+@pytest.fixture
+def ctrl_c_counts() -> Iterator[None]:
+    """Also where the tests run behind a shell's `&`, which lets its programs ignore Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c_counts")
 def test_a_second_ctrl_c_ends_a_stubborn_leader_at_once(tmp_path):
     log = tmp_path / "log"
     second = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
