@@ -19,6 +19,17 @@ hypothesis.settings.register_profile("new examples", deadline=None)
 hypothesis.settings.load_profile("same examples")
 
 
+@pytest.fixture
+def one_thread():
+    """PyTorch computes in one thread: sums come out the same, and engines beside the test have the other cores."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def pytest_addoption(parser):
     parser.addoption("--long", action="store_true", help="also run tests that take minutes each")
 

@@ -31,11 +31,8 @@ BEYOND = ("framefusion_dpp", "dtd", "ask_first")
 
 
 @pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+def _one_thread(one_thread):
+    """For every test here."""
 
 
 @pytest.fixture(scope="module")

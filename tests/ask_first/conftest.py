@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[1] / "dense"))
@@ -19,7 +18,7 @@ from allowed import EVERYTHING, LEARNED
 from dense_cases import Case, Oracle, random_case
 from dense_engine import RemoteEngine, forgetful
 from oracle import load_model
-from oracle.micro_model import TEXT, write_micro_model, write_micro_selector
+from oracle.micro_model import TEXT, micro_selector, write_micro_model
 from transformers import AutoProcessor
 
 from vllm_prune.selector import load_selector
@@ -32,15 +31,12 @@ def micro(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="session")
 def selector(micro: str) -> str:
-    return str(write_micro_selector(Path(micro)))
+    return micro_selector(micro)
 
 
 @pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+def _one_thread(one_thread: None) -> None:
+    """For every test here."""
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,8 @@ from functools import cached_property
 
 import numpy as np
 
-from vllm_prune.show.trace_file import BEFORE_LAYERS, TracedVideo
+from vllm_prune.serving.worker.trace import BEFORE_LAYERS
+from vllm_prune.show.trace_file import TracedVideo
 
 
 class State(IntEnum):

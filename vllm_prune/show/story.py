@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from vllm_prune.config import ATTENTION, NO_METHOD, PRESETS, QUESTION, PruneConfig
+from vllm_prune.serving.worker.trace import BEFORE_LAYERS
 from vllm_prune.show.cells import Cells, map_cells
 from vllm_prune.show.errors import ShowError
-from vllm_prune.show.trace_file import BEFORE_LAYERS, TracedVideo
+from vllm_prune.show.trace_file import TracedVideo
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,6 @@ from vllm_prune.config import PruneConfig
 from vllm_prune.serving.worker.trace import FORMAT
 from vllm_prune.show.errors import ShowError
 
-BEFORE_LAYERS = -1
-"""In place of a pruning layer: the question chose before the first one."""
 _REQUIRED = ("grid", "config", "slot", "anchor", "layers", "counts", "kept")
 
 

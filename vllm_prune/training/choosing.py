@@ -7,13 +7,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from vllm_prune.config.methods import EXPONENTS
 from vllm_prune.methods.attention_importance import select_top
 from vllm_prune.methods.base import VideoTokens
 from vllm_prune.methods.question import choose_diverse, weigh_log_relevance
 from vllm_prune.training.backbone import Asked, Backbone, Clip
 
-EXPONENT = 0.25
-"""Of the relevance in the DPP's kernel: log-relevance scores times this."""
+EXPONENT = EXPONENTS["learned"]
+"""Of the relevance in the DPP's kernel: log-relevance scores times this, as served by default."""
 
 
 def top(scores: Tensor, count: int) -> Tensor:
