@@ -92,6 +92,12 @@ def test_damaged_selectors(micro, selector, tmp_path, damage):
         configure(micro, LEARNED, selector=str(path))
 
 
+def test_selectors_that_hold_no_numbers(tmp_path):
+    model = write_micro_model(tmp_path / "micro")
+    with pytest.raises(Exception, match=r"--prune-selector: .*tensor 'bias' holds NaN or Inf"):
+        configure(str(model), LEARNED, selector=str(write_micro_selector(model, bias=float("nan"))))
+
+
 def test_another_file_on_another_node_is_refused_there(micro, selector, tmp_path):
     from vllm_prune.serving.wire.selector_file import load_checked_selector
 

@@ -158,12 +158,16 @@ FAMILIES: dict[str, tuple[Callable[[], PreTrainedConfig], dict[str, str]]] = {
 """By the `model_type` of their configurations: these, and what names their processors."""
 
 
-def write_micro_selector(model: Path, kind: Literal["match", "joint"] = "match", seed: int = 0) -> Path:
+def write_micro_selector(
+    model: Path, kind: Literal["match", "joint"] = "match", seed: int = 0, bias: float | None = None
+) -> Path:
     """A random selector for the micro model in `model`, in a folder there, where vLLM looks for no weights."""
     config = json.loads((model / "config.json").read_text())
     text = config["text_config"]
     torch.manual_seed(seed)
     selector = Selector(SelectorConfig(kind=kind, width=text["hidden_size"]))
+    if bias is not None:
+        selector.bias.data.fill_(bias)
     identity = ModelIdentity(
         architecture=config["architectures"][0],
         hidden_size=text["hidden_size"],

@@ -1,4 +1,4 @@
-"""One engine in this process, one answer of stock vLLM, two servers: shared by all tests in this folder."""
+"""One engine in this process, one answer of stock vLLM, three servers: shared by all tests in this folder."""
 
 from __future__ import annotations
 
@@ -124,6 +124,15 @@ def open_server(model: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         patch.setenv("PYTHONPATH", os.pathsep.join(path))
         with Server(model, folder, prune=prune, override="any", options=options) as running:
             yield running
+
+
+@pytest.fixture(scope="session")
+def embedded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The embedded model, which has a selector of its own, behind `vllm-prune serve`; requests may ask for any."""
+    options = ("--host", "127.0.0.1", "--enforce-eager", "--gpu-memory-utilization", "0.1", "--max-num-seqs", "16")
+    folder = tmp_path_factory.mktemp("embedded")
+    with Server("embedded", folder, prune="stage1_only", override="any", options=options) as running:
+        yield running
 
 
 @pytest.fixture(scope="session")

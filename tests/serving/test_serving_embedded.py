@@ -8,15 +8,6 @@ from serving_server import Server, text, video
 
 from vllm_prune.embedded import clips
 
-OPTIONS = ("--host", "127.0.0.1", "--enforce-eager", "--gpu-memory-utilization", "0.1", "--max-num-seqs", "16")
-
-
-@pytest.fixture(scope="module")
-def embedded(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("embedded")
-    with Server("embedded", folder, prune="stage1_only", override="any", options=OPTIONS) as running:
-        yield running
-
 
 def share_right(server: Server, prune: object) -> tuple[float, float]:
     """Shares of the sample questions answered right, and of the video tokens kept."""
