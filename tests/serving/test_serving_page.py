@@ -203,6 +203,25 @@ def test_a_server_that_may_not_keep_everything_says_so(browser, page_server, tmp
     assert "--prune-override any" in browser.text("#note")
 
 
+def test_a_server_with_a_selector_offers_every_preset(page_server):
+    settings = httpx.get(f"{page_server.root}/v1/prune/server", headers={"Authorization": f"Bearer {KEY}"}).json()
+    assert settings["presets"] == {name: config.to_dict() for name, config in PRESETS.items()}
+
+
+@needs_browser
+def test_the_page_lists_what_the_server_offers(browser, page_server):
+    settings = httpx.get(f"{page_server.root}/v1/prune/server", headers={"Authorization": f"Bearer {KEY}"}).json()
+    few = {**settings, "presets": {"aggressive": settings["presets"]["aggressive"]}, "keeps_everything": True}
+    browser.open(f"{page_server.root}/prune")
+    browser.run(f"page.server = {json.dumps(few)}; describeServer()")
+    assert browser.run("[...document.querySelectorAll('#preset option')].map(option => option.value)") == [
+        "",
+        "aggressive",
+        "custom",
+    ]
+    assert browser.run("document.querySelector('#preset').value") == ""
+
+
 def test_the_cells_want_the_key_and_say_what_is_missing(page_server):
     body = {"video": data_url(CLIP.path.read_bytes()), "trace_key": "0" * 32}
     assert httpx.post(f"{page_server.root}{CELLS}", json=body).status_code == 401

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from starlette.datastructures import State
 from vllm.plugins.endpoint_plugins.interface import EndpointPlugin
 
-from vllm_prune.config import PRESETS
+from vllm_prune.config import PRESETS, PruneConfig, PruneConfigError
 from vllm_prune.embedded import clip_path
 from vllm_prune.hook import Hooked, hook
 from vllm_prune.override import ServerSettings
@@ -23,13 +23,15 @@ from vllm_prune.page.document import HEADERS, page
 from vllm_prune.page.enable import PLUGIN
 from vllm_prune.page.find_trace import find_trace
 from vllm_prune.page.samples import list_samples
-from vllm_prune.serving.wire.architectures import variants
+from vllm_prune.serving.api.processor import PruningProcessorMixin
 from vllm_prune.serving.wire.settings import read_settings
 from vllm_prune.show.errors import ShowError
 
 PATH, SERVER_PATH, CELLS_PATH = "/prune", "/v1/prune/server", "/v1/prune/cells"
 SAMPLES_PATH = "/v1/prune/samples"
 _STATE = "vllm_prune_page"
+_ORDINARY_TOKENS = 4096
+"""Of a video by which a preset's count is held against the server's."""
 
 
 class CellsRequest(BaseModel):
@@ -43,12 +45,26 @@ class CellsRequest(BaseModel):
     """What the request gave as its `prune.trace_key`."""
 
 
+def offered_presets(processor: PruningProcessorMixin) -> dict[str, PruneConfig]:
+    """The presets that a request about a video of any ordinary size may ask for."""
+    offered = {}
+    for name, config in PRESETS.items():
+        try:
+            processor.settings.check_counts(processor.resolve(name), _ORDINARY_TOKENS)
+        except PruneConfigError:
+            continue
+        offered[name] = config
+    return offered
+
+
 class PageState:
     """What the routes know of the server."""
 
-    def __init__(self, model: str, settings: ServerSettings, *, prunes: bool, media_io_kwargs: dict[str, Any]) -> None:
-        self.model, self.settings, self.prunes = model, settings, prunes
-        self.media_io_kwargs = media_io_kwargs
+    def __init__(self, model: str, settings: ServerSettings, processor: Any, media_io_kwargs: dict[str, Any]) -> None:
+        """`processor`: the multimodal processor of the server's requests; `model` may be one that prunes nothing."""
+        self.model, self.settings, self.media_io_kwargs = model, settings, media_io_kwargs
+        self.prunes = isinstance(processor, PruningProcessorMixin)
+        self.presets = offered_presets(processor) if self.prunes else {}
 
     def describe(self) -> dict[str, Any]:
         """For the page, JSON-ready."""
@@ -58,7 +74,7 @@ class PageState:
             "keeps_everything": self.settings.config.keeps_everything,
             "override": self.settings.override,
             "traces": self.settings.trace is not None,
-            "presets": {name: config.to_dict() for name, config in PRESETS.items()},
+            "presets": {name: config.to_dict() for name, config in self.presets.items()},
         }
 
     def describe_cells(self, asked: CellsRequest) -> dict[str, Any]:
@@ -106,8 +122,8 @@ class PrunePage(Hooked, EndpointPlugin):
         page_state = PageState(
             engine_client.model_config.model,
             read_settings(hf_config),
-            prunes=bool(variants().keys() & set(hf_config.architectures or [])),
-            media_io_kwargs=getattr(args, "media_io_kwargs", None) or {},
+            engine_client.renderer.mm_processor,
+            getattr(args, "media_io_kwargs", None) or {},
         )
         setattr(state, _STATE, page_state)
 

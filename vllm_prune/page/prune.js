@@ -37,7 +37,8 @@ function describeServer() {
     options.push([CUSTOM, "JSON ..."]);
   }
   select.replaceChildren(...options.map(([value, text]) => new Option(text, value)));
-  select.value = options.some(([value]) => value === chosen) ? chosen : server.keeps_everything ? "default" : OWN;
+  const offered = wanted => options.some(([value]) => value === wanted);
+  select.value = offered(chosen) ? chosen : server.keeps_everything && offered("default") ? "default" : OWN;
   showNote(noteOf(server));
 }
 function noteOf(server) {

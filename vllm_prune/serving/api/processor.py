@@ -104,12 +104,21 @@ class PruningProcessorMixin(Hooked, FamilyProcessor):
             assert self.turn is not None  # `check_can_serve` sees to it
             check_spans(processed, counts, self.turn, limit)
 
-    def _with_resolved_config(self, inputs: ProcessorInputs) -> ProcessorInputs:
-        requested = inputs.hf_processor_mm_kwargs.get(REQUEST_KEY)
-        config, trace_key = self.settings.resolve(requested), self.settings.trace_key(requested)
+    def resolve(self, requested: object | None) -> PruneConfig:
+        """The configuration of a request that asks for `requested` (None: nothing of its own).
+
+        Raises:
+            PruneConfigError: The value is wrong, or more than the server allows or the model can do.
+        """
+        config = self.settings.resolve(requested)
         self.check_can_serve(config)
         if config.chooses_inside:  # checked here, since a worker that raises ends the server
             pruning_layers(config, self.info.ctx.model_config)
+        return config
+
+    def _with_resolved_config(self, inputs: ProcessorInputs) -> ProcessorInputs:
+        requested = inputs.hf_processor_mm_kwargs.get(REQUEST_KEY)
+        config, trace_key = self.resolve(requested), self.settings.trace_key(requested)
         if config.stage1 is not None and isinstance(inputs, ProfilingInputs):
             # The dummy video is still, and what it has to show is the cost of one that is not.
             config = dataclasses.replace(config, stage1=config.stage1.after_encoder())
