@@ -271,9 +271,10 @@ def _answer_inside(backbone: Backbone, scene: Scene, layer: int, ratio: float) -
     """First tokens where `attention` picks behind its layer, as the query-aware path does."""
     count = count_kept(len(scene.clip.features), ratio)
     kept = [select_top(each.importance, count) for each in scene.seen]
-    rows = [torch.cat([each.head, each.video[those], each.tail]) for each, those in zip(scene.seen, kept, strict=True)]
-    pairs = zip(scene.asked, kept, strict=True)
-    places = [kept_positions(backbone, scene.clip, each, those) for each, those in pairs]
+    clip = scene.clip
+    pairs = zip(scene.seen, kept, strict=True)
+    rows = [torch.cat([each.head, each.medium[clip.places(those)], each.tail]) for each, those in pairs]
+    places = [kept_positions(backbone, clip, *pair) for pair in zip(scene.asked, kept, strict=True)]
     return backbone.answer(rows, places, layer + 1)
 
 

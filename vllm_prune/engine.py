@@ -34,8 +34,8 @@ def engine_args(
         trace: Folder for a trace of what was decided about every video (see `serving/worker/trace.py`).
         trace_limits: What that folder may hold; the oldest traces make room.
         log: Whether every request with videos is described in the log.
-        selector: File of a learned selector (see `vllm_prune/selector`), for method "question"; the embedded model has
-            one of its own.
+        selector: File of a learned selector (see `vllm_prune/selector`), for method "question"; the embedded models
+            have one each.
         others: Any further argument of `vllm.LLM`; a dictionary of `hf_overrides` is merged.
 
     Raises:
@@ -72,8 +72,9 @@ def hf_overrides(
 
 
 def shipped_selector(model: str) -> str | None:
-    """File of the learned selector that comes along with `model`: the embedded model has one."""
-    return str(embedded.selector_path()) if Path(model) == embedded.model_path() else None
+    """File of the learned selector that comes along with `model`: the embedded models have one each."""
+    found = embedded.selector_of(Path(model))
+    return str(found) if found else None
 
 
 def read_architecture(model: str) -> str:

@@ -16,7 +16,7 @@ from .labels import token_labels
 from .packing import MAX_QUESTIONS, Tail, pack_questions
 from .questions import sample_questions
 
-FRAMES_A_BATCH = 256  # 16 clips of 16 frames, 8 of 32 or 4 of 64
+FRAMES_A_STEP = 256  # 16 clips of 16 frames, 8 of 32 or 4 of 64
 MAX_CLIPS_A_STEP = 16
 # Temporal positions between temporal pairs: files of any frame rate, and frames without one, must work.
 TIME_STRIDES = (1 / 6, 1 / 3, 0.5, 1.0, 1.0, 4 / 3, 2.0, 2.0, 2.0, 4.0)
@@ -58,12 +58,12 @@ def collate(
     )
 
 
-def training_batch(seed: int, step: int, length_shares: dict[int, float]) -> Batch:
+def training_batch(seed: int, step: int, length_shares: dict[int, float], frames_a_step: int = FRAMES_A_STEP) -> Batch:
     """The batch of a step; ``length_shares`` maps clip lengths in frames to the probability of a batch of them."""
     rng = np.random.default_rng([seed, step])
     length = int(rng.choice(list(length_shares), p=list(length_shares.values())))
     frames, tails, labels = [], [], []
-    for index in range(FRAMES_A_BATCH // length):
+    for index in range(frames_a_step // length):
         degradation = CLEAN if rng.random() < CLEAN_SHARE else random_degradation(rng)
         clip = make_clip(step * MAX_CLIPS_A_STEP + index, length, degradation)
         frames.append(clip.frames)
@@ -76,12 +76,20 @@ def training_batch(seed: int, step: int, length_shares: dict[int, float]) -> Bat
 class TrainingBatches(Dataset):
     """Batches of steps ``first .. first + steps - 1``; ``curriculum`` gives the length shares of a step."""
 
-    def __init__(self, seed: int, first: int, steps: int, curriculum: Callable[[int], dict[int, float]]):
+    def __init__(
+        self,
+        seed: int,
+        first: int,
+        steps: int,
+        curriculum: Callable[[int], dict[int, float]],
+        frames_a_step: int = FRAMES_A_STEP,
+    ):
         self.seed, self.first, self.steps, self.curriculum = seed, first, steps, curriculum
+        self.frames_a_step = frames_a_step
 
     def __len__(self) -> int:
         return self.steps
 
     def __getitem__(self, index: int) -> Batch:
         step = self.first + index
-        return training_batch(self.seed, step, self.curriculum(step))
+        return training_batch(self.seed, step, self.curriculum(step), self.frames_a_step)

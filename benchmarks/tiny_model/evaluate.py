@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from .answering import packed_answers
 from .clips import CLIP_LENGTHS, evaluation_set
@@ -31,15 +31,13 @@ Answerer = Callable[[np.ndarray, list[str]], list[str]]
 
 def packed_answerer(folder: Path) -> Answerer:
     """All questions of a clip in one packed forward pass."""
-    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
-        folder, dtype=torch.bfloat16, attn_implementation="eager"
-    )
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.bfloat16, attn_implementation="eager")
     return lambda frames, questions: packed_answers(model.eval(), frames, questions)
 
 
 def hf_answerer(folder: Path) -> Answerer:
     """Hugging Face's processor and ``generate``, one question at a time, positions as transformers computes them."""
-    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=torch.bfloat16).eval()
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.bfloat16).eval()
     processor = AutoProcessor.from_pretrained(folder)
 
     def answer(frames: np.ndarray, question: str) -> str:

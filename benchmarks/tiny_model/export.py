@@ -7,14 +7,15 @@ import json
 from pathlib import Path
 
 import torch
-from transformers import GenerationConfig, Qwen2_5_VLForConditionalGeneration
+from transformers import AutoModelForImageTextToText, GenerationConfig, PreTrainedModel
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from .config import tiny_config
+from .config import ARCHITECTURES, Architecture, tiny_config
 from .tokenizer import END_OF_TEXT, IM_END, build_tokenizer, token_id
 
 MAX_PIXELS = 448 * 448  # larger pictures are shrunk: the model knows 112 x 112
 MIN_PIXELS = 56 * 56
+MAX_VIDEO_PIXELS = 1 << 23  # of all frames together, which is how Qwen3-VL counts
 
 
 def _vision_settings() -> dict:
@@ -35,27 +36,27 @@ def _vision_settings() -> dict:
     }
 
 
-def write_processor(folder: Path) -> None:
+def write_processor(folder: Path, architecture: Architecture) -> None:
     """Image and video processor files in the layout that both transformers 4 and 5 read."""
-    image = _vision_settings() | {
-        "image_processor_type": "Qwen2VLImageProcessor",
-        "processor_class": "Qwen2_5_VLProcessor",
-    }
-    video = _vision_settings() | {
-        "video_processor_type": "Qwen2VLVideoProcessor",
-        "processor_class": "Qwen2_5_VLProcessor",
+    is_qwen3 = architecture == "qwen3_vl"
+    shared = _vision_settings() | {"processor_class": "Qwen3VLProcessor" if is_qwen3 else "Qwen2_5_VLProcessor"}
+    image = shared | {"image_processor_type": "Qwen2VLImageProcessor"}
+    video = shared | {
+        "video_processor_type": "Qwen3VLVideoProcessor" if is_qwen3 else "Qwen2VLVideoProcessor",
         "do_sample_frames": False,
         "min_frames": 2,
         "max_frames": 768,
         "cap_pixels_per_frame": False,
     }
+    if is_qwen3:
+        video["size"] = {"shortest_edge": MIN_PIXELS, "longest_edge": MAX_VIDEO_PIXELS}
     (folder / "preprocessor_config.json").write_text(json.dumps(image, indent=2) + "\n")
     (folder / "video_preprocessor_config.json").write_text(json.dumps(video, indent=2) + "\n")
 
 
-def write_tokenizer(folder: Path) -> None:
+def write_tokenizer(folder: Path, architecture: Architecture) -> None:
     """tokenizer.json, tokenizer_config.json and the chat template."""
-    tokenizer = build_tokenizer()
+    tokenizer = build_tokenizer(timestamps=architecture == "qwen3_vl")
     tokenizer.save_pretrained(folder)
     config_file = folder / "tokenizer_config.json"
     config = json.loads(config_file.read_text())
@@ -64,11 +65,11 @@ def write_tokenizer(folder: Path) -> None:
     config_file.write_text(json.dumps(config, indent=2) + "\n")
 
 
-def model_from_checkpoint(path: Path) -> Qwen2_5_VLForConditionalGeneration:
+def model_from_checkpoint(path: Path, architecture: Architecture) -> PreTrainedModel:
     """The bf16 model of a training checkpoint, without the auxiliary heads."""
     state = torch.load(path, map_location="cpu")["objective"]
     weights = {name.removeprefix("model."): value for name, value in state.items() if name.startswith("model.")}
-    model = Qwen2_5_VLForConditionalGeneration(tiny_config()).bfloat16()
+    model = AutoModelForImageTextToText.from_config(tiny_config(architecture)).bfloat16()
     model.load_state_dict(weights)
     model.generation_config = GenerationConfig(
         bos_token_id=token_id(END_OF_TEXT),
@@ -79,12 +80,12 @@ def model_from_checkpoint(path: Path) -> Qwen2_5_VLForConditionalGeneration:
     return model.eval()
 
 
-def export(checkpoint: Path, folder: Path) -> None:
+def export(checkpoint: Path, folder: Path, architecture: Architecture) -> None:
     """Write config, weights (bf16 safetensors), tokenizer and processor files to ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
-    model_from_checkpoint(checkpoint).save_pretrained(folder)
-    write_tokenizer(folder)
-    write_processor(folder)
+    model_from_checkpoint(checkpoint, architecture).save_pretrained(folder)
+    write_tokenizer(folder, architecture)
+    write_processor(folder, architecture)
     for file in folder.iterdir():
         file.chmod(0o644)  # safetensors are written for the owner only; a package's data must be readable by all
 
@@ -94,8 +95,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("folder", type=Path)
+    parser.add_argument("--architecture", choices=ARCHITECTURES, default="qwen2_5_vl")
     args = parser.parse_args()
-    export(args.checkpoint, args.folder)
+    export(args.checkpoint, args.folder, args.architecture)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """A forward pass for training over Hugging Face's own modules, in static shapes that compile well.
 
-Same arithmetic as ``Qwen2_5_VLForConditionalGeneration``; only the bookkeeping for clips of varying size is gone: every
-clip is 112 x 112, so windows and frames are plain batch dimensions.
+Same arithmetic as Qwen2.5-VL's and Qwen3-VL's; only the bookkeeping for clips of varying size is gone: every clip is
+112 x 112, so windows and frames are plain batch dimensions.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import Qwen2_5_VLForConditionalGeneration
+from transformers import PreTrainedModel
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb_vision
 
@@ -43,15 +43,18 @@ def patchify(frames: Tensor) -> Tensor:
     return patches[:, WINDOW_ORDER]
 
 
-def vision_rotary(model: Qwen2_5_VLForConditionalGeneration) -> tuple[Tensor, Tensor]:
-    """cos and sin ``[64, head_dim]`` of a frame's patches in window order."""
+def patch_places() -> Tensor:
+    """Row and column ``[64, 2]`` of a frame's patches in window order."""
     cells = WINDOW_ORDER[:, None]
     inside = torch.arange(UNIT)[None]
     rows = (cells // GRID) * MERGE + inside // MERGE
     columns = (cells % GRID) * MERGE + inside % MERGE
-    positions = torch.stack([rows.reshape(-1), columns.reshape(-1)], dim=-1)
-    visual = model.model.visual
-    return visual.rotary_pos_emb(torch.zeros(1), positions)
+    return torch.stack([rows.reshape(-1), columns.reshape(-1)], dim=-1)
+
+
+def vision_rotary(model: PreTrainedModel) -> tuple[Tensor, Tensor]:
+    """cos and sin ``[64, head_dim]`` of a frame's patches in window order."""
+    return model.model.visual.rotary_pos_emb(torch.zeros(1), patch_places())
 
 
 def _vision_attention(
@@ -71,24 +74,46 @@ def _vision_attention(
     return attention.proj(mixed.transpose(1, 2).reshape(frames, patches, width))
 
 
-def encode_video(model: Qwen2_5_VLForConditionalGeneration, patches: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
-    """Merged vision tokens ``[B * T/2, 16, C]`` in raster order from ``patchify``'s patches."""
+def encode_video(model: PreTrainedModel, patches: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+    """Merged vision tokens ``[B * T/2, 16, (1 + levels) * C]`` in raster order from ``patchify``'s patches.
+
+    Behind the C columns that enter the language model come those that deepstack adds to its layers.
+    """
     visual = model.model.visual
-    hidden = F.linear(patches.flatten(1, 2), visual.patch_embed.proj.weight.flatten(1))
+    hidden = _embed_patches(visual, patches.flatten(1, 2))
+    whole_frames = getattr(visual, "fullatt_block_indexes", range(len(visual.blocks)))
+    deepstack = getattr(visual, "deepstack_visual_indexes", ())
+    levels = []
     for index, block in enumerate(visual.blocks):
-        windowed = index not in visual.fullatt_block_indexes
-        hidden = hidden + _vision_attention(block.attn, block.norm1(hidden), rotary, windowed)
+        hidden = hidden + _vision_attention(block.attn, block.norm1(hidden), rotary, index not in whole_frames)
         hidden = hidden + block.mlp(block.norm2(hidden))
-    merged = visual.merger(hidden)
+        if index in deepstack:
+            levels.append(visual.deepstack_merger_list[deepstack.index(index)](hidden))
+    merged = torch.cat([visual.merger(hidden), *levels], dim=-1)
     return merged.view(patches.shape[0], GRID * GRID, -1)[:, RASTER_ORDER]
 
 
+def _embed_patches(visual: torch.nn.Module, patches: Tensor) -> Tensor:
+    """Hidden states ``[frames, 64, C]``; Qwen3-VL adds a learned one for each place of its 8 x 8 grid."""
+    projection = visual.patch_embed.proj
+    hidden = F.linear(patches, projection.weight.flatten(1), projection.bias)
+    if hasattr(visual, "pos_embed"):
+        places = patch_places()
+        hidden = hidden + visual.pos_embed(places[:, 0] * GRID * MERGE + places[:, 1])
+    return hidden
+
+
 def decode(
-    model: Qwen2_5_VLForConditionalGeneration, embeds: Tensor, mask: Tensor, rotary: tuple[Tensor, Tensor]
+    model: PreTrainedModel, embeds: Tensor, levels: list[Tensor], mask: Tensor, rotary: tuple[Tensor, Tensor]
 ) -> Tensor:
-    """Final hidden states ``[B, S, C]`` of ``embeds`` under an additive mask ``[B, 1, S, S]``."""
+    """Final hidden states ``[B, S, C]`` of ``embeds`` under an additive mask ``[B, 1, S, S]``.
+
+    The levels ``[B, S, C]``, zero for text, are added behind the first layers.
+    """
     language = model.model.language_model
     hidden = embeds
-    for layer in language.layers:
+    for index, layer in enumerate(language.layers):
         hidden = layer(hidden, attention_mask=mask, position_embeddings=rotary)
+        if index < len(levels):
+            hidden = hidden + levels[index]
     return language.norm(hidden)

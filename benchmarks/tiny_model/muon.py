@@ -43,20 +43,25 @@ class MixedOptimizer:
 
     @torch.no_grad()
     def step(self, factor: float) -> None:
-        """Update masters and parameters from the parameters' gradients; ``factor`` scales both learning rates."""
+        """Update from the gradients those that have one; ``factor`` scales both learning rates."""
         for master, parameter in zip(self.masters, self.parameters, strict=True):
-            master.grad = parameter.grad.float()
+            master.grad = None if parameter.grad is None else parameter.grad.float()
             parameter.grad = None
-        for shape, indices in self.groups.items():
-            self._muon_step(shape, indices, factor)
+        for shape in self.groups:
+            self._muon_step(shape, factor)
         self.adam.param_groups[0]["lr"] = self.adam_lr * factor
         self.adam.step()
         for master, parameter in zip(self.masters, self.parameters, strict=True):
             parameter.copy_(master)
 
-    def _muon_step(self, shape: tuple[int, ...], indices: list[int], factor: float) -> None:
+    def _muon_step(self, shape: tuple[int, ...], factor: float) -> None:
+        moving = [(place, i) for place, i in enumerate(self.groups[shape]) if self.masters[i].grad is not None]
+        if not moving:
+            return
+        places, indices = (list(column) for column in zip(*moving, strict=True))
         gradient = torch.stack([self.masters[i].grad for i in indices])
-        velocity = self.velocity[shape].lerp_(gradient, 1 - self.momentum)
+        velocity = self.velocity[shape][places].lerp(gradient, 1 - self.momentum)
+        self.velocity[shape][places] = velocity
         update = orthogonalise(gradient.lerp(velocity, self.momentum))
         scale = max(1.0, shape[0] / shape[1]) ** 0.5
         for i, matrix in zip(indices, update, strict=True):

@@ -1,8 +1,8 @@
-"""The training loss: answers, plus auxiliary losses without which colours never bind to their attributes.
+"""The training loss: answers, plus auxiliary losses that help colours bind to their attributes.
 
-The auxiliary parts act on merged vision tokens: linear heads name what a token shows, and the token is pulled towards
-the text embedding of its object's colour word, so that a question's word can find it by similarity. Heads are dropped
-at export.
+The auxiliary parts act on merged vision tokens: linear heads name what a token shows, and, with alignment, the
+token is pulled towards the text embedding of its object's colour word, so that a question's word can find it by
+similarity. Heads are dropped at export.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import Qwen2_5_VLForConditionalGeneration
+from transformers import PreTrainedModel
 
 from .forward import decode, encode_video
 from .labels import CLASSES
-from .packing import HEAD_TEXT, IGNORED, vision_end_id
+from .packing import IGNORED
 from .scene import COLOUR_NAMES
-from .tokenizer import encode, token_id
+from .tokenizer import token_id
 
 ALIGNMENT_TEMPERATURE = 0.1
 HEADS_WEIGHT = 0.5
@@ -28,6 +28,7 @@ class AuxiliaryHeads(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
+        self.width = width
         self.heads = nn.ModuleDict({name: nn.Linear(width, classes) for name, classes in CLASSES.items()})
 
     def forward(self, tokens: Tensor, labels: Tensor) -> Tensor:
@@ -47,32 +48,39 @@ def alignment_loss(tokens: Tensor, colour: Tensor, words: Tensor) -> Tensor:
     return F.cross_entropy(similarity / ALIGNMENT_TEMPERATURE, colour - 1, ignore_index=-1)
 
 
-HEAD_IDS = torch.tensor(encode(HEAD_TEXT))
-AFTER_IDS = torch.tensor([vision_end_id()])
-
-
 def tail_logits(
-    model: Qwen2_5_VLForConditionalGeneration,
+    model: PreTrainedModel,
     video: Tensor,
+    shared_ids: tuple[Tensor, Tensor, Tensor, Tensor],
     tail_ids: Tensor,
     mask: Tensor,
     rotary: tuple[Tensor, Tensor],
 ) -> Tensor:
-    """Logits ``[B, TAIL_LENGTH, vocabulary]`` given vision tokens ``video [B, N, C]``."""
+    """Logits ``[B, L, vocabulary]`` of tails ``[B, L]`` behind videos ``[B, pairs, 16, (1 + levels) * C]``.
+
+    ``shared_ids`` are head, lead, after and closing of a ``VideoLayout``.
+    """
     embed = model.model.language_model.embed_tokens
-    batch = video.shape[0]
-    head = embed(HEAD_IDS).expand(batch, -1, -1)
-    after = embed(AFTER_IDS).expand(batch, -1, -1)
-    hidden = decode(model, torch.cat([head, video, after, embed(tail_ids)], dim=1), mask, rotary)
+    head, lead, after, closing = (embed(ids).expand(len(video), *ids.shape, -1) for ids in shared_ids)
+    first, *later = video.split(model.config.text_config.hidden_size, dim=-1)
+    steps = torch.cat([lead, first, after], dim=2).flatten(1, 2)
+    tail = embed(tail_ids)
+    behind = closing.shape[1] + tail.shape[1]
+    levels = [
+        F.pad(F.pad(level, (0, 0, lead.shape[2], after.shape[2])).flatten(1, 2), (0, 0, head.shape[1], behind))
+        for level in later
+    ]
+    hidden = decode(model, torch.cat([head, steps, closing, tail], dim=1), levels, mask, rotary)
     return model.lm_head(hidden[:, -tail_ids.shape[1] :])
 
 
 class Objective(nn.Module):
-    """Loss of a batch; holds the model and the auxiliary heads."""
+    """Loss of a batch; holds the model and the auxiliary heads. ``align`` pulls tokens towards colour words."""
 
-    def __init__(self, model: Qwen2_5_VLForConditionalGeneration):
+    def __init__(self, model: PreTrainedModel, align: bool):
         super().__init__()
         self.model = model
+        self.align = align
         self.auxiliary = AuxiliaryHeads(model.config.text_config.hidden_size)
         self.colour_words = torch.tensor([token_id(f" {name}") for name in COLOUR_NAMES])
 
@@ -80,19 +88,29 @@ class Objective(nn.Module):
         self,
         patches: Tensor,
         vision_rotary: tuple[Tensor, Tensor],
+        shared_ids: tuple[Tensor, Tensor, Tensor, Tensor],
         tail_ids: Tensor,
         targets: Tensor,
         mask: Tensor,
         rotary: tuple[Tensor, Tensor],
         labels: Tensor,
+        heads_only: bool = False,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Returns (total, answer loss, heads' loss, alignment loss)."""
-        tokens = encode_video(self.model, patches, vision_rotary)
-        video = tokens.view(tail_ids.shape[0], -1, tokens.shape[-1])
-        logits = tail_logits(self.model, video, tail_ids, mask, rotary)
-        answers = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED)
-        flat, flat_labels = video.flatten(0, 1), labels.flatten(0, 1)
+        """Returns (total, answer loss, heads' loss, alignment loss); 0 for what is not asked for.
+
+        With ``heads_only`` the language model does not run.
+        """
+        video = encode_video(self.model, patches, vision_rotary).unflatten(0, (len(tail_ids), -1))
+        answers = torch.zeros(())
+        if not heads_only:
+            logits = tail_logits(self.model, video, shared_ids, tail_ids, mask, rotary)
+            answers = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED)
+        flat, flat_labels = video[..., : self.auxiliary.width].flatten(0, 2), labels.flatten(0, 1)
         heads = self.auxiliary(flat, flat_labels)
-        words = self.model.model.language_model.embed_tokens.weight[self.colour_words]
-        alignment = alignment_loss(flat, flat_labels[:, 0], words)
-        return answers + HEADS_WEIGHT * heads + ALIGNMENT_WEIGHT * alignment, answers, heads, alignment
+        total = answers + HEADS_WEIGHT * heads
+        alignment = torch.zeros_like(heads)
+        if self.align:
+            words = self.model.model.language_model.embed_tokens.weight[self.colour_words]
+            alignment = alignment_loss(flat, flat_labels[:, 0], words)
+            total = total + ALIGNMENT_WEIGHT * alignment
+        return total, answers, heads, alignment

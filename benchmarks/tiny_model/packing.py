@@ -1,6 +1,6 @@
 """Several questions about one clip in one sequence, so that the video is encoded and prefilled once for all.
 
-A packed sequence is ``head + video + <|vision_end|> + tail``. The tail holds chains of turns; a chain sees the video
+A packed sequence is a video (``layout.py``) and a tail. The tail holds chains of turns; a chain sees the video
 and itself, never another chain. Positions of each chain start over, as if it were alone.
 """
 
@@ -11,16 +11,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from .layout import SHARED, VideoLayout
 from .questions import Question
-from .tokenizer import IM_END, IM_START, VISION_END, VISION_START, encode
+from .tokenizer import IM_END, IM_START, encode
 
 TAIL_LENGTH = 128  # tokens
 MAX_QUESTIONS = 8
 FOLLOW_UP_SHARE = 0.1  # of questions, asked as the second turn of a chain
 IGNORED = -100
-HEAD_TEXT = f"{IM_START}user\n{VISION_START}"
-TOKENS_PER_PAIR = 16
-GRID = 4
 
 
 @dataclass(frozen=True)
@@ -81,38 +79,19 @@ def pack_prompts(texts: list[str]) -> tuple[Tail, list[int]]:
     return tail, (np.cumsum([len(ids) for ids in prompts]) - 1).tolist()
 
 
-def packed_positions(pairs: int, time_stride: float, vllm_rule: bool, offset: torch.Tensor) -> torch.Tensor:
-    """M-RoPE positions ``[3, B, S]`` of packed sequences.
-
-    ``offset`` is ``[B, L]``. ``time_stride`` is the step of the temporal axis between temporal pairs, cut to
-    integers as vLLM does. Text goes on at the largest position + 1 (vLLM, the original model) or, with
-    ``vllm_rule=False``, at the video's start + the larger side of the grid (transformers 5.19).
-    """
-    start = len(encode(HEAD_TEXT))
-    times = (torch.arange(pairs) * time_stride).long()
-    t, h, w = torch.meshgrid(times, torch.arange(GRID), torch.arange(GRID), indexing="ij")
-    video = torch.stack([t, h, w]).reshape(3, -1) + start
-    after = int(video.max()) + 1 if vllm_rule else start + GRID
-    shared = torch.cat([torch.arange(start).expand(3, -1), video, torch.full((3, 1), after)], dim=1)
-    batch = offset.shape[0]
-    tail = (after + 1 + offset).expand(3, -1, -1)
-    return torch.cat([shared[:, None].expand(-1, batch, -1), tail], dim=2)
+def packed_positions(layout: VideoLayout, offset: torch.Tensor) -> torch.Tensor:
+    """M-RoPE positions ``[3, B, S]`` of packed sequences; ``offset`` is ``[B, L]``."""
+    tail = (layout.next_position + offset).expand(3, -1, -1)
+    return torch.cat([layout.positions[:, None].expand(-1, len(offset), -1), tail], dim=2)
 
 
-def packed_mask(pairs: int, chain: torch.Tensor) -> torch.Tensor:
+def packed_mask(layout: VideoLayout, chain: torch.Tensor) -> torch.Tensor:
     """Additive bf16 attention mask ``[B, 1, S, S]``: causal, and nothing of another chain.
 
     ``chain`` is ``[B, L]``.
     """
-    shared_length = len(encode(HEAD_TEXT)) + pairs * TOKENS_PER_PAIR + 1
-    shared = torch.full((chain.shape[0], shared_length), -2)
-    groups = torch.cat([shared, chain], dim=1)
-    visible = (groups[:, None, :] == -2) | (groups[:, None, :] == groups[:, :, None])
+    groups = torch.cat([layout.groups.expand(len(chain), -1), chain], dim=1)
+    visible = (groups[:, None, :] == SHARED) | (groups[:, None, :] == groups[:, :, None])
     visible &= torch.ones(groups.shape[1], groups.shape[1], dtype=torch.bool).tril()
     hidden = torch.full((), torch.finfo(torch.bfloat16).min, dtype=torch.bfloat16)
     return torch.where(visible, torch.zeros((), dtype=torch.bfloat16), hidden)[:, None]
-
-
-def vision_end_id() -> int:
-    """The token between the video and the tail."""
-    return encode(VISION_END)[0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from .questions import ANSWERS, PHRASINGS
@@ -15,6 +15,8 @@ IM_START, IM_END = "<|im_start|>", "<|im_end|>"
 VISION_START, VISION_END = "<|vision_start|>", "<|vision_end|>"
 IMAGE_PAD, VIDEO_PAD = "<|image_pad|>", "<|video_pad|>"
 SPECIAL_TOKENS = (END_OF_TEXT, IM_START, IM_END, VISION_START, VISION_END, IMAGE_PAD, VIDEO_PAD)
+
+SECONDS = " seconds"  # of timestamps; added behind the vocabulary, so all other ids are those of a model without them
 
 # Text that users are likely to send besides the questions; it only keeps their prompts short.
 COMMON_TEXT = (
@@ -52,9 +54,12 @@ def _corpus() -> list[str]:
     return texts
 
 
-@lru_cache(maxsize=1)
-def build_tokenizer() -> PreTrainedTokenizerFast:
-    """Train the tokenizer on the corpus; the same corpus always gives the same vocabulary."""
+@lru_cache(maxsize=2)
+def build_tokenizer(timestamps: bool = False) -> PreTrainedTokenizerFast:
+    """Train the tokenizer on the corpus; the same corpus always gives the same vocabulary.
+
+    ``timestamps`` adds the one word that Qwen3-VL writes before every step of a video.
+    """
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
@@ -66,6 +71,8 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     core.train_from_iterator(_corpus(), trainer)
+    if timestamps:
+        core.add_tokens([AddedToken(SECONDS, normalized=False)])
     return PreTrainedTokenizerFast(
         tokenizer_object=core,
         eos_token=IM_END,
@@ -78,8 +85,8 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 @lru_cache(maxsize=4096)
 def encode(text: str) -> tuple[int, ...]:
-    """Token ids of a text with special tokens in it."""
-    return tuple(build_tokenizer().encode(text, add_special_tokens=False))
+    """Token ids of a text with special tokens in it; the same in both models."""
+    return tuple(build_tokenizer(timestamps=True).encode(text, add_special_tokens=False))
 
 
 def token_id(word: str) -> int:

@@ -13,14 +13,15 @@ import cv2
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import Qwen2_5_VLForConditionalGeneration
+from transformers import AutoModelForImageTextToText, PreTrainedModel
 
 from .answering import packed_answers
-from .config import tiny_config
-from .data import Batch, TrainingBatches
+from .config import ARCHITECTURES, Architecture, tiny_config
+from .data import FRAMES_A_STEP, Batch, TrainingBatches
 from .evaluate import accuracy_table
 from .forward import patchify, vision_rotary
 from .inputs import sequence_inputs
+from .layout import video_layout
 from .muon import MixedOptimizer
 from .objective import Objective
 
@@ -28,29 +29,39 @@ MUON_LR, ADAM_LR = 0.003, 1e-3
 WARM_UP = 80  # steps
 DECAY_SHARE = 0.4  # of the run, at its end, with a falling learning rate
 CHECKPOINT_EVERY = 300  # steps
+RESIDUAL = ("o_proj.weight", "down_proj.weight", "attn.proj.weight")
 
 
-def initial_model(seed: int) -> Qwen2_5_VLForConditionalGeneration:
+def initial_model(architecture: Architecture, seed: int) -> PreTrainedModel:
     """A bf16 model with weights scaled to their fan-in; what feeds the residual stream starts smaller."""
     torch.manual_seed(seed)
-    config = tiny_config()
-    config._attn_implementation = "eager"  # faster here, backward included, than the fused kernel with a mask
-    model = Qwen2_5_VLForConditionalGeneration(config)
+    config = tiny_config(architecture)
+    config._attn_implementation = "sdpa"
+    model = AutoModelForImageTextToText.from_config(config)
     for name, parameter in model.named_parameters():
         if parameter.ndim < 2:
             continue
         fan_in = parameter[0].numel()
-        residual = name.endswith(("o_proj.weight", "down_proj.weight", "attn.proj.weight"))
+        residual = name.endswith(RESIDUAL) or ("blocks." in name and name.endswith("linear_fc2.weight"))
         std = 0.3 if "embed_tokens" in name else (0.3 if residual else 0.8) / math.sqrt(fan_in)
         nn.init.normal_(parameter, std=std)
-    return model.bfloat16()
+    return to_bfloat16(model)
+
+
+def to_bfloat16(model: PreTrainedModel) -> PreTrainedModel:
+    """Weights as they are served; the rotary frequencies stay in float32, as they are served too."""
+    frequencies = [(module, module.inv_freq) for module in model.modules() if hasattr(module, "inv_freq")]
+    model.bfloat16()
+    for module, values in frequencies:
+        module.inv_freq = values
+    return model
 
 
 def split_parameters(objective: Objective) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """Matrices of attention and MLPs for Muon; embeddings, output, patches, norms, biases, heads for AdamW."""
     matrices, others = [], []
     for name, parameter in objective.named_parameters():
-        is_inner = parameter.ndim == 2 and ("layers." in name or "blocks." in name or "merger.mlp" in name)
+        is_inner = parameter.ndim == 2 and ("layers." in name or "blocks." in name or "merger" in name)
         (matrices if is_inner else others).append(parameter)
     return matrices, others
 
@@ -83,20 +94,22 @@ def train_step(
     optimizer: MixedOptimizer,
     batch: Batch,
     factor: float,
+    heads_only: bool = False,
 ) -> list[float]:
     """One update through ``compiled``, a compiled form of ``objective``; returns the four losses."""
-    pairs = batch.frames.shape[1] // 2
-    mask, rotary = sequence_inputs(
-        objective.model, pairs, batch.chain, batch.offset, batch.time_stride, batch.vllm_rule
-    )
+    model = objective.model
+    layout = video_layout(model.config.model_type, batch.frames.shape[1] // 2, batch.time_stride, batch.vllm_rule)
+    mask, rotary = sequence_inputs(model, layout, batch.chain, batch.offset)
     losses = compiled(
         patchify(batch.frames),
-        tuple(x.bfloat16() for x in vision_rotary(objective.model)),
+        tuple(x.bfloat16() for x in vision_rotary(model)),
+        (layout.head, layout.lead, layout.after, layout.closing),
         batch.ids,
         batch.targets,
         mask,
         rotary,
         batch.labels,
+        heads_only,
     )
     losses[0].backward()
     torch.nn.utils.clip_grad_norm_(objective.parameters(), 1.0)
@@ -104,7 +117,7 @@ def train_step(
     return [loss.item() for loss in losses]
 
 
-def held_out_accuracy(model: Qwen2_5_VLForConditionalGeneration, frames: int) -> dict[str, float]:
+def held_out_accuracy(model: PreTrainedModel, frames: int) -> dict[str, float]:
     """Per cent of right answers per question type on 40 noisy held-out clips."""
     table = accuracy_table(lambda clip, asked: packed_answers(model, clip, asked), 40, frames, seed=0, noise="noise")
     return {kind: row["accuracy"] for kind, row in table.items()}
@@ -121,8 +134,9 @@ def run(args: argparse.Namespace) -> None:
     """Train from ``args.resume`` or from scratch up to ``args.steps``."""
     torch.set_num_threads(args.threads)
     args.out.mkdir(parents=True, exist_ok=True)
-    objective = Objective(initial_model(args.seed)).bfloat16()
-    optimizer = MixedOptimizer(*split_parameters(objective), muon_lr=MUON_LR, adam_lr=ADAM_LR)
+    objective = Objective(initial_model(args.architecture, args.seed), args.align)
+    objective.auxiliary.bfloat16()
+    optimizer = MixedOptimizer(*split_parameters(objective), muon_lr=MUON_LR * args.rate, adam_lr=ADAM_LR * args.rate)
     first = 0
     if args.resume:
         state = torch.load(args.resume)
@@ -130,11 +144,12 @@ def run(args: argparse.Namespace) -> None:
         first = state["step"]
     compiled = torch.compile(objective, dynamic=False, fullgraph=True) if args.compile else objective
     curriculum = Curriculum(args.steps)
-    batches = TrainingBatches(args.seed, first, args.steps - first, curriculum)
+    batches = TrainingBatches(args.seed, first, args.steps - first, curriculum, args.frames_a_step)
     loader = DataLoader(batches, batch_size=None, num_workers=1, prefetch_factor=4, worker_init_fn=_single_thread)
     started = time.perf_counter()
     for step, batch in enumerate(loader, start=first):
-        losses = train_step(objective, compiled, optimizer, batch, learning_rate_factor(step, args.steps))
+        factor = learning_rate_factor(step, args.steps)
+        losses = train_step(objective, compiled, optimizer, batch, factor, step < args.heads_first)
         done = step + 1
         if done % 20 == 0:
             names = ("loss", "answers", "heads", "alignment")
@@ -158,8 +173,19 @@ def _single_thread(_: int) -> None:
 def main() -> None:
     """Parse the command line and train."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--architecture", choices=ARCHITECTURES, default="qwen2_5_vl")
+    parser.add_argument(
+        "--no-alignment", dest="align", action="store_false", help="do not pull tokens towards colour words"
+    )
     parser.add_argument("--out", type=Path, default=Path("build/tiny_model"), help="folder for checkpoints")
     parser.add_argument("--steps", type=int, default=2600)
+    parser.add_argument(
+        "--frames-a-step", type=int, default=FRAMES_A_STEP, help="in all clips together (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--heads-first", type=int, default=0, metavar="N", help="steps that train the vision tower only"
+    )
+    parser.add_argument("--rate", type=float, default=1.0, help="factor of the learning rates (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--resume", type=Path, help="checkpoint to go on from")

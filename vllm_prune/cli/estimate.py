@@ -8,15 +8,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from vllm_prune.embedded import LISTED, resolve
+
 SCENARIOS = ("edge", "cloud", "realtime", "research")
 _DEFAULT = ("stage1_only", "default", "aggressive")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options."""
-    parser.add_argument(
-        "model", help='"embedded", a folder or file with config.json, or a name on the Hugging Face hub'
-    )
+    parser.add_argument("model", help=f"{LISTED}, a folder or file with config.json, or a name on the Hugging Face hub")
     parser.add_argument("--frames", type=int, default=64, help="frames that the model gets (default: %(default)s)")
     parser.add_argument("--size", default="448x448", metavar="WxH", help="of a frame in pixels (default: %(default)s)")
     parser.add_argument(
@@ -83,14 +83,13 @@ def _answer(args: argparse.Namespace) -> str:
 def _calibrate(args: argparse.Namespace, dims: Any, request: Any, limits: Any) -> Any:
     """Times unpruned requests on this machine, and keeps what they say."""
     from vllm_prune.bench.throughput.provenance import describe
-    from vllm_prune.cli.show import model_path
     from vllm_prune.estimate.calibrate import Meter, calibrate
     from vllm_prune.estimate.speed import save_speed
 
     if not args.calibrate.parent.is_dir():
         raise ValueError(f"calibrate={str(args.calibrate)!r}: there is no folder {str(args.calibrate.parent)!r}")
     t, h, w = request.video.grid(dims.vision, limits)
-    speed, _ = calibrate(Meter(model_path(args.model), t * h * w), dims, limits, request.video)
+    speed, _ = calibrate(Meter(resolve(args.model), t * h * w), dims, limits, request.video)
     save_speed(args.calibrate, speed, {"model": args.model, **describe()})
     return speed
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vllm_prune.bench.options import INTERRUPTED, USAGE
+from vllm_prune.embedded import DEFAULT, LISTED, clip_path, resolve
 
 if TYPE_CHECKING:
     from vllm_prune.profile.measure import Profile
@@ -21,7 +22,9 @@ _DEFAULT_CLIP = "10_64frames_clean"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options."""
-    parser.add_argument("model", nargs="?", default="embedded", help='"embedded" (default), a folder or a hub name')
+    parser.add_argument(
+        "model", nargs="?", default=DEFAULT, help=f"{LISTED}, a folder or a hub name (default: %(default)s)"
+    )
     parser.add_argument("--video", help="file, http(s) URL or data URL (default: a clip of the embedded model's)")
     parser.add_argument("--question", default="What happens in the video?", help="the first one")
     parser.add_argument("--next-question", default="What changes, and when?", help="the one about the same video")
@@ -49,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
 def _profile(args: argparse.Namespace) -> int:
     from vllm_prune.bench.needs import announce_pictures
     from vllm_prune.bench.throughput import provenance
-    from vllm_prune.cli.show import at_least_one, check_video, model_path, parse_object
+    from vllm_prune.cli.show import at_least_one, check_video, parse_object
 
     repeats, max_tokens = at_least_one("repeats", args.repeats), at_least_one("max_tokens", args.max_tokens)
     engine, media = parse_object("engine", args.engine), parse_object("media_io_kwargs", args.media_io_kwargs)
@@ -61,7 +64,7 @@ def _profile(args: argparse.Namespace) -> int:
     if args.output is not None:
         announce_pictures()
     configs = name_configs(args.prune or _DEFAULT_PRUNES)
-    model = model_path(args.model)
+    model = resolve(args.model)
     check_model(model)
     place = provenance.describe()  # before the run, as the load average is that of others
     profiler = Profiler(model, video, max_tokens=max_tokens, media_io_kwargs=media, engine=engine)
@@ -121,6 +124,4 @@ def _report(
 
 
 def _sample() -> str:
-    from vllm_prune.embedded import clip_path
-
     return str(clip_path(_DEFAULT_CLIP))

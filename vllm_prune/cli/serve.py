@@ -17,6 +17,7 @@ from vllm_prune.cli.serve_defaults import added_options, is_given
 from vllm_prune.cli.serve_ray import check_ray
 from vllm_prune.cli.trace_place import warn_of_unwritable
 from vllm_prune.config import PRESETS, OverridePolicy, PruneConfig, check_override_policy
+from vllm_prune.embedded import LISTED, NAMES, resolve
 from vllm_prune.gpus import list_gpus
 from vllm_prune.media.policy import ALL, DEFAULT, OPTIONAL, VARIABLE, parse_containers
 from vllm_prune.override import ServerSettings
@@ -24,12 +25,10 @@ from vllm_prune.page.enable import allowed_plugins, trace_folder
 from vllm_prune.trace_limits import TraceLimits
 from vllm_prune.versions import UnsupportedVllmError, require_supported_vllm
 
-_EMBEDDED = "embedded"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options; every other option is one of `vllm serve`."""
-    parser.add_argument("model", help=f'folder or hub name of a model; "{_EMBEDDED}": the small one that comes along')
+    parser.add_argument("model", help=f"folder or hub name of a model, or a small one that comes along: {LISTED}")
     parser.add_argument(
         "--prune",
         default="default",
@@ -62,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--prune-selector",
         metavar="FILE",
         help='learned selector that method "question" scores tokens by (see `vllm-prune train-selector`); '
-        f'"{_EMBEDDED}" has one of its own',
+        "the embedded models have one each",
     )
     parser.add_argument(
         "--prune-log",
@@ -133,12 +132,10 @@ def serve_command(
     from vllm_prune.engine import hf_overrides
 
     given, rest = _take_hf_overrides(passed_on)
-    if model == _EMBEDDED:
-        from vllm_prune.embedded import model_path
-
-        model = str(model_path())
+    if model in NAMES:
         if not is_given("--served-model-name", rest):  # else clients would have to write that path
-            rest = ["--served-model-name", _EMBEDDED, *rest]
+            rest = ["--served-model-name", model, *rest]
+        model = resolve(model)
     check_ray(rest)
     overrides = {**given, **hf_overrides(model, prune, override, trace, log, trace_limits, selector)}
     settings = ServerSettings(config=PruneConfig.parse(prune), override=check_override_policy(override))

@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from vllm_prune.embedded import DEFAULT, LISTED, resolve
+
 _DEFAULT_PRUNES = ("stage1_only", "default")
 _KINDS = (".png", ".html", ".mp4")
 _ADDRESSES = ("http://", "https://", "data:")
@@ -20,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--facts", action="store_true", help="print what was decided; the picture may be left out then")
     parser.add_argument("--json", action="store_true", help="with --facts: print one JSON object")
     parser.add_argument("--question", help="what to ask; left out of the picture where it decides nothing")
-    parser.add_argument("--model", default="embedded", help='"embedded", a folder or a hub name (default: %(default)s)')
+    parser.add_argument("--model", default=DEFAULT, help=f"{LISTED}, a folder or a hub name (default: %(default)s)")
     parser.add_argument(
         "--prune", action="append", metavar="PRESET|JSON", help=f"repeatable; default: {', '.join(_DEFAULT_PRUNES)}"
     )
@@ -96,7 +98,7 @@ def _from_model(args: argparse.Namespace) -> Any:
         args.video,
         args.question,
         args.prune or _DEFAULT_PRUNES,
-        model=model_path(args.model),
+        model=resolve(args.model),
         max_tokens=at_least_one("max_tokens", args.max_tokens),
         media_io_kwargs=parse_object("media_io_kwargs", args.media_io_kwargs),
         engine=parse_object("engine", args.engine),
@@ -119,7 +121,7 @@ def _from_trace(args: argparse.Namespace) -> Any:
             f"trace_video={args.trace_video!r}: the trace has {len(videos)} videos; give 0 to that less one"
         )
     video = videos[args.trace_video]
-    model = model_path(args.model)
+    model = resolve(args.model)
     images, metadata = load_video(args.video, model, parse_object("media_io_kwargs", args.media_io_kwargs))
     panel = make_panel(label_of(video.config), video)
     return make_story(model, to_frames(args.video, images, metadata), args.question, [panel])
@@ -141,15 +143,6 @@ def _save(story: Any, path: Path, args: argparse.Namespace) -> None:
         columns = at_least_one("columns", args.columns)
         options = SheetOptions(width=args.width, columns=columns, steps=parse_steps(args.steps, story.grid[0]))
         save_sheet(story, path, options)
-
-
-def model_path(model: str) -> str:
-    """The folder or hub name that `--model` means."""
-    if model != "embedded":
-        return model
-    from vllm_prune import embedded
-
-    return str(embedded.model_path())
 
 
 def parse_object(field: str, text: str | None) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vllm_prune.bench.options import FAILED, USAGE, not_negative, positive, signals_as_interrupt
+from vllm_prune.embedded import LISTED, resolve
 
 if TYPE_CHECKING:
     from vllm_prune.training.command import Training
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options."""
-    parser.add_argument("model", help='"embedded", a folder, or a name on the Hugging Face hub')
+    parser.add_argument("model", help=f"{LISTED}, a folder, or a name on the Hugging Face hub")
     data = parser.add_mutually_exclusive_group(required=True)
     data.add_argument("--videos", type=Path, metavar="DIR", help="train on all videos below this folder")
     data.add_argument(
@@ -74,13 +75,12 @@ def _training(args: argparse.Namespace) -> Training:
         raise ValueError(f"output={str(args.output)!r}: must end in .safetensors")
     if not 0 < args.learning_rate < 1:
         raise ValueError(f"learning_rate={args.learning_rate}; must be above 0 and below 1")
-    from vllm_prune.cli.show import model_path
     from vllm_prune.selector import INPUT, SelectorConfig
     from vllm_prune.training.command import Training
     from vllm_prune.training.teacher import Teaching
 
     SelectorConfig(kind=args.kind, width=1, hidden=args.hidden)  # before hours of teaching
-    folder = model_path(args.model)
+    folder = resolve(args.model)
     place = INPUT if args.layer is None else args.layer
     layer = _teacher_layer(folder, args.teacher_layer, args.layer)
     items, data = _items(args)

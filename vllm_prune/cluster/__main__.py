@@ -13,6 +13,7 @@ from vllm_prune.cluster.auth import authenticated, token_file
 from vllm_prune.cluster.errors import ClusterError
 from vllm_prune.cluster.facts import is_folder
 from vllm_prune.cluster.folder import default_folder
+from vllm_prune.embedded import LISTED, resolve
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -48,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     join.set_defaults(run=_join)
 
     serve = commands.add_parser("serve", help="serve a model over the cluster's GPUs", allow_abbrev=False)
-    serve.add_argument("model", help='folder (the same on every node), hub name, or "embedded"')
+    serve.add_argument("model", help=f"folder (the same on every node), hub name, or {LISTED}")
     serve.add_argument("--address", help="the cluster's HOST:PORT (default: the one this machine is in)")
     serve.add_argument("-tp", "--tensor-parallel-size", type=int, default=1, dest="devices", metavar="N")
     serve.add_argument("--host", default="127.0.0.1", help="where HTTP listens (default: %(default)s)")
@@ -149,10 +150,7 @@ def _own_address(address: str) -> str:
 
 def folder_of(model: str) -> str:
     """The folder of a model as every node has to have it, or its hub name."""
-    if model == "embedded":
-        from vllm_prune.embedded import model_path
-
-        return str(model_path())
+    model = resolve(model)
     return str(Path(model).expanduser().resolve()) if is_folder(model) else model
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from vllm_prune.config import PruneConfig
+from vllm_prune.embedded import resolve
 
 _ROUTER = "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"
 _INGRESS = "vllm_prune.cluster.ingress:MediaAffinityIngress"
@@ -23,7 +24,7 @@ class ReplicaOptions:
     """What to serve, and how often.
 
     Attributes:
-        model: Folder (the same on every node) or hub name; "embedded" is the small one that comes along.
+        model: Folder (the same on every node) or hub name, or that of an embedded model.
         name: The name that requests give; default: `model`.
         prune: Preset or object, as for `vllm-prune serve --prune`.
         override: What a request may change: none, tighten, any.
@@ -96,7 +97,7 @@ def _llm_config(options: ReplicaOptions) -> Any:
     from ray.serve.config import RequestRouterConfig
     from ray.serve.llm import LLMConfig
 
-    model = _resolve(options.model)
+    model = resolve(options.model)
     hardware: dict[str, Any] = {"accelerator_config": {"kind": "cpu"}} if options.cpu else {}
     if options.env:
         hardware["runtime_env"] = {"env_vars": options.env}
@@ -130,11 +131,3 @@ def _engine_kwargs(model: str, options: ReplicaOptions) -> dict[str, Any]:
     )
     del arguments["model"]  # Ray Serve passes it on itself
     return arguments
-
-
-def _resolve(model: str) -> str:
-    if model != "embedded":
-        return model
-    from vllm_prune.embedded import model_path
-
-    return str(model_path())

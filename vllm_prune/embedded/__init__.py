@@ -11,6 +11,11 @@ from functools import lru_cache
 from pathlib import Path
 
 _FOLDER = Path(__file__).parent
+DEFAULT = "embedded"
+_SUFFIXES = {DEFAULT: ""}
+NAMES = tuple(_SUFFIXES)
+"""What commands call the models that come along."""
+LISTED = ", ".join(NAMES)
 
 
 @dataclass(frozen=True)
@@ -34,14 +39,34 @@ class Clip:
     questions: tuple[QuestionAnswer, ...]
 
 
-def model_path() -> Path:
-    """The folder of the embedded checkpoint, in Hugging Face layout."""
-    return _FOLDER / "model"
+def model_path(name: str = DEFAULT) -> Path:
+    """The folder of an embedded checkpoint, in Hugging Face layout; ValueError for a name that is not in `NAMES`."""
+    return _FOLDER / f"model{_suffix(name)}"
 
 
-def selector_path() -> Path:
-    """The file of the embedded model's selector; its card lies beside it, as selector.md."""
-    return _FOLDER / "selector" / "selector.safetensors"
+def selector_path(name: str = DEFAULT) -> Path:
+    """The file of an embedded model's selector; its card lies beside it, as selector.md."""
+    return _FOLDER / f"selector{_suffix(name)}" / "selector.safetensors"
+
+
+def resolve(model: str) -> str:
+    """The folder of the embedded model called `model`; any other folder or hub name as it is.
+
+    >>> resolve("some/model"), resolve("embedded").endswith("/model")
+    ('some/model', True)
+    """
+    return str(model_path(model)) if model in _SUFFIXES else model
+
+
+def selector_of(folder: Path) -> Path | None:
+    """The selector of the embedded model in `folder`; None for any other model."""
+    return next((selector_path(name) for name in NAMES if model_path(name) == folder), None)
+
+
+def _suffix(name: str) -> str:
+    if name not in _SUFFIXES:
+        raise ValueError(f"name={name!r} is not an embedded model; use one of {list(NAMES)}")
+    return _SUFFIXES[name]
 
 
 @lru_cache(maxsize=1)

@@ -117,7 +117,7 @@ class ModelDims:
 
 
 def read_dims(model: str) -> ModelDims:
-    """The sizes of `model`: "embedded", a folder, a config.json, or a name on the Hugging Face hub.
+    """The sizes of `model`: an embedded one, a folder, a config.json, or a name on the Hugging Face hub.
 
     Raises:
         EstimateError: There is no config.json, it is of another architecture, or a field is missing.
@@ -138,11 +138,9 @@ def read_config(model: str) -> dict[str, Any]:
 
 def config_path(model: str) -> Path | None:
     """Where the config.json of a local model is; None for a name on the hub."""
-    if model == "embedded":
-        from vllm_prune.embedded import model_path
+    from vllm_prune.embedded import resolve
 
-        return model_path() / "config.json"
-    path = Path(model)
+    path = Path(resolve(model))
     if path.is_dir():
         return path / "config.json"
     return path if path.is_file() else None

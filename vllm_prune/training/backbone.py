@@ -7,7 +7,6 @@ so that a run may end behind the teacher's layer, or begin there with fewer toke
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,55 +21,16 @@ from vllm_prune.methods.attention_importance import attention_importance
 from vllm_prune.selector import ModelIdentity
 from vllm_prune.serving.api.turn_format import derive_turn_format
 from vllm_prune.spans import find_reply
+from vllm_prune.training.clips import Asked, Clip, Seen, timestamped
 from vllm_prune.training.errors import TrainingError
 
-ARCHITECTURES = ("Qwen2_5_VLForConditionalGeneration", "Qwen2VLForConditionalGeneration")
-"""Models whose video tokens follow each other without text between them."""
+ARCHITECTURES = (
+    "Qwen2_5_VLForConditionalGeneration",
+    "Qwen2VLForConditionalGeneration",
+    "Qwen3VLForConditionalGeneration",
+)
 _ATTENTION = "vllm_prune_watched"
 _WATCHER = "vllm_prune_watcher"
-
-
-@dataclass(frozen=True)
-class Clip:
-    """A video as it enters the decoder."""
-
-    features: Tensor
-    """[N, C]."""
-    grid: tuple[int, int, int]
-    """(T, H, W) of the tokens."""
-    t_factor: float
-    """Temporal positions per step."""
-
-
-@dataclass(frozen=True)
-class Asked:
-    """The prompt of one question about one video."""
-
-    head: list[int]
-    """Token ids before the video."""
-    tail: list[int]
-    """Token ids after it."""
-    rows: list[int]
-    """Which of `tail` are the question's own, as a selector reads it: no special tokens."""
-
-    @property
-    def question(self) -> list[int]:
-        """Token ids of the question."""
-        return [self.tail[row] for row in self.rows]
-
-
-@dataclass(frozen=True)
-class Seen:
-    """What the layers up to the teacher's make of one question."""
-
-    importance: Tensor
-    """[N] float32: the attention that the text pays each visual token."""
-    head: Tensor
-    """[h, C] the layer's output for the rows before the video."""
-    video: Tensor
-    """[N, C] likewise for the video."""
-    tail: Tensor
-    """[t, C] likewise for the rows after it."""
 
 
 class Backbone:
@@ -128,10 +88,21 @@ class Backbone:
         )
         grid = output["video_grid_thw"].to(self.device)
         found = self.model.model.get_video_features(output["pixel_values_videos"].to(self.device), grid)
-        features = torch.cat(tuple(getattr(found, "pooler_output", found))).to(self.dtype)
+        features, *levels = (
+            torch.cat(tuple(part)).to(self.dtype)
+            for part in (getattr(found, "pooler_output", found), *(getattr(found, "deepstack_features", None) or ()))
+        )
         t, h, w = grid[0].tolist()
         side = self.processor.video_processor.merge_size
-        return Clip(features, (t, h // side, w // side), self._t_factor(frames))
+        layout = self._layout(frames, (t, h // side, w // side))
+        levels_in_one = torch.cat(levels, 1) if levels else features[:, :0]
+        return Clip(features, levels_in_one, self.embed(layout.text_ids()), layout)
+
+    def _layout(self, frames: Frames, grid: tuple[int, int, int]) -> MediumLayout:
+        if self.identity.architecture != "Qwen3VLForConditionalGeneration":
+            return MediumLayout(grid, t_factor=self._t_factor(frames))
+        together = self.processor.video_processor.temporal_patch_size
+        return timestamped(grid, frames.indices, frames.fps, together, self.processor.tokenizer, self.model.config)
 
     def _t_factor(self, frames: Frames) -> float:
         """Positions between two steps, which are `temporal_patch_size` frames apart."""
@@ -155,19 +126,19 @@ class Backbone:
         return Asked(ids[:place], tail, rows)
 
     def positions(self, clip: Clip, asked: Asked) -> Tensor:
-        """[3, h + N + t] int64, vLLM's."""
-        layout = MediumLayout(clip.grid, t_factor=clip.t_factor)
-        start, after = len(asked.head), len(asked.head) + layout.extent()
+        """[3, h + N + S + t] int64, vLLM's."""
+        start, after = len(asked.head), len(asked.head) + clip.layout.extent()
         head, tail = torch.arange(start), after + torch.arange(len(asked.tail))
-        video = torch.from_numpy(layout.offsets()).T + start
+        video = torch.from_numpy(clip.layout.offsets()).T + start
         return torch.cat([head.expand(3, -1), video, tail.expand(3, -1)], 1).to(self.device)
 
     @torch.no_grad()
     def see(self, clip: Clip, questions: Sequence[Asked], layer: int) -> list[Seen]:
         """The teacher's view of each question, at `layer`; the video is run once. All questions share their head."""
         layers, cache = range(layer + 1), DynamicCache()
-        start, count = len(questions[0].head), len(clip.features)
-        rows = torch.cat([self.embed(questions[0].head), clip.features])
+        start, count = len(questions[0].head), clip.layout.num_slots
+        medium = clip.rows()
+        rows = torch.cat([self._widened(self.embed(questions[0].head), medium), medium])
         prefix = self.run(rows[None], self.positions(clip, questions[0])[:, None, : start + count], layers, cache)[0]
         seen = []
         for asked in questions:
@@ -177,10 +148,10 @@ class Backbone:
         return seen
 
     def _see_tail(self, clip: Clip, asked: Asked, layers: range, cache: Any) -> tuple[Tensor, Tensor]:
-        start = len(asked.head) + len(clip.features)
+        start = len(asked.head) + clip.layout.num_slots
         length = len(asked.tail)
         visible = start + 1 + torch.arange(length, device=self.device)
-        tokens = torch.arange(len(asked.head), start, device=self.device)
+        tokens = len(asked.head) + clip.cells
         found: list[Tensor] = []
 
         def watch(query: Tensor, key: Tensor, scale: float) -> None:
@@ -197,6 +168,19 @@ class Backbone:
             delattr(attention, _WATCHER)
         return rows[0], found[0]
 
+    def rows(self, clip: Clip, asked: Asked, kept: Tensor | None = None) -> Tensor:
+        """[S, (1 + L) * C] a prompt as it enters layer 0, of the video the tokens `kept` ([K] increasing), or all."""
+        medium = clip.rows()
+        if kept is not None:
+            medium = medium[clip.places(kept)]
+        head, tail = (self._widened(self.embed(ids), medium) for ids in (asked.head, asked.tail))
+        return torch.cat([head, medium, tail])
+
+    @staticmethod
+    def _widened(rows: Tensor, like: Tensor) -> Tensor:
+        """Rows with nothing for later layers."""
+        return torch.nn.functional.pad(rows, (0, like.shape[1] - rows.shape[1]))
+
     def embed(self, ids: Sequence[int]) -> Tensor:
         """[n, C] embeddings."""
         return self.language.embed_tokens(torch.tensor(list(ids), dtype=torch.int64, device=self.device))
@@ -206,17 +190,21 @@ class Backbone:
     ) -> Tensor:
         """Output [B, S, C] of the last of `layers` for `rows` [B, S, C] at `positions` [3, B, S].
 
+        rows: [B, S, (1 + L) * C] where layer 0 is the first: deepstack's levels are added behind the layers.
         mask: [B, 1, S, keys] bool or additive; None: causal.
         """
+        rows, *levels = rows.split(self.table.shape[1], -1)
         rotary = self.language.rotary_emb(rows, positions)
-        for layer in (self.language.layers[index] for index in layers):
-            rows = layer(
+        for index in layers:
+            rows = self.language.layers[index](
                 rows,
                 attention_mask=mask,
                 position_embeddings=rotary,
                 past_key_values=cache,
                 use_cache=cache is not None,
             )
+            if index < len(levels):
+                rows = rows + levels[index]
         return rows
 
     @torch.no_grad()
@@ -224,7 +212,7 @@ class Backbone:
         """[B] the likeliest next token after each prompt.
 
         Args:
-            rows: [S, C] each, as they enter layer `first`.
+            rows: [S, C] each, as they enter layer `first`; [S, (1 + L) * C] for layer 0.
             positions: [3, S] each.
             first: Index of a layer.
         """

@@ -11,7 +11,8 @@ from vllm_prune.config.methods import EXPONENTS
 from vllm_prune.methods.attention_importance import select_top
 from vllm_prune.methods.base import VideoTokens
 from vllm_prune.methods.question import choose_diverse, weigh_log_relevance
-from vllm_prune.training.backbone import Asked, Backbone, Clip
+from vllm_prune.training.backbone import Backbone
+from vllm_prune.training.clips import Asked, Clip
 
 EXPONENT = EXPONENTS["learned"]
 """Of the relevance in the DPP's kernel: log-relevance scores times this, as served by default."""
@@ -36,16 +37,16 @@ def answers(backbone: Backbone, clip: Clip, asked: Sequence[Asked], kept: Sequen
     """[Q] first token of each answer, from the tokens `kept` ([K] increasing) alone, at their original positions."""
     rows, positions = [], []
     for each, tokens in zip(asked, kept, strict=True):
-        rows.append(torch.cat([backbone.embed(each.head), clip.features[tokens], backbone.embed(each.tail)]))
+        rows.append(backbone.rows(clip, each, tokens))
         positions.append(kept_positions(backbone, clip, each, tokens))
     return backbone.answer(rows, positions)
 
 
 def kept_positions(backbone: Backbone, clip: Clip, asked: Asked, kept: Tensor) -> Tensor:
-    """[3, h + K + t]: positions of the unpruned prompt, without the tokens that are gone."""
+    """[3, h + K + S + t]: positions of the unpruned prompt, without the tokens that are gone."""
     every = backbone.positions(clip, asked)
-    start, end = len(asked.head), len(asked.head) + len(clip.features)
-    return torch.cat([every[:, :start], every[:, start:end][:, kept.to(every.device)], every[:, end:]], 1)
+    start, end = len(asked.head), len(asked.head) + clip.layout.num_slots
+    return torch.cat([every[:, :start], every[:, start:end][:, clip.places(kept).to(every.device)], every[:, end:]], 1)
 
 
 def first_token(backbone: Backbone, answer: str) -> int:

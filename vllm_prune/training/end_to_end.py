@@ -42,13 +42,13 @@ class _Prompts:
 
     lesson: Lesson
     rows: Tensor
-    """[Q, S, C], padded behind the end."""
+    """[Q, S, C], padded behind the end; [Q, S, (1 + L) * C] where the selector reads what enters layer 0."""
     positions: Tensor
     """[3, Q, S]."""
     last: Tensor
     """[Q] index of each one's last row."""
-    start: int
-    """Of the video's rows."""
+    cells: Tensor
+    """[N] rows of the video's tokens."""
     truth: Tensor
     """[Q] first token of the right answer."""
 
@@ -129,7 +129,7 @@ def _loss(
     mask = soft_mask(scores, count, temperature)
     batch, length = prompts.rows.shape[:2]
     seen = mask.new_zeros(batch, length)
-    seen[:, prompts.start : prompts.start + mask.shape[1]] = mask.clamp_min(1e-6).log()
+    seen[:, prompts.cells] = mask.clamp_min(1e-6).log()
     causal = torch.full((length, length), torch.finfo(torch.float32).min, device=mask.device).triu(1)
     bias = (causal + seen[:, None, None]).to(backbone.dtype)
     first = 0 if teaching.place == INPUT else int(teaching.place) + 1
@@ -150,12 +150,12 @@ def _prompts(backbone: Backbone, item: Item, teaching: Teaching) -> _Prompts:
     taught = backbone.see(clip, asked, teaching.layer)
     if teaching.place == INPUT:
         video, text = clip.features, [backbone.embed(each.question) for each in asked]
-        rows = [torch.cat([backbone.embed(each.head), video, backbone.embed(each.tail)]) for each in asked]
+        rows = [backbone.rows(clip, each) for each in asked]
     else:
         inside = backbone.see(clip, asked, int(teaching.place))
-        video = inside[0].video
+        video = inside[0].medium[clip.cells]
         text = [state.tail[each.rows] for state, each in zip(inside, asked, strict=True)]
-        rows = [torch.cat([state.head, state.video, state.tail]) for state in inside]
+        rows = [torch.cat([state.head, state.medium, state.tail]) for state in inside]
     positions = [backbone.positions(clip, each).T for each in asked]
     importance = torch.stack([each.importance for each in taught])
     truth = [first_token(backbone, answer) for answer in item.answers[:_QUESTIONS_A_CLIP]]
@@ -164,6 +164,6 @@ def _prompts(backbone: Backbone, item: Item, teaching: Teaching) -> _Prompts:
         rows=torch.nn.utils.rnn.pad_sequence(rows, batch_first=True),
         positions=torch.nn.utils.rnn.pad_sequence(positions, batch_first=True).permute(2, 0, 1),
         last=torch.tensor([len(each) - 1 for each in rows], device=backbone.device),
-        start=len(asked[0].head),
+        cells=len(asked[0].head) + clip.cells,
         truth=torch.tensor(truth, device=backbone.device),
     )

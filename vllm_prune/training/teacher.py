@@ -188,7 +188,10 @@ def _lesson_bytes(backbone: Backbone, item: Item, frames: Frames, teaching: Teac
         video, text = clip.features, [backbone.embed(each.question) for each in asked]
     else:
         inside = backbone.see(clip, asked, int(teaching.place))
-        video, text = inside[0].video, [state.tail[each.rows] for state, each in zip(inside, asked, strict=True)]
+        video, text = (
+            inside[0].medium[clip.cells],
+            [state.tail[each.rows] for state, each in zip(inside, asked, strict=True)],
+        )
     if not bool(video.isfinite().all()):
         raise ValueError("its visual tokens hold NaN or Inf")
     tensors = {

@@ -23,6 +23,7 @@ from vllm_prune.bench.throughput.errors import BenchmarkError
 from vllm_prune.bench.throughput.models import EMBEDDED
 from vllm_prune.cli.address import api_url
 from vllm_prune.cli.secrets import masked
+from vllm_prune.embedded import LISTED, NAMES, model_path
 
 DEFAULT_CLIPS = 20
 SHORT_ANSWER, LONG_ANSWER = 1, 16
@@ -83,7 +84,11 @@ def add_dataset_arguments(group: argparse._ArgumentGroup, *, required: bool) -> 
 
 def _add_models(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--url", help="a server, as in http://127.0.0.1:8000/v1; default: engines of our own")
-    group.add_argument("--model", default=None, help=f"its folder, or {EMBEDDED} (default); with --url: its name there")
+    group.add_argument(
+        "--model",
+        default=None,
+        help=f"its folder, or {LISTED} (default: the first); with --url: its name there",
+    )
     group.add_argument("--max-frames", type=positive, default=None, help="taken from a video (default 32; not --url)")
     group.add_argument("--max-tokens", type=positive, help="of an answer (default: 1 for synthetic, else 16)")
     group.add_argument("--engine-args", type=json_object, default={}, metavar="JSON", help="more for vllm.LLM")
@@ -198,10 +203,8 @@ def _backend(args: argparse.Namespace) -> Backend:
 
 def find_model(given: str) -> Path:
     """The folder of the model called `given`."""
-    if given == EMBEDDED:
-        from vllm_prune.embedded import model_path
-
-        return model_path()
+    if given in NAMES:
+        return model_path(given)
     if not (Path(given) / "config.json").is_file():
-        raise BenchmarkError(f"--model {given}: no config.json there; give a model's folder or {EMBEDDED}")
+        raise BenchmarkError(f"--model {given}: no config.json there; give a model's folder or {LISTED}")
     return Path(given).resolve()

@@ -25,6 +25,7 @@ from vllm_prune.bench.throughput import provenance
 from vllm_prune.bench.throughput.configurations import VLLM_PRUNE, Configuration
 from vllm_prune.bench.throughput.errors import BenchmarkError
 from vllm_prune.config import PruneConfig
+from vllm_prune.embedded import DEFAULT, resolve
 from vllm_prune.estimate import VideoShape, read_dims
 from vllm_prune.estimate.video import read_limits
 
@@ -71,7 +72,7 @@ class VideoQA:
 
     def __init__(
         self,
-        model: str = "embedded",
+        model: str = DEFAULT,
         prune: PruneConfig | str | Mapping[str, Any] = "default",
         *,
         max_frames: int = 32,
@@ -81,15 +82,13 @@ class VideoQA:
         """Starts it.
 
         Args:
-            model: "embedded", a folder or a hub name.
+            model: The name of an embedded model, a folder or a hub name.
             prune: As `--prune`.
             max_frames: Taken from a video at the most.
             max_tokens: Of an answer.
             engine: Further arguments of `vllm.LLM`.
         """
-        from vllm_prune.cli.show import model_path
-
-        self._model, self._max_frames = model_path(model), max_frames
+        self._model, self._max_frames = resolve(model), max_frames
         self._config = PruneConfig.parse(prune)
         on_cpu = provenance.runs_on_cpu()
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")

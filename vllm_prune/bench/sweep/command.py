@@ -29,6 +29,7 @@ from vllm_prune.bench.throughput import provenance
 from vllm_prune.bench.throughput.errors import BenchmarkError
 from vllm_prune.bench.throughput.models import EMBEDDED
 from vllm_prune.cli.secrets import masked
+from vllm_prune.embedded import LISTED
 
 DEFAULT_QUESTION = "What happens in the video?"
 
@@ -41,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_dataset_arguments(group, required=False)
     _add_axes(parser.add_argument_group("the grid; every combination is tried"))
     group = parser.add_argument_group("who is asked")
-    group.add_argument("--model", default=EMBEDDED, help=f"its folder (default: {EMBEDDED})")
+    group.add_argument("--model", default=EMBEDDED, help=f"its folder, or {LISTED} (default: {EMBEDDED})")
     group.add_argument("--max-frames", type=positive, default=None, help="taken from a video (default 32)")
     group.add_argument("--max-tokens", type=positive, help=f"of an answer (default: {LONG_ANSWER}; synthetic: 1)")
     group.add_argument("--engine-args", type=json_object, default={}, metavar="JSON", help="more for vllm.LLM")

@@ -18,10 +18,11 @@ from vllm_prune.bench.running import Endings, run_planned
 from vllm_prune.bench.throughput.configurations import parse_configurations
 from vllm_prune.bench.throughput.errors import BenchmarkError
 from vllm_prune.bench.throughput.model_dims import DIMS
-from vllm_prune.bench.throughput.models import EMBEDDED, RANDOM, resolve_model
+from vllm_prune.bench.throughput.models import RANDOM, resolve_model
 from vllm_prune.bench.throughput.runner import Plan, run_plan
 from vllm_prune.bench.throughput.workload import ClipShape
 from vllm_prune.cli.secrets import masked
+from vllm_prune.embedded import LISTED
 from vllm_prune.embedded import clips as sample_clips
 
 DEFAULT_CONFIGS = (
@@ -34,7 +35,7 @@ DEFAULT_CONFIGS = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `vllm-prune bench throughput`."""
-    parser.add_argument("--model", default=RANDOM, help=f"a model's folder, {EMBEDDED}, or {RANDOM} (default)")
+    parser.add_argument("--model", default=RANDOM, help=f"a model's folder, {LISTED}, or {RANDOM} (default)")
     parser.add_argument("--model-dims", choices=DIMS, default="cpu", help=f"dimensions of --model {RANDOM}")
     parser.add_argument(
         "--configs",

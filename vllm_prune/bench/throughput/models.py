@@ -1,4 +1,4 @@
-"""The model that a run measures: a folder, the embedded model, or random weights of given dimensions."""
+"""The model that a run measures: a folder, an embedded model, or random weights of given dimensions."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from pathlib import Path
 from vllm_prune.bench.throughput.errors import BenchmarkError
 from vllm_prune.bench.throughput.model_dims import DIMS
 from vllm_prune.bench.throughput.random_model import write_random_model
+from vllm_prune.embedded import DEFAULT, LISTED, NAMES, model_path
 
-EMBEDDED, RANDOM = "embedded", "random"
+EMBEDDED, RANDOM = DEFAULT, "random"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +27,7 @@ def resolve_model(given: str, dims_name: str, work: Path) -> Model:
     """Find or write the model.
 
     Args:
-        given: A folder, `embedded` or `random`.
+        given: A folder, the name of an embedded model, or `random`.
         dims_name: A key of `DIMS`, for `random`.
         work: Where a random model is written.
     """
@@ -39,13 +40,15 @@ def resolve_model(given: str, dims_name: str, work: Path) -> Model:
             dummy_weights=True,
             description=f"random weights, `{dims_name}`: {dims.describe()}",
         )
-    if given == EMBEDDED:
-        from vllm_prune.embedded import model_path
-
+    if given in NAMES:
+        kind = "" if given == EMBEDDED else " Qwen3-VL"
         return Model(
-            path=Path(model_path()), name="embedded model", dummy_weights=False, description="the embedded model"
+            path=model_path(given),
+            name=f"embedded{kind} model",
+            dummy_weights=False,
+            description=f"the embedded{kind} model",
         )
     path = Path(given)
     if not (path / "config.json").is_file():
-        raise BenchmarkError(f"--model {given}: no config.json there; give a model's folder, {EMBEDDED} or {RANDOM}")
+        raise BenchmarkError(f"--model {given}: no config.json there; give a model's folder, {LISTED} or {RANDOM}")
     return Model(path=path.resolve(), name=path.resolve().name, dummy_weights=False, description=str(path.resolve()))
