@@ -66,6 +66,39 @@ def test_a_hit_may_end_inside_the_video(eager: RemoteEngine, oracle: Oracle) -> 
     compare([case], [again], oracle)
 
 
+def _count_unpacked(worker: Any) -> int:
+    """How many tokens were unpacked since the last call; counts from now on."""
+    from vllm_prune.serving.worker import carrier
+
+    counted = getattr(worker, "unpacked", 0)
+    worker.unpacked = 0
+    if not hasattr(worker, "unpack"):
+        unpack = worker.unpack = carrier.unpack
+
+        def counting(rows: Any, width: int) -> Any:
+            found = unpack(rows, width)
+            worker.unpacked += len(found[1])
+            return found
+
+        carrier.unpack = counting
+    return counted
+
+
+def test_chunks_of_a_video_unpack_it_once(eager: RemoteEngine, oracle: Oracle) -> None:
+    """Its rows lie in several steps, which get theirs by the choice of the first."""
+    case = one_video("What colour is the flash?")
+    eager.call("forget")
+    eager.call("on_ranks", _count_unpacked)
+    (answer,) = eager.run([case.prompt()], step_tokens=8)
+    compare([case], [answer], oracle)
+    offset, length = _video_rows(answer.prompt)
+    steps = [step for step in answer.steps if step.start < offset + length and step.start + step.count > offset]
+    assert len(steps) >= 2
+    (unpacked,) = eager.call("on_ranks", _count_unpacked)
+    assert unpacked == length * -(-len(answer.chosen[0]["slot"]) // length), "every token, and padding"
+    eager.call("forget")
+
+
 def test_another_question_finds_no_block_of_the_video(eager: RemoteEngine, oracle: Oracle) -> None:
     system = "You are given a video and answer briefly. " * 5
     cases = [Case(chat(VIDEO + question, system=system), (video(5, 10),), (), LEARNED) for question in QUESTIONS[:2]]

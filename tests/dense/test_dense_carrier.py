@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from vllm_prune.serving.worker import carrier
 
@@ -29,6 +30,35 @@ def test_round_trip(num_tokens, data, dtype, seed):
     for part, packed in zip(found, (features, cells, groups), strict=True):
         assert torch.equal(part[:num_tokens], packed)
     assert read_info(rows) == seed
+    few = torch.randint(0, num_tokens, (data.draw(st.integers(0, 9)),), generator=generator)
+    assert torch.equal(carrier.take(rows, 5, few), features[few])
+
+
+class Copies(TorchDispatchMode):
+    """Counts the elements of the tensors that are made, views left out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        if isinstance(made, torch.Tensor) and not any(
+            isinstance(given, torch.Tensor) and given.untyped_storage().data_ptr() == made.untyped_storage().data_ptr()
+            for given in args
+        ):
+            self.elements += made.numel()
+        return made
+
+
+def test_to_take_a_few_tokens_copies_no_others():
+    rows = carrier.pack(torch.ones(1000, 64), *torch.zeros(2, 1000, dtype=torch.int64), 100, info=1)
+    with Copies() as taking:
+        carrier.take(rows, 64, torch.arange(0, 1000, 50))
+    assert taking.elements < 20 * 64 * 1.2
+    with Copies() as unpacking:
+        carrier.unpack(rows, 64)
+    assert unpacking.elements > 1000 * 64
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -45,9 +45,11 @@ class _Choice:
     info: MediumInfo
     kept: torch.Tensor
     """Of the video's rows, indices [K + S], increasing."""
+    kept_slots: torch.Tensor
+    """Theirs, [K + S]."""
     chosen: torch.Tensor
     """Of its tokens, indices [K], increasing."""
-    slots: torch.Tensor
+    chosen_slots: torch.Tensor
     """Theirs, [K]."""
     scores: dict[int, torch.Tensor]
     """By what they were chosen, [N1], as traces have it."""
@@ -105,22 +107,26 @@ class AskFirst:
         assert info.turn is not None  # the processor refuses such requests of models without
         start = first - part.row
         question = tuple(question_ids(prompt, start, start + info.counts.rows, info.turn))
-        features, slots, _ = carrier.unpack(self._media.rows(part.info), self._row_width)
-        choice = self._choice(part.info, features, slots, question)
+        packed = self._media.rows(part.info)
+        choice = self._choice(part.info, packed, question)
         if self._trace is not None and info.trace is not None and part.row == 0:
-            outcome = VideoOutcome(info.trace, choice.chosen, (info.offsets(choice.slots) + position).T, choice.scores)
+            outcome = VideoOutcome(
+                info.trace, choice.chosen, (info.offsets(choice.chosen_slots) + position).T, choice.scores
+            )
             self._trace.write(prompt, [outcome], time.perf_counter() - begin)
-        rows = choice.kept[part.row : part.row + num_rows]
+        here = slice(part.row, part.row + num_rows)
+        features = carrier.take(packed, self._row_width, choice.kept[here])
         watch.stop()
-        return features[rows], slots[rows], watch
+        return features, choice.kept_slots[here], watch
 
-    def _choice(self, number: int, features: torch.Tensor, slots: torch.Tensor, question: tuple[int, ...]) -> _Choice:
-        """What is kept of the video with this number, whose tokens are unpacked, padding included."""
+    def _choice(self, number: int, packed: torch.Tensor, question: tuple[int, ...]) -> _Choice:
+        """What is kept of the video with this number, all of whose rows are `packed`."""
         info, key = self._media[number], (number, question)
         known = self._choices.get(key)
         if known is not None and known.info is info:  # numbers are given again
             self._choices.move_to_end(key)
             return known
+        features, slots, _ = carrier.unpack(packed, self._row_width)
         slots = slots[: info.counts.carried_rows]
         tokens, pinned = info.split(slots)
         video = VideoTokens(features[tokens, : self._width], info.places(slots[tokens]), info.grid)
@@ -128,7 +134,14 @@ class AskFirst:
             chosen, score = self._choose(info, video, question)
         check_same_on_ranks(chosen, "choice by the question, video of %d tokens", len(tokens))
         kept = torch.cat((tokens[chosen], pinned)).sort().values
-        self._choices[key] = choice = _Choice(info, kept, chosen, slots[tokens[chosen]], {BEFORE_LAYERS: score})
+        self._choices[key] = choice = _Choice(
+            info=info,
+            kept=kept,
+            kept_slots=slots[kept],
+            chosen=chosen,
+            chosen_slots=slots[tokens[chosen]],
+            scores={BEFORE_LAYERS: score},
+        )
         while len(self._choices) > _REMEMBERED:
             self._choices.popitem(last=False)
         return choice

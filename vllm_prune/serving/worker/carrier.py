@@ -90,9 +90,21 @@ def unpack(rows: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor, 
     Returns:
         Features [m, C], slots [m] and groups [m] (int64) of m = n * ceil(N1 / K) tokens, padding at their end included.
     """
-    tokens = rows[:, :-_END_COLUMNS].reshape(-1, width + _TAG_COLUMNS)
+    tokens = _by_token(rows, width).flatten(0, 1)
     slots, groups = _from_digits(tokens[:, width:]).unbind(1)
     return tokens[:, :width], slots, groups
+
+
+def take(rows: torch.Tensor, width: int, tokens: torch.Tensor) -> torch.Tensor:
+    """Features [n, C] of the tokens with indices `tokens` [n], of rows as `unpack` has them; copies no others."""
+    packed = _by_token(rows, width)
+    per_row = packed.shape[1]
+    return packed[..., :width][tokens // per_row, tokens % per_row]
+
+
+def _by_token(rows: torch.Tensor, width: int) -> torch.Tensor:
+    """A view [n, tokens of a row, C + tags] of rows."""
+    return rows[:, :-_END_COLUMNS].unflatten(1, (-1, width + _TAG_COLUMNS))
 
 
 def _to_digits(values: torch.Tensor) -> torch.Tensor:
