@@ -1,4 +1,4 @@
-"""Report how many tokens a video had before pruning, beside the count of its placeholders."""
+"""Report how many tokens videos and images had before pruning, beside the count of its placeholders."""
 
 import functools
 from typing import Any
@@ -31,13 +31,14 @@ def _install() -> None:
         from vllm_prune.serving.api.headers import tell_prompt
         from vllm_prune.serving.api.report import FACTS_KEY
 
-        tell_prompt(engine_input.get(FACTS_KEY))
+        facts = engine_input.get(FACTS_KEY)
+        tell_prompt(facts)
         counts = original(engine_input, *args, **kwargs)
-        report = engine_input.get("prune_report")
-        if report:
-            counts["video_before_pruning"] = sum(video.total for video in report)
-            if structure := sum(video.pinned for video in report):
-                counts["video"], counts["video_structure"] = sum(video.kept for video in report), structure
+        for modality in facts.modalities if facts else ():
+            media = facts.counts(modality)
+            counts[f"{modality}_before_pruning"] = sum(medium.total for medium in media)
+            if structure := sum(medium.pinned for medium in media):
+                counts[modality], counts[f"{modality}_structure"] = sum(medium.kept for medium in media), structure
         return counts
 
     setattr(_get_mm_token_counts, _MARK, True)
@@ -51,11 +52,13 @@ PATCH = Patch(
     trigger=_MODULE,
     why=(
         "`usage.prompt_tokens_details.multimodal_tokens` counts the placeholders that are left; a client cannot tell "
-        "how many tokens its video had, nor how many are timestamps, and vLLM has no field for it."
+        "how many tokens its video or image had, nor how many are timestamps, and vLLM has no field for it."
     ),
-    how="Wraps the function that makes the counts and adds `video_before_pruning`, and `video_structure` where text "
-    "stands between the steps of a video, from our processor's report. What the processor found goes on to the headers "
-    "(`server_report_headers`).",
+    how=(
+        "Wraps the function that makes the counts and adds `video_before_pruning`, `image_before_pruning` where images "
+        "are pruned, and `video_structure` where text stands between the steps of a video, from our processor's "
+        "report. What the processor found goes on to the headers (`server_report_headers`)."
+    ),
     upstream=("https://github.com/vllm-project/vllm/issues/45098",),
     remove_when="vllm>=0.33",
     needed=lambda: True,

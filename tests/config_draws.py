@@ -43,6 +43,7 @@ class Draw:
             "enable_stage1": lambda: self._mostly(lambda: self._one_of([True, False])),
             "enable_pruning": lambda: self._mostly(lambda: self._one_of([True, False])),
             "pruning_layer": lambda: self._mostly(lambda: self._rng.randint(0, 5)),
+            "image": lambda: self._mostly(lambda: self._one_of([False, None, self._image()])),
             str(self._text()): self.junk,
         }
         value = {name: draw() for name, draw in fields.items() if self._rng.random() < 0.7}
@@ -88,6 +89,20 @@ class Draw:
         }
         chosen = self._rng.sample([*fields], self._rng.randint(0, 3))
         return {name: self._mostly(fields[name]) for name in chosen}
+
+    def _image(self) -> dict[str, Any]:
+        method = self._mostly(lambda: self._one_of(METHODS))
+        fields: dict[str, Callable[[], Any]] = {
+            "method": lambda: method,
+            "keep_ratio": lambda: self._mostly(self._amount),
+            "target_token_num": lambda: self._mostly(lambda: self._rng.randint(1, 40)),
+            "min_tokens": lambda: self._mostly(lambda: self._rng.randint(1, 9)),
+            "total": lambda: self._mostly(lambda: self._rng.randint(1, 90)),
+            "layers": lambda: self._mostly(lambda: self._rng.randint(0, 5)),
+            "params": lambda: self._mostly(lambda: self._params(method)),
+        }
+        chosen = self._rng.sample([*fields], self._rng.randint(0, 3))
+        return {name: draw() for name, draw in fields.items() if name == "method" or name in chosen}
 
     def _params(self, method: Any) -> Any:
         """Parameters of `method`, by the types of its defaults."""

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vllm_prune.budget import plan_counts
-from vllm_prune.config import PruneConfig, PruneConfigError, Stage1Config, preset
+from vllm_prune.budget_images import config_of_image, total_share
+from vllm_prune.config import ImageConfig, PruneConfig, PruneConfigError, Stage1Config, preset
 from vllm_prune.config.checks import MAX_INTEGER, MAX_LAYERS, MAX_PARAM_TEXT, MAX_PARAM_VALUES, MAX_TEXT
 from vllm_prune.methods import VideoTokens
 from vllm_prune.methods.prunevid import PruneVid
@@ -52,6 +53,22 @@ def test_what_is_accepted_can_be_carried_out(rng):
     kept, assignment = merge_and_select(tokens, config, counts, attention=torch.ones(tokens.num_tokens))
     assert kept.num_tokens == counts.carried
     competing_groups(tokens, config, assignment)
+    if config.image is not None:
+        prune_images(config.image)
+
+
+def prune_images(image: ImageConfig) -> None:
+    """Two images of one request, of 64 tokens and of one."""
+    sizes = [64, 1]
+    try:
+        share = total_share(image, sizes)
+    except PruneConfigError:
+        return
+    for size in sizes:
+        own = config_of_image(image, size, share)
+        counts = plan_counts(own, size)
+        tokens = VideoTokens.from_features(torch.randn(size, 8), (1, 1, size))
+        assert merge_and_select(tokens, own, counts, attention=torch.ones(size))[0].num_tokens == counts.carried
 
 
 @pytest.mark.parametrize("tau", [1, 1.0, 1 - 2**-53, 5e-324])

@@ -83,7 +83,7 @@ def plan_counts(
     stage1 = _count_stage1(config, encoded) if per_frame is None else _count_planned(config, num_tokens, per_frame)
     entering, layers = stage1, tuple[int, ...]()
     if config.method != NO_METHOD:
-        steps = _count_steps(config, stage1)
+        steps = count_steps(config, stage1)
         entering, layers = (stage1, steps) if config.method == ATTENTION else (steps[-1], ())
     return TokenCounts(
         total=num_tokens,
@@ -101,7 +101,7 @@ def _count_stage1(config: PruneConfig, num_tokens: int) -> int:
         return num_tokens
     if config.method != NO_METHOD or (config.keep_ratio is None and config.target_token_num is None):
         return count_kept(num_tokens, config.stage1.cluster_ratio)
-    return _count_steps(config, num_tokens)[-1]
+    return count_steps(config, num_tokens)[-1]
 
 
 def _count_planned(config: PruneConfig, num_tokens: int, per_frame: Sequence[int]) -> int:
@@ -121,7 +121,7 @@ def stage1_limits(config: PruneConfig, num_tokens: int) -> tuple[int, int]:
     assert config.stage1 is not None
     ceilings = [num_tokens, config.stage1.max_tokens or num_tokens]
     if config.method == NO_METHOD and (config.keep_ratio is not None or config.target_token_num is not None):
-        ceilings += _count_steps(config, num_tokens)
+        ceilings += count_steps(config, num_tokens)
     return min(config.stage1.min_tokens or 1, *ceilings), min(ceilings)
 
 
@@ -134,8 +134,8 @@ def merged_count(per_frame: Sequence[int], cluster_ratio: float) -> int:
     return sum(n if n <= KEEP_SMALL else max(1, int(n * cluster_ratio)) for n in per_frame)
 
 
-def _count_steps(config: PruneConfig, num_tokens: int) -> tuple[int, ...]:
-    """The counts that `keep_ratio` or `target_token_num` ask for, one for each pruning layer (or the only one)."""
+def count_steps(config: PruneConfig, num_tokens: int) -> tuple[int, ...]:
+    """What `keep_ratio` or `target_token_num` leave of `num_tokens`, one for each pruning layer (or the only one)."""
     num_steps = len(config.layers) if config.layers else 1
     if config.target_token_num is not None:
         targets = config.target_token_num

@@ -6,12 +6,14 @@ import dataclasses
 from collections.abc import Sequence
 
 from vllm_prune.budget import plan_counts
+from vllm_prune.budget_images import config_of_image
 from vllm_prune.config import OverridePolicy, PruneConfig, PruneConfigError, Stage1Config, brief
 from vllm_prune.config.methods import check_work
 from vllm_prune.trace_key import FIELD, split_trace_key
 from vllm_prune.trace_limits import TraceLimits
 
 _TIGHTEN_KEYS = ("keep_ratio", "target_token_num", "stage1.cluster_ratio")
+_TIGHTEN_IMAGE_KEYS = ("keep_ratio", "target_token_num", "min_tokens", "total")
 _FIXED_KEYS = ("method", "layers", "params")
 
 
@@ -32,12 +34,12 @@ class ServerSettings:
     @property
     def may_prune(self) -> bool:
         """Whether any request at all can have tokens merged or dropped."""
-        return self.override == "any" or not self.config.keeps_everything
+        return self.override == "any" or not self.config.keeps_everything or self.config.prunes_images
 
     @property
     def may_query(self) -> bool:
         """Whether the question may choose tokens of any request inside the decoder."""
-        return self.override == "any" or self.config.chooses_inside
+        return self.override == "any" or any(part.chooses_inside for part in self.config.parts)
 
     def resolve(self, request: object | None) -> PruneConfig:
         """The configuration of a request that asks for `request` (None: nothing of its own).
@@ -80,10 +82,37 @@ class ServerSettings:
         if (requested.stage1 is None) != (self.config.stage1 is None):
             changed.append("stage1")
         changed += _looser_plan(requested.stage1, self.config.stage1)
+        changed += self._changed_of_images(requested)
         if changed:
             raise PruneConfigError(
                 f"prune={brief(request)}: changes {', '.join(changed)}, but this server allows only fewer tokens "
-                f"({', '.join(_TIGHTEN_KEYS)}); start it with --prune-override any"
+                f"({', '.join((*_TIGHTEN_KEYS, *(f'image.{key}' for key in _TIGHTEN_IMAGE_KEYS)))}); start it with "
+                f"--prune-override any"
+            )
+
+    def _changed_of_images(self, requested: PruneConfig) -> list[str]:
+        asked, own = requested.image, self.config.image
+        if asked is None or own is None:
+            return [] if asked == own else ["image"]
+        return [f"image.{key}" for key in _FIXED_KEYS if getattr(asked, key) != getattr(own, key)]
+
+    def check_image(self, asked: PruneConfig, num_tokens: int, allowed_share: float | None) -> None:
+        """Refuses more tokens of an image of `num_tokens` than the policy allows, and too much work.
+
+        Args:
+            asked: The image's own configuration (`config_of_image`).
+            num_tokens: N.
+            allowed_share: `total_share` of the server's own configuration.
+        """
+        counts = plan_counts(asked, num_tokens)
+        check_work(asked.method, asked.params, num_tokens, counts.entering)
+        if self.override != "tighten" or self.config.image is None:
+            return
+        own = plan_counts(config_of_image(self.config.image, num_tokens, allowed_share), num_tokens)
+        if any(a > b for a, b in zip((counts.kept, *counts.layers), (own.kept, *own.layers), strict=False)):
+            raise PruneConfigError(
+                f"prune.image: keeps {counts.kept} of an image's {num_tokens} tokens, above this server's {own.kept}; "
+                f"lower image.{', image.'.join(_TIGHTEN_IMAGE_KEYS)}, or start the server with --prune-override any"
             )
 
     def check_counts(self, requested: PruneConfig, num_tokens: int, per_frame: Sequence[int] | None = None) -> None:

@@ -78,7 +78,7 @@ class Case:
         prompt: dict[str, Any] = {"prompt": self.text}
         if media:
             prompt["multi_modal_data"] = media
-        if self.config is not None and self.videos:
+        if self.config is not None and media:
             prompt["mm_processor_kwargs"] = {"prune": self.config}
         return prompt
 
@@ -121,17 +121,50 @@ ASK_FIRST: tuple[Any, ...] = (
 """The question chooses before the first layer."""
 
 
-def random_case(random: np.random.Generator, configs: Sequence[Any] = CONFIGS) -> Case:
-    """Text, image, one video or several, in one turn or in several."""
+IMAGE_CONFIGS: tuple[Any, ...] = (
+    {"preset": "baseline", "image": {"method": "uniform", "keep_ratio": 0.3}},
+    {"preset": "default", "image": {"method": "dpp", "keep_ratio": 0.5, "min_tokens": 6}},
+    {"preset": "stage1_only", "image": {"method": "dart", "target_token_num": 5}},
+    {"method": "uniform", "stage1": None, "keep_ratio": 0.3, "image": {"method": "tome", "total": 9}},
+    {"preset": "stage2_only", "image": {"method": "vidcom2", "keep_ratio": 0.7, "total": 14, "min_tokens": 2}},
+    {"preset": "baseline", "image": {"method": "prunevid", "keep_ratio": 0.4}},
+    {"preset": "aggressive", "image": {"method": "visionzip", "keep_ratio": 0.5}},
+    {"preset": "baseline", "image": {"method": "random", "params": {"merge_dropped": True}}},
+    {"preset": "default", "image": {"method": "uniform", "keep_ratio": 1.0}},
+    {"preset": "default", "image": {"method": "attention", "keep_ratio": 0.5}},
+    {"preset": "baseline", "image": {"method": "attention", "keep_ratio": [0.8, 0.5], "layers": [2, 4]}},
+    {"preset": "stage2_only", "layers": [3], "image": {"method": "attention", "target_token_num": 3, "layers": [2]}},
+    {"preset": "stage1_only", "image": {"method": "question", "keep_ratio": 0.4, "params": {"relevance": "text"}}},
+    {"preset": "default", "image": {"method": "question", "keep_ratio": 0.4}},
+)
+"""Images pruned as well, by the methods that take them."""
+IMAGE_SIZES = ((84, 112), (28, 28), (140, 56))
+"""(height, width) in pixels: of 12 cells, of 4 and of 10."""
+
+
+def random_case(
+    random: np.random.Generator,
+    configs: Sequence[Any] = CONFIGS,
+    image_share: float = 0.2,
+    image_sizes: Sequence[tuple[int, int]] = ((84, 112),),
+) -> Case:
+    """Text, image, one video or several, in one turn or in several; an image in place of a video at `image_share`.
+
+    `image_sizes`: (height, width) in pixels.
+    """
     videos: list[Any] = []
     images: list[Any] = []
 
     def said() -> str:
         return str(random.choice(QUESTIONS))
 
+    def picture() -> Image.Image:
+        height, width = image_sizes[0] if len(image_sizes) == 1 else random.choice(image_sizes)
+        return image(int(random.integers(100)), int(height), int(width))
+
     def shown() -> str:
-        if random.random() < 0.2:
-            images.append(image(int(random.integers(100))))
+        if random.random() < image_share:
+            images.append(picture())
             return IMAGE
         frames, side = int(random.integers(2, 11)), int(random.choice([84, 112, 140]))
         fps = float(random.choice([1.0, 2.0, 2.997, 8.0]))
@@ -149,7 +182,7 @@ def random_case(random: np.random.Generator, configs: Sequence[Any] = CONFIGS) -
     if kind == "text":
         text = chat(said(), "red", said(), system=system)
     elif kind == "image":
-        images.append(image(int(random.integers(100))))
+        images.append(picture())
         text = chat(IMAGE + said(), system=system)
     elif kind == "turns":
         text = chat(turn(1), "a red ball", turn(int(random.integers(0, 2))), "no", turn(1), system=system)
@@ -159,7 +192,7 @@ def random_case(random: np.random.Generator, configs: Sequence[Any] = CONFIGS) -
     return (
         Case(text, tuple(videos[:3]), tuple(images[:2]), config)
         if _fits(videos, images)
-        else random_case(random, configs)
+        else random_case(random, configs, image_share, image_sizes)
     )
 
 
@@ -178,17 +211,27 @@ class Oracle:
     def __call__(self, case: Case, max_tokens: int) -> OracleResult:
         key = (case.text, tuple(map(id, case.videos)), tuple(map(id, case.images)), repr(case.config), max_tokens)
         if key not in self._known:
-            config = self.config if case.config is None else PruneConfig.parse(case.config, base=self.config)
+            config = self.config_of(case)
             prompt = to_prompt(self.processor, case.text, videos=case.videos, images=case.images, typed=True)
             self._known[key] = run_oracle(self.model, prompt, config, max_tokens, self.selector)
         return self._known[key]
 
-    def spans(self, prompt: list[int]) -> list[tuple[int, int]]:
-        """(start, stop) of the turns of a compacted prompt from their first video on, found in another way."""
+    def config_of(self, case: Case) -> PruneConfig:
+        """What a request is pruned by."""
+        return self.config if case.config is None else PruneConfig.parse(case.config, base=self.config)
+
+    def spans(self, prompt: list[int], pruned: PruneConfig | None = None) -> list[tuple[int, int]]:
+        """(start, stop) of the turns of a compacted prompt from their first medium to choose from on, found anew.
+
+        `pruned`: the request's configuration; without, the question chooses tokens of videos.
+        """
         config = self.model.config
+        starts = {config.video_token_id} if pruned is None or pruned.chooses_inside else set()
+        if pruned is not None and pruned.image is not None and pruned.image.choice.chooses_inside:
+            starts.add(config.image_token_id)
         spans: list[tuple[int, int]] = []
         for index, token in enumerate(prompt):
-            if token == config.video_token_id and (not spans or index >= spans[-1][1]):
+            if token in starts and (not spans or index >= spans[-1][1]):
                 end = config.text_config.eos_token_id
                 stop = prompt.index(end, index) + 5 if end in prompt[index:] else len(prompt)
                 spans.append((index, min(stop, len(prompt))))
@@ -239,10 +282,8 @@ def _same_choice(video: dict[str, np.ndarray], kept: np.ndarray, scores: list[np
 
 def check_steps(answer: Answer, oracle: Oracle, case: Case) -> None:
     """No step begins or ends inside a dense span, and blocks are those of the compacted prompt."""
-    config = oracle.config if case.config is None else PruneConfig.parse(case.config, base=oracle.config)
-    if config.chooses_inside:
-        for start, stop in oracle.spans(answer.prompt):
-            for step in answer.steps:
-                assert not start < step.start < stop, (step, start, stop)
-                assert not start < step.start + step.count < stop, (step, start, stop)
+    for start, stop in oracle.spans(answer.prompt, oracle.config_of(case)):
+        for step in answer.steps:
+            assert not start < step.start < stop, (step, start, stop)
+            assert not start < step.start + step.count < stop, (step, start, stop)
     assert answer.most_blocks == -(-len(answer.prompt) // BLOCK_SIZE)

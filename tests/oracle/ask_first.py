@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from vllm_prune.budget import plan_counts
-from vllm_prune.config import PruneConfig
+from vllm_prune.config import QUESTION, PruneConfig
 from vllm_prune.methods import VideoTokens
 from vllm_prune.selector import Selector
 
@@ -20,18 +20,24 @@ _LEAST = 1e-3
 
 
 def choose(
-    model: PreTrainedModel, prompt: Prompt, config: PruneConfig, tokens: list[VideoTokens], selector: Selector | None
+    model: PreTrainedModel,
+    prompt: Prompt,
+    configs: list[PruneConfig],
+    tokens: list[VideoTokens],
+    selector: Selector | None,
 ) -> tuple[list[VideoTokens], dict[int, tuple[Tensor, Tensor]]]:
-    """What is left of every medium, and of each video the kept indices [K] and the scores [N1]."""
+    """What is left of every medium, and of those chosen from the kept indices [K] and the scores [N1].
+
+    `configs`: of each medium.
+    """
     left = list(tokens)
     chosen: dict[int, tuple[Tensor, Tensor]] = {}
-    alone = dataclasses.replace(config, stage1=None)
-    places = prompt.places
-    assert places is not None
-    for index, medium in enumerate(prompt.media):
-        count = plan_counts(alone, tokens[index].num_tokens).kept
-        if medium.kind != "video" or count == tokens[index].num_tokens:
+    for index, config in enumerate(configs):
+        count = plan_counts(dataclasses.replace(config, stage1=None), tokens[index].num_tokens).kept
+        if config.method != QUESTION or count == tokens[index].num_tokens:
             continue
+        places = prompt.places
+        assert places is not None
         scores = _score(model, _question(prompt, places[index]), config, tokens[index], selector)
         kept = _pick(model, config, tokens[index], scores, count)
         left[index] = VideoTokens(tokens[index].features[kept], tokens[index].grid[kept], tokens[index].grid_thw)

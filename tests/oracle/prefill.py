@@ -13,24 +13,30 @@ from .importance import importance, question_rows, top_k
 from .rows import Rows
 
 
-@dataclass
-class Pruning:
-    """What is dropped where, and what was found out on the way."""
+@dataclass(frozen=True)
+class Choice:
+    """What is dropped of one medium."""
 
-    layers: tuple[int, ...]
-    """After which decoder layers."""
-    targets: dict[int, tuple[int, ...]]
-    """Index of each video's medium -> tokens left after each of `layers`."""
+    targets: dict[int, int]
+    """Decoder layer -> tokens left after it."""
     text: str = "max"
     """How importance goes over the question: "max", "mean" or "last"."""
     heads: str = "max"
     """And then over heads: "max" or "mean"."""
+
+
+@dataclass
+class Pruning:
+    """What is dropped where, and what was found out on the way."""
+
+    choices: dict[int, Choice]
+    """By index of the medium."""
     scores: dict[int, list[Tensor]] = field(default_factory=dict)
-    """Index of each video's medium -> importance of the tokens still there, at each of `layers`."""
+    """Index of each medium -> importance of the tokens still there, at each of its layers."""
 
 
 def run_rows(model: PreTrainedModel, rows: Rows, cache: KVCache, pruning: Pruning | None = None) -> tuple[Tensor, Rows]:
-    """All layers over the next rows of a prompt; with `pruning` the videos among them lose tokens on the way.
+    """All layers over the next rows of a prompt; with `pruning` the media among them lose tokens on the way.
 
     Returns:
         The kept rows after the last layer [K, C], and the same rows as they came in.
@@ -40,16 +46,16 @@ def run_rows(model: PreTrainedModel, rows: Rows, cache: KVCache, pruning: Prunin
         hidden, weights = run_layer(model, layer, hidden, rows.positions, cache)
         if layer < len(rows.levels):
             hidden = hidden + rows.levels[layer]
-        if pruning is not None and layer in pruning.layers:
-            kept = choose_rows(weights, start, rows.medium, pruning, pruning.layers.index(layer))
+        if pruning is not None and any(layer in choice.targets for choice in pruning.choices.values()):
+            kept = choose_rows(weights, start, rows.medium, pruning, layer)
             hidden, rows = hidden[kept], rows.select(kept)
             for compacted in range(layer + 1):
                 cache.compact(compacted, start, kept)
     return hidden, rows
 
 
-def choose_rows(weights: Tensor, start: int, medium: Tensor, pruning: Pruning, step: int) -> Tensor:
-    """[R] bool: which rows stay after the pruning layer number `step`.
+def choose_rows(weights: Tensor, start: int, medium: Tensor, pruning: Pruning, layer: int) -> Tensor:
+    """[R] bool: which rows stay after `layer`.
 
     Args:
         weights: Attention [heads, R, start + R].
@@ -57,13 +63,15 @@ def choose_rows(weights: Tensor, start: int, medium: Tensor, pruning: Pruning, s
         medium: [R], as in `Rows`.
     """
     kept = torch.ones(len(medium), dtype=torch.bool)
-    for video in pruning.targets:
-        tokens = (medium == video).nonzero().squeeze(1)
+    for index, choice in pruning.choices.items():
+        if layer not in choice.targets:
+            continue
+        tokens = (medium == index).nonzero().squeeze(1)
         if len(tokens) == 0:
             continue  # in another span
-        questions = question_rows(medium, video)
-        scores = importance(weights[:, questions][:, :, start + tokens], pruning.text, pruning.heads)
-        pruning.scores.setdefault(video, []).append(scores)
+        questions = question_rows(medium, index)
+        scores = importance(weights[:, questions][:, :, start + tokens], choice.text, choice.heads)
+        pruning.scores.setdefault(index, []).append(scores)
         kept[tokens] = False
-        kept[tokens[top_k(scores, pruning.targets[video][step])]] = True
+        kept[tokens[top_k(scores, choice.targets[layer])]] = True
     return kept

@@ -64,8 +64,8 @@ class Layout:
     """The first row of each of the prompt's ids, and the number of rows at the end."""
     next_position: int
     """Of the first decoded token."""
-    videos: list[int]
-    """Which of the prompt's ids are the videos' placeholders."""
+    places: list[int]
+    """Which of the prompt's ids are the media's placeholders."""
 
 
 def lay_out(model: PreTrainedModel, prompt: Prompt, tokens: list[VideoTokens]) -> Layout:
@@ -96,8 +96,7 @@ def lay_out(model: PreTrainedModel, prompt: Prompt, tokens: list[VideoTokens]) -
         first_row.append(first_row[-1] + len(parts[-1]))
     if medium != len(prompt.media):
         raise ValueError(f"{medium} placeholders for {len(prompt.media)} media")
-    videos = [index for index, medium in zip(places, prompt.media, strict=True) if medium.kind == "video"]
-    return Layout(join(parts), first_row, position, videos)
+    return Layout(join(parts), first_row, position, places)
 
 
 def _medium_of(model: PreTrainedModel, prompt: Prompt, index: int, token_id: int) -> Medium:

@@ -11,13 +11,14 @@ from torch import Tensor
 from transformers import AutoModelForImageTextToText, PreTrainedModel
 
 from vllm_prune.budget import plan_counts
-from vllm_prune.config import ATTENTION, QUESTION, PruneConfig
+from vllm_prune.config import ATTENTION, PruneConfig
 from vllm_prune.methods import VideoTokens
 from vllm_prune.selector import Selector
 
 from .ask_first import choose
 from .decoder import KVCache, logits_of
-from .prefill import Pruning, run_rows
+from .own_config import own_configs
+from .prefill import Choice, Pruning, run_rows
 from .prompt import Prompt
 from .rows import Layout, Rows, join, lay_out, text_row
 from .spans import dense_spans, segments
@@ -28,9 +29,10 @@ from .vision import entering_tokens
 class OracleResult:
     """What became of a prompt. Lists over videos are in the order of the prompt.
 
-    kept: For each video, increasing indices [K] into the N1 tokens that entered the language model.
-    importance: For each video and pruning layer, the importance [n] of the n tokens still there; without
-        query-aware pruning an empty list for each video.
+    kept: For each video (and each image, where a configuration is about images), increasing indices [K] into the N1
+        tokens that entered the language model.
+    importance: For each of them and each pruning layer, the importance [n] of the n tokens still there; without
+        query-aware pruning an empty list for each.
     generated: Token ids; decoding goes on after an end-of-turn token.
     logits: [steps, vocab], those each generated token was chosen by.
     positions: [3, prompt_len_kept], of the rows that are left of the prompt.
@@ -54,45 +56,41 @@ def run_oracle(
     model: PreTrainedModel, prompt: Prompt, config: PruneConfig, max_new_tokens: int, selector: Selector | None = None
 ) -> OracleResult:
     """Prefill under `config` and `max_new_tokens` (>= 1) greedy steps. `selector`: that of the server."""
-    tokens = [entering_tokens(model, medium, config) for medium in prompt.media]
-    chosen: dict[int, tuple[Tensor, Tensor]] = {}
-    if config.method == QUESTION:
-        tokens, chosen = choose(model, prompt, config, tokens, selector)
+    configs = own_configs(model, prompt, config)
+    tokens = [entering_tokens(model, medium, own) for medium, own in zip(prompt.media, configs, strict=True)]
+    tokens, chosen = choose(model, prompt, configs, tokens, selector)
     layout = lay_out(model, prompt, tokens)
-    pruning = plan_pruning(model, prompt, config, tokens)
+    pruning = plan_pruning(model, configs, tokens)
     cache = KVCache(len(model.model.language_model.layers))
     hidden, rows = prefill(model, prompt, layout, pruning, cache)
     generated, logits = decode(model, hidden[-1], layout.next_position, cache, max_new_tokens)
-    videos = [index for index, medium in enumerate(prompt.media) if medium.kind == "video"]
+    pruned = [i for i, medium in enumerate(prompt.media) if medium.kind == "video" or config.image is not None]
     return OracleResult(
         prompt_len_kept=len(rows),
-        kept=[chosen[video][0] if video in chosen else rows.token[rows.medium == video] for video in videos],
-        importance=[
-            [chosen[video][1]] if video in chosen else pruning.scores.get(video, []) if pruning else []
-            for video in videos
-        ],
+        kept=[chosen[i][0] if i in chosen else rows.token[rows.medium == i] for i in pruned],
+        importance=[[chosen[i][1]] if i in chosen else pruning.scores.get(i, []) if pruning else [] for i in pruned],
         generated=generated,
         logits=logits,
         positions=rows.positions,
     )
 
 
-def plan_pruning(
-    model: PreTrainedModel, prompt: Prompt, config: PruneConfig, tokens: list[VideoTokens]
-) -> Pruning | None:
-    """Stages 2 and 3 of `config` for this prompt, or None where the question decides nothing."""
-    if config.method != ATTENTION:
-        return None
-    unknown = {"quota", "selector"} & set(config.params)
-    if config.params.get("selector") == "topk":
-        unknown.discard("selector")
-    if unknown:
-        raise NotImplementedError(f"the oracle has no params {sorted(unknown)}")
-    layers = config.resolved_layers(len(model.model.language_model.layers))
-    alone = dataclasses.replace(config, stage1=None)
-    videos = [index for index, medium in enumerate(prompt.media) if medium.kind == "video"]
-    targets = {index: plan_counts(alone, tokens[index].num_tokens).layers for index in videos}
-    return Pruning(layers, targets, config.params.get("text", "max"), config.params.get("heads", "max"))
+def plan_pruning(model: PreTrainedModel, configs: list[PruneConfig], tokens: list[VideoTokens]) -> Pruning | None:
+    """Stages 2 and 3 of the media's `configs`, or None where the question decides nothing."""
+    choices: dict[int, Choice] = {}
+    for index, config in enumerate(configs):
+        if config.method != ATTENTION:
+            continue
+        unknown = {"quota", "selector"} & set(config.params)
+        if config.params.get("selector") == "topk":
+            unknown.discard("selector")
+        if unknown:
+            raise NotImplementedError(f"the oracle has no params {sorted(unknown)}")
+        layers = config.resolved_layers(len(model.model.language_model.layers))
+        targets = plan_counts(dataclasses.replace(config, stage1=None), tokens[index].num_tokens).layers
+        text, heads = config.params.get("text", "max"), config.params.get("heads", "max")
+        choices[index] = Choice(dict(zip(layers, targets, strict=True)), text, heads)
+    return Pruning(choices) if choices else None
 
 
 def prefill(
@@ -105,7 +103,8 @@ def prefill(
     """
     spans = []
     if pruning is not None:
-        spans = dense_spans(prompt.ids, layout.videos, prompt.reply_header)
+        places = [place for index, place in enumerate(layout.places) if index in pruning.choices]
+        spans = dense_spans(prompt.ids, places, prompt.reply_header)
     left: list[Rows] = []
     for start, stop, dense in segments(len(prompt.ids), spans):
         rows = layout.rows.select(slice(layout.first_row[start], layout.first_row[stop]))

@@ -22,13 +22,11 @@ from .prompt import Medium
 
 
 def entering_tokens(model: PreTrainedModel, medium: Medium, config: PruneConfig) -> VideoTokens:
-    """The N1 tokens of a medium that enter the language model; images keep all of theirs."""
+    """The N1 tokens of a medium that enter the language model."""
     width = model.config.text_config.hidden_size
     if medium.kind == "video" and config.plans_on_pixels:
         return select(merged_cells(model, medium, config), config, width)
     tokens = encode(model, medium)
-    if medium.kind != "video":
-        return tokens
     return merge(tokens, config, width, received(model, medium) if config.needs_encoder_attention else None)
 
 
@@ -90,5 +88,6 @@ def select(tokens: VideoTokens, config: PruneConfig, width: int, attention: torc
         method = create(config.method, **config.params)
         count = plan_counts(dataclasses.replace(config, stage1=None), tokens.num_tokens).entering
         given = {} if attention is None else {"relevance": attention}
-        tokens = compact(tokens, method.assign(first_level(tokens, width), count, **given))
+        seen = tokens if getattr(method, "sees_all_levels", False) else first_level(tokens, width)
+        tokens = compact(tokens, method.assign(seen, count, **given))
     return tokens

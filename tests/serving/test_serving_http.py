@@ -17,7 +17,7 @@ from vllm_prune.bench.clips import real_clips
 from vllm_prune.budget import TokenCounts
 from vllm_prune.config import PruneConfig
 from vllm_prune.serving.api.headers import REPORT_BYTES, tell_report, with_headers
-from vllm_prune.serving.api.report import KVFormat, PromptFacts, RequestReport
+from vllm_prune.serving.api.report import KVFormat, PromptFacts, PromptMedium, RequestReport
 
 CLIP = video(data_url(mp4(16, 112, 112, seed=1)))  # 32 tokens before pruning
 OTHER = video(data_url(mp4(32, 112, 168, seed=2)))  # 4 x 4 x 6 = 96
@@ -182,9 +182,8 @@ def test_a_report_that_is_too_long_for_a_header_is_left_out():
             PruneConfig.parse("default"),
             TokenCounts(total=8, encoded=8, stage1=4, entering=4, layers=(2,)),
         )
-        facts = PromptFacts(
-            config=config, counts=(counts,) * videos, ranges=((0, 2),) * videos, prompt_len=99, processor_s=0.0
-        )
+        media = (PromptMedium(modality="video", offset=0, length=2, counts=counts),) * videos
+        facts = PromptFacts(config=config, media=media, prompt_len=99, processor_s=0.0)
         tell_report(RequestReport(facts, KVFormat(block_size=16, token_bytes=8)))
         headers[videos] = with_headers(dict)()["headers"]
     assert len(headers[1]["vllm-prune-report"]) <= REPORT_BYTES

@@ -18,7 +18,7 @@ from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionStrea
 from vllm_prune.budget import plan_counts
 from vllm_prune.config import PruneConfig
 from vllm_prune.serving.api.log import describe
-from vllm_prune.serving.api.report import KVFormat, PromptFacts, RequestReport
+from vllm_prune.serving.api.report import KVFormat, PromptFacts, PromptMedium, RequestReport
 from vllm_prune.serving.api.response import add_to_chunk
 from vllm_prune.serving.wire.clock import Stopwatch
 from vllm_prune.serving.wire.notes import EncodedVideo, RequestNotes, StepRecorder
@@ -233,14 +233,16 @@ def finished_report() -> RequestReport:
     """Of two videos of 100 tokens, 48 and 20 kept."""
     config = PruneConfig.parse({"method": "uniform", "keep_ratio": 0.2})
     counts = (plan_counts(PruneConfig.parse({"method": "uniform", "keep_ratio": 0.48}), 100), plan_counts(config, 100))
-    facts = PromptFacts(config=config, counts=counts, ranges=((4, 48), (60, 20)), prompt_len=96, processor_s=0.5)
+    places = zip((4, 60), counts, strict=True)
+    media = tuple(PromptMedium(modality="video", offset=start, length=own.kept, counts=own) for start, own in places)
+    facts = PromptFacts(config=config, media=media, prompt_len=96, processor_s=0.5)
     return RequestReport(facts, KVFormat(block_size=16, token_bytes=10), answered=True, finished=True)
 
 
 def test_saved_blocks_are_those_of_the_whole_prompt():
     """96 tokens are 6 blocks and 228 are 15: partly filled blocks count once, not for every video."""
     report = finished_report()
-    assert (report.before, report.kept, report.saved_blocks, report.saved_bytes) == (200, 68, 9, 9 * 160)
+    assert (report.before(), report.kept(), report.saved_blocks(), report.saved_bytes()) == (200, 68, 9, 9 * 160)
 
 
 @pytest.mark.parametrize(
@@ -255,7 +257,7 @@ def test_saved_blocks_are_those_of_the_whole_prompt():
 def test_what_a_hit_in_the_prefix_cache_covers(cached, tokens, sources):
     report = finished_report()
     report.cached_tokens = cached
-    assert report.cached_video_tokens() == tokens
+    assert report.cached("video") == tokens
     assert report.sources() == sources
     report.add(RequestNotes(encoded={1: EncodedVideo(1.0, 0.5)}))
     assert report.sources() == [sources[0], "encoded"]

@@ -14,6 +14,7 @@ from serving_media import data_url, mp4
 from serving_server import text, video
 from test_serving_metrics import Change
 from transformers import AutoTokenizer
+from vllm.multimodal.inputs import PlaceholderRange
 from vllm.v1.engine import FinishReason
 from vllm.v1.metrics.stats import RequestStateStats
 
@@ -23,8 +24,8 @@ from vllm_prune.serving.api import metrics as metrics_module
 from vllm_prune.serving.api.ends import engine_seconds, state_of
 from vllm_prune.serving.api.log import describe, write_log
 from vllm_prune.serving.api.metrics import PruneMetrics
-from vllm_prune.serving.api.report import KVFormat, PromptFacts, RequestReport
-from vllm_prune.serving.api.salts import SharedVideos
+from vllm_prune.serving.api.report import KVFormat, PromptFacts, PromptMedium, RequestReport
+from vllm_prune.serving.api.salts import SharedMedia
 from vllm_prune.serving.wire.notes import EncodedVideo
 
 ASK = text(QUESTION)
@@ -38,8 +39,9 @@ def clip(seed: int):
 def report(**fields) -> RequestReport:
     """Of one video of 256 tokens."""
     config = PruneConfig.parse("default")
-    counts = (plan_counts(config, 256),)
-    facts = PromptFacts(config=config, counts=counts, ranges=((4, counts[0].kept),), prompt_len=80, processor_s=0.1)
+    counts = plan_counts(config, 256)
+    media = (PromptMedium(modality="video", offset=4, length=counts.kept, counts=counts),)
+    facts = PromptFacts(config=config, media=media, prompt_len=80, processor_s=0.1)
     return RequestReport(facts, KVFormat(block_size=16, token_bytes=10), **fields)
 
 
@@ -145,8 +147,9 @@ def test_a_request_id_writes_no_lines_of_its_own():
 
 
 def test_without_salts_nothing_is_withheld():
-    shared = SharedVideos()
-    film, other = ({"mm_hashes": {"video": [name]}} for name in ("film", "other"))
+    shared = SharedMedia()
+    places = {"video": [PlaceholderRange(offset=3, length=8)]}
+    film, other = ({"mm_hashes": {"video": [name]}, "mm_placeholders": places} for name in ("film", "other"))
     assert shared.withheld(film) == frozenset()
     assert shared.withheld({**other, "cache_salt": "a"}) == {0}
     assert shared.withheld(film) == frozenset()

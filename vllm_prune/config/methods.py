@@ -107,6 +107,20 @@ def check_query_free(method: str, params: Mapping[str, Any], *, merged_before: b
         )
 
 
+def check_takes_images(method: str) -> None:
+    """Refuses a method that takes videos only."""
+    if method in (NO_METHOD, ATTENTION, QUESTION):
+        return
+    from vllm_prune.methods import registry
+
+    reason = registry.refuses_images(method)
+    if reason:
+        raise PruneConfigError(
+            f"method={brief(method)}: takes videos only: {reason}; known for images: "
+            f"{', '.join((*registry.for_images(), ATTENTION, QUESTION, NO_METHOD))}"
+        )
+
+
 def check_work(method: str, params: Mapping[str, Any], num_tokens: int, budget: int) -> None:
     """Refuses a video of `num_tokens` of which a method would take too long to keep `budget`."""
     if method in (NO_METHOD, ATTENTION, QUESTION):

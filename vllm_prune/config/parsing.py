@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 
 from vllm_prune.config.checks import MAX_TEXT, require_bool, require_int, require_known_keys
 from vllm_prune.config.errors import PruneConfigError, brief, require_length, shorten
+from vllm_prune.config.image import ImageConfig
 from vllm_prune.config.methods import ATTENTION, NO_METHOD
 from vllm_prune.config.presets import PRESETS
 from vllm_prune.config.prune_config import PruneConfig
@@ -25,7 +26,8 @@ def parse(value: object, base: PruneConfig | None = None) -> PruneConfig:
 
     Args:
         value: What to read. A mapping may name a `preset` to start from.
-        base: The configuration that a mapping without `preset` changes; by default one that prunes nothing.
+        base: The configuration that a mapping without `preset` changes; by default one that prunes nothing. Its
+            `image` stays with a preset, too, which says nothing of images.
 
     Raises:
         PruneConfigError: Unknown preset or key, or a value out of its range.
@@ -35,7 +37,7 @@ def parse(value: object, base: PruneConfig | None = None) -> PruneConfig:
     if isinstance(value, str):
         require_length("prune", value, MAX_TEXT, "characters")
         if not value.lstrip().startswith("{"):
-            return preset(value)
+            return dataclasses.replace(preset(value), image=base.image if base else None)
         value = _parse_json(value)
     if not isinstance(value, Mapping):
         raise PruneConfigError(f"prune={brief(value)}: must be a preset's name ({', '.join(PRESETS)}) or an object")
@@ -51,27 +53,48 @@ def _parse_json(text: str) -> object:
 
 _SHORTHANDS = ("preset", "enable_stage1", "enable_pruning", "pruning_layer")
 _FIELDS = tuple(field.name for field in dataclasses.fields(PruneConfig))
+_IMAGE_FIELDS = tuple(field.name for field in dataclasses.fields(ImageConfig) if field.init)
+_AMOUNTS = {"keep_ratio", "target_token_num", "min_tokens", "total"}
 
 
 def _merge(changes: Mapping[str, Any], base: PruneConfig) -> PruneConfig:
     """Applies `changes` to `base`, or to the preset that they name."""
     require_known_keys("prune", changes, (*_FIELDS, *_SHORTHANDS))
+    image = _merge_image(changes, base.image)
     if "preset" in changes:
         base = preset(changes["preset"])
-    fields = {name: getattr(base, name) for name in _FIELDS}
+    fields = _merge_choice(changes, {name: getattr(base, name) for name in _FIELDS})
+    fields["stage1"] = _merge_stage1(changes, base.stage1)
+    fields["image"] = image
+    _apply_switches(fields, changes)
+    return PruneConfig(**fields)
+
+
+def _merge_choice(changes: Mapping[str, Any], fields: dict[str, Any]) -> dict[str, Any]:
+    """`fields` with `changes`, and without what a change makes void."""
+    method = fields["method"]
     # Ratio and target exclude each other: the one given replaces the one inherited.
     if changes.get("target_token_num") is not None and "keep_ratio" not in changes:
         fields["keep_ratio"] = None
     if changes.get("keep_ratio") is not None and "target_token_num" not in changes:
         fields["target_token_num"] = None
-    if changes.get("method", base.method) != base.method:
+    if changes.get("method", method) != method:
         fields.update(params={}, layers=None)
         if changes["method"] == NO_METHOD:  # the amounts were the method's
-            fields.update(keep_ratio=None, target_token_num=None)
-    fields.update({name: changes[name] for name in _FIELDS if name in changes})
-    fields["stage1"] = _merge_stage1(changes, base.stage1)
-    _apply_switches(fields, changes)
-    return PruneConfig(**fields)
+            fields.update(dict.fromkeys(_AMOUNTS & fields.keys()))
+    return fields | {name: changes[name] for name in fields if name in changes}
+
+
+def _merge_image(changes: Mapping[str, Any], base: ImageConfig | None) -> ImageConfig | None:
+    value = changes.get("image", base)
+    if value is None or value is False or isinstance(value, ImageConfig):
+        return value or None
+    if not isinstance(value, Mapping):
+        raise PruneConfigError(f"image={brief(value)}: must be an object, or false")
+    require_known_keys("image", value, _IMAGE_FIELDS)
+    inherited = base or ImageConfig()
+    image = ImageConfig(**_merge_choice(value, {name: getattr(inherited, name) for name in _IMAGE_FIELDS}))
+    return None if image.method == NO_METHOD else image
 
 
 def _merge_stage1(changes: Mapping[str, Any], base: Stage1Config | None) -> Stage1Config | None:

@@ -11,6 +11,8 @@ from typing import Any
 
 from vllm_prune.config.checks import MAX_LAYERS, MAX_NAME, require_int, require_params, require_ratio
 from vllm_prune.config.errors import PruneConfigError, brief, require_length
+from vllm_prune.config.image import ImageConfig
+from vllm_prune.config.layers import place_layers
 from vllm_prune.config.methods import (
     ATTENTION,
     ATTENTION_PARAMS,
@@ -28,26 +30,9 @@ from vllm_prune.config.stage1 import Stage1Config
 _PUBLISHED_LAYER, _PUBLISHED_DEPTH = 10, 28
 
 
-def place_layers(layers: tuple[int, ...] | tuple[float, ...], depth: int, first: int = 0) -> tuple[int, ...]:
-    """The indices that `layers` mean in a decoder of `depth` layers.
-
-    Shares that fall on the same layer of a small decoder take the next ones, and those before `first` take it.
-
-    >>> place_layers((0.25, 0.5, 0.75), 28), place_layers((0.1, 0.2), 5), place_layers((3,), 28)
-    ((6, 13, 20), (0, 1), (3,))
-    >>> place_layers((0.09, 0.12, 0.5), 28, first=2), place_layers((1,), 28, first=2)
-    ((2, 3, 13), (1,))
-    """
-    placed: list[int] = []
-    for layer in layers:
-        index = layer if isinstance(layer, int) else max(first, round(layer * depth) - 1)
-        placed.append(max(index, placed[-1] + 1) if placed else index)
-    return tuple(placed)
-
-
 @dataclass(frozen=True, kw_only=True)
 class PruneConfig:
-    """How the tokens of a video are merged and dropped.
+    """How the tokens of a video are merged and dropped; and, where `image` is set, those of images.
 
     Stage 1, when set, merges first. `method` then chooses which tokens stay: with "attention" the question chooses
     inside the language model at `layers`, with "question" before its first layer; any other name is a query-free method
@@ -66,6 +51,8 @@ class PruneConfig:
     depth, 0 < x < 1 (0.25 of 28: after the first 7, index 6). None: index 10 of 28, scaled to the model's depth."""
     params: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Further parameters of a query-free method, such as `{"seed": 1}` of "random"."""
+    image: ImageConfig | None = None
+    """What happens to images, which all other fields say nothing of; None: they stay as they are."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.method, str):
@@ -84,6 +71,8 @@ class PruneConfig:
         )
         self._check_method()
         self._check_floor()
+        if self.image is not None and not isinstance(self.image, ImageConfig):
+            raise PruneConfigError(f"image={brief(self.image)}: must be an object, or false")
 
     def _check_floor(self) -> None:
         floor = self.stage1.min_tokens if self.stage1 else None
@@ -149,6 +138,22 @@ class PruneConfig:
     def exponent(self) -> float:
         """Of method "question"."""
         return float(self.params.get("exponent", EXPONENTS[self.question_param("relevance")]))
+
+    @property
+    def parts(self) -> tuple[PruneConfig, ...]:
+        """The configurations of a video and of an image by itself, of which each may be served or not."""
+        videos = self.of_videos
+        return (videos,) if self.image is None else (videos, self.image.choice)
+
+    @property
+    def of_videos(self) -> PruneConfig:
+        """The same without what it says of images."""
+        return self if self.image is None else dataclasses.replace(self, image=None)
+
+    @property
+    def prunes_images(self) -> bool:
+        """Whether tokens of an image may be merged or dropped."""
+        return self.image is not None and not self.image.keeps_everything
 
     @property
     def keeps_everything(self) -> bool:
@@ -217,9 +222,11 @@ class PruneConfig:
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready mapping without the fields left at their defaults; `parse` reads it back."""
         fields: dict[str, Any] = {"stage1": self.stage1.to_dict()} if self.stage1 else {}
+        if self.image is not None and self.image.method != NO_METHOD:
+            fields["image"] = self.image.to_dict()
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if field.name == "stage1" or value in (None, NO_METHOD, {}):
+            if field.name in ("stage1", "image") or value in (None, NO_METHOD, {}):
                 continue
             fields[field.name] = list(value) if isinstance(value, tuple) else value
         return fields

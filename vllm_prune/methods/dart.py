@@ -31,6 +31,7 @@ class DART:
 
     pivots: int = 8
     name: ClassVar[str] = "dart"
+    media: ClassVar[tuple[str, ...]] = ("video", "image")
     relevance: ClassVar[str] = "optional"
 
     def __post_init__(self) -> None:

@@ -82,6 +82,7 @@ class DPP:
     temporal_segment_ratio: float = 0.25
     rank: int = 128
     name: ClassVar[str] = "dpp"
+    media: ClassVar[tuple[str, ...]] = ("video", "image")
     relevance: ClassVar[str] = "optional"
 
     def __post_init__(self) -> None:

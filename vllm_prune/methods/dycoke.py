@@ -34,6 +34,7 @@ class DyCoke:
     """
 
     name: ClassVar[str] = "dycoke"
+    no_images: ClassVar[str] = "it merges a frame into the one before, and a picture is a single frame"
     needs_every_token: ClassVar[bool] = True
 
     def assign(self, tokens: VideoTokens, budget: int) -> Assignment:

@@ -33,6 +33,9 @@ class EVS:
 
     precise: bool = True
     name: ClassVar[str] = "evs"
+    no_images: ClassVar[str] = (
+        "it keeps the first frame and then what changes, so of a single picture it would keep the top rows"
+    )
     needs_every_token: ClassVar[bool] = True
     sees_all_levels: ClassVar[bool] = True
     """Given the features for later layers, too, as vLLM's is."""

@@ -48,6 +48,7 @@ class FastVID:
     anchor_stride: int = 4
     k: int = 4
     name: ClassVar[str] = "fastvid"
+    no_images: ClassVar[str] = "it merges frames of a segment into one another, and a picture is a single frame"
     needs_every_token: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

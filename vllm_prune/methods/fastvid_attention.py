@@ -31,6 +31,7 @@ class FastVIDAttention(FastVID):
 
     density_ratio: float = 0.4
     name: ClassVar[str] = "fastvid_attention"
+    no_images: ClassVar[str] = "it merges frames of a segment into one another, and a picture is a single frame"
     relevance: ClassVar[str] = "encoder"
 
     def __post_init__(self) -> None:

@@ -52,6 +52,7 @@ class FlashVID:
     transition_threshold: float = 0.9
     min_segments: int = 2
     name: ClassVar[str] = "flashvid"
+    no_images: ClassVar[str] = "it links each token to one of the frame before, and a picture has none"
     needs_every_token: ClassVar[bool] = True
     relevance: ClassVar[str] = "optional"
 

@@ -33,6 +33,9 @@ class FrameFusion:
 
     threshold: float = 0.6
     name: ClassVar[str] = "framefusion"
+    no_images: ClassVar[str] = (
+        "it merges a token into the same cell of the frame before, and a picture is a single frame"
+    )
     needs_every_token: ClassVar[bool] = True
     relevance: ClassVar[str] = "optional"
 

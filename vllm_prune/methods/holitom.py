@@ -41,6 +41,7 @@ class HoliTom:
     tau: float = 0.8
     k: int = 7
     name: ClassVar[str] = "holitom"
+    no_images: ClassVar[str] = "it merges what stays the same over frames, and a picture is a single frame"
     needs_every_token: ClassVar[bool] = True
     relevance: ClassVar[str] = "encoder"
 

@@ -35,6 +35,7 @@ class PruMerge:
 
     outlier_range: float = 1.5
     name: ClassVar[str] = "prumerge"
+    media: ClassVar[tuple[str, ...]] = ("video", "image")
     relevance: ClassVar[str] = "encoder"
 
     def __post_init__(self) -> None:

@@ -45,6 +45,7 @@ class PruneVid:
     k: int = 7
     keep_small: int = 14
     name: ClassVar[str] = "prunevid"
+    media: ClassVar[tuple[str, ...]] = ("video", "image")
     needs_every_token: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

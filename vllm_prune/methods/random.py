@@ -21,6 +21,7 @@ class Random:
 
     seed: int = 0
     name: ClassVar[str] = "random"
+    media: ClassVar[tuple[str, ...]] = ("video", "image")
 
     def __post_init__(self) -> None:
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed < 2**63:

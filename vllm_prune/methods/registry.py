@@ -92,6 +92,28 @@ def parameters(name: str) -> dict[str, Any]:
     return {field.name: field.default for field in dataclasses.fields(load(name)) if field.init}
 
 
+def refuses_images(name: str) -> str:
+    """Why a method does not take images, "" if it does: its class says so by `media` or `no_images`.
+
+    >>> refuses_images("uniform"), bool(refuses_images("evs"))
+    ('', True)
+    """
+    kind = load(name)
+    if "image" in getattr(kind, "media", ("video",)):
+        return ""
+    return str(getattr(kind, "no_images", "it does not say that it takes images"))
+
+
+def for_images() -> list[str]:
+    """The built-in methods that take images, and can be served.
+
+    >>> "dpp" in for_images(), "evs" in for_images()
+    (True, False)
+    """
+    served = [name for name in sorted(_BUILT_IN) if getattr(load(name), "relevance", "unused") != "required"]
+    return [name for name in served if not refuses_images(name)]
+
+
 def load(name: str) -> Any:
     """The class behind `name`, imported now; ValueError if it is unknown or not a method."""
     # Every request comes by here, and looking for entry points reads the metadata of all installed packages (10 ms).

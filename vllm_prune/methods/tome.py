@@ -32,6 +32,7 @@ class ToMe:
     """
 
     name: ClassVar[str] = "tome"
+    media: ClassVar[tuple[str, ...]] = ("video", "image")
 
     def assign(self, tokens: VideoTokens, budget: int) -> Assignment:
         """Exactly `budget` slots; only broken tokens are dropped."""

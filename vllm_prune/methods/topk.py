@@ -30,6 +30,7 @@ class TopK:
     scope: Literal["video", "segment", "frame"] = "video"
     temporal_segment_ratio: float = 0.25
     name: ClassVar[str] = "topk"
+    media: ClassVar[tuple[str, ...]] = ("video", "image")
     relevance: ClassVar[str] = "required"
 
     def __post_init__(self) -> None:

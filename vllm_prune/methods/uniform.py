@@ -20,6 +20,7 @@ class Uniform:
     """
 
     name: ClassVar[str] = "uniform"
+    media: ClassVar[tuple[str, ...]] = ("video", "image")
 
     def assign(self, tokens: VideoTokens, budget: int) -> Assignment:
         """Exactly `budget` evenly spaced tokens, each kept as it is."""

@@ -34,6 +34,7 @@ class VidCom2:
     keep_ratio: float | None = None
     precise: bool = False
     name: ClassVar[str] = "vidcom2"
+    media: ClassVar[tuple[str, ...]] = ("video", "image")
     needs_every_token: ClassVar[bool] = True
     sees_all_levels: ClassVar[bool] = True
     """Given the features for later layers, too, as vLLM's is."""

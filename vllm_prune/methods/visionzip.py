@@ -33,6 +33,7 @@ class VisionZip:
 
     contextual_ratio: float = 10 / 64
     name: ClassVar[str] = "visionzip"
+    media: ClassVar[tuple[str, ...]] = ("video", "image")
     relevance: ClassVar[str] = "encoder"
 
     def __post_init__(self) -> None:

@@ -39,7 +39,7 @@ def check_pruning(vllm_config: VllmConfig, settings: ServerSettings) -> None:
             "compilation_config.cudagraph_mm_encoder: a captured graph of the vision encoder goes past the place "
             "where videos are pruned; leave it out"
         )
-    if settings.config.method == QUESTION:
+    if any(part.method == QUESTION for part in settings.config.parts):
         _check_connector(vllm_config)
 
 

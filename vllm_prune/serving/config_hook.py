@@ -54,10 +54,12 @@ class PruneConfigHook(Hooked, VerifyAndUpdateConfig):
         check_pruning(vllm_config, settings)
         if settings.may_query:
             check_requested(vllm_config)
-            pruning_layers(settings.config, vllm_config.model_config)
+            for part in settings.config.parts:
+                pruning_layers(part, vllm_config.model_config)
         hidden = hidden_encoder(vllm_config)
-        if hidden and settings.config.needs_encoder_attention:
-            raise PruneConfigError(f"method={settings.config.method!r}: {hidden}")
+        for part in settings.config.parts:
+            if hidden and part.needs_encoder_attention:
+                raise PruneConfigError(f"method={part.method!r}: {hidden}")
         write_hidden_encoder(vllm_config.model_config.hf_config, hidden)
         scheduler = vllm_config.scheduler_config
         max_step_tokens = min(scheduler.max_num_batched_tokens, scheduler.max_num_scheduled_tokens or sys.maxsize)

@@ -14,6 +14,7 @@ from vllm_prune.override import ServerSettings
 from vllm_prune.serving.api.encoder_check import check_encoder_is_readable
 from vllm_prune.serving.api.pixel_plan import PixelFormat
 from vllm_prune.serving.api.turn_format import derive_turn_format
+from vllm_prune.serving.wire.request_spec import VideoSpec
 from vllm_prune.serving.wire.settings import read_selector_digest, read_settings
 
 
@@ -24,6 +25,10 @@ class FamilyProcessor(BaseMultiModalProcessor[Any]):
     """Field of the patches of videos."""
     video_grid: ClassVar[str] = "video_grid_thw"
     """Field of their grids, in patches."""
+    image_grid: ClassVar[str] = "image_grid_thw"
+    """Field of the grids of images, in patches."""
+    image_pixels: ClassVar[str] = "pixel_values"
+    """Field of the patches of images."""
     reply_header: ClassVar[str | None] = None
     """What the chat format puts between a question and the reply, where rendering the chat template does not tell."""
     fewest_frames: ClassVar[int] = 1
@@ -39,6 +44,11 @@ class FamilyProcessor(BaseMultiModalProcessor[Any]):
     def pad_id(self) -> int:
         """Token id of a video's placeholders."""
         return self.info.get_tokenizer().get_vocab()[self.info.get_hf_processor().video_token]
+
+    @property
+    def image_pad_id(self) -> int:
+        """Token id of an image's placeholders."""
+        return self.info.get_tokenizer().get_vocab()[self.info.get_hf_processor().image_token]
 
     def pixel_format(self) -> PixelFormat:
         """How pixels are laid out, for plans on them."""
@@ -77,8 +87,26 @@ class FamilyProcessor(BaseMultiModalProcessor[Any]):
                     "send a single picture as image_url",
                 )
 
+    def spec(
+        self, config: PruneConfig, layout: MediumLayout, per_frame: tuple[int, ...] | None, trace_key: str | None
+    ) -> VideoSpec:
+        """What was decided about one medium."""
+        selector = read_selector_digest(self.info.get_hf_config()) if config.needs_selector else None
+        return VideoSpec(
+            config=config,
+            layout=layout,
+            per_frame=per_frame,
+            turn=self.turn,
+            trace_key=trace_key,
+            selector=selector,
+        )
+
     def check_can_serve(self, config: PruneConfig) -> None:
         """Refuses what this model cannot do."""
+        for part in config.parts:
+            self._check_part(part)
+
+    def _check_part(self, config: PruneConfig) -> None:
         check_encoder_is_readable(config, self.info.get_hf_config())
         if config.query_aware and self.turn is None:
             raise PruneConfigError(

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from typing import Any
 
-from vllm_prune.serving.api.report import PromptFacts, RequestReport, preset_of
+from vllm_prune.serving.api.report import IMAGE, PromptFacts, RequestReport, preset_of
 
 PREFIX = "vllm-prune-"
 REPORT_BYTES = 2048
@@ -36,12 +36,14 @@ def tell_report(report: RequestReport) -> None:
 
 
 def _of_prompt(facts: PromptFacts) -> dict[str, str]:
-    return {
-        f"{PREFIX}method": facts.config.method,
-        f"{PREFIX}preset": preset_of(facts.config),
-        f"{PREFIX}video-tokens-before": str(sum(counts.total for counts in facts.counts)),
-        f"{PREFIX}video-tokens-kept": str(sum(counts.kept for counts in facts.counts)),
-    }
+    headers = {f"{PREFIX}method": facts.config.method, f"{PREFIX}preset": preset_of(facts.config.of_videos)}
+    if facts.config.image is not None and facts.numbered(IMAGE):
+        headers[f"{PREFIX}image-method"] = facts.config.image.method
+    for modality in facts.modalities:
+        counts = facts.counts(modality)
+        headers[f"{PREFIX}{modality}-tokens-before"] = str(sum(each.total for each in counts))
+        headers[f"{PREFIX}{modality}-tokens-kept"] = str(sum(each.kept for each in counts))
+    return headers
 
 
 def with_headers(response: Callable[..., Any]) -> Callable[..., Any]:

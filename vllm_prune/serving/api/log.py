@@ -9,7 +9,17 @@ from vllm.logger import init_logger
 from vllm_prune.config import ATTENTION, NO_METHOD, QUESTION
 from vllm_prune.config.errors import shorten
 from vllm_prune.serving.api.ends import DONE
-from vllm_prune.serving.api.report import ENCODED, ENCODER_CACHE, PREFIX_CACHE, UNKNOWN, WITHHELD, RequestReport
+from vllm_prune.serving.api.report import (
+    ENCODED,
+    ENCODER_CACHE,
+    IMAGE,
+    PREFIX_CACHE,
+    UNKNOWN,
+    VIDEO,
+    WITHHELD,
+    PromptMedium,
+    RequestReport,
+)
 
 logger = init_logger("vllm.vllm_prune")
 
@@ -39,25 +49,35 @@ def describe(report: RequestReport) -> Iterator[str]:
     config = report.facts.config
     if report.state != DONE:
         yield f"state {report.state}: {report.failure or 'ended before it was answered'}"
-    yield f"method {config.method}, preset {report.preset}, {report.before} -> {report.kept} video tokens"
-    for number in range(len(report.facts.counts)):
-        yield f"video {number}: {_describe_video(report, number)}"
+    yield f"method {config.method}, preset {report.preset}, {_tokens(report, VIDEO)}"
+    if config.image is not None and report.facts.numbered(IMAGE):
+        yield f"images: method {config.image.method}, {_tokens(report, IMAGE)}"
+    for modality in report.facts.modalities:
+        media = zip(report.facts.numbered(modality), report.sources(modality), strict=True)
+        for number, ((_, medium), source) in enumerate(media):
+            yield f"{modality} {number}: {_describe_medium(report, medium, source)}"
     yield f"importance: {_importance(report)}"
     for layer, heads, rows, tokens in report.attention:
         yield f"attention at layer {layer}: {heads} heads x {rows} text rows x {tokens} video tokens"
-    yield f"saved: {report.saved_blocks} KV blocks, {report.saved_bytes} bytes"
-    yield f"prefix cache: {report.cached_video_tokens()} of {report.kept} video tokens reused"
+    yield f"saved: {report.saved_blocks()} KV blocks, {report.saved_bytes()} bytes"
+    kinds = "video" if report.facts.modalities == [VIDEO] else "video and image"
+    yield f"prefix cache: {report.cached()} of {report.kept()} {kinds} tokens reused"
     yield "times: " + ", ".join(f"{stage} {1000 * s:.1f} ms" for stage, s in report.stage_seconds().items())
 
 
-def _describe_video(report: RequestReport, number: int) -> str:
-    counts, (offset, length) = report.facts.counts[number], report.facts.ranges[number]
+def _tokens(report: RequestReport, modality: str) -> str:
+    return f"{report.before(modality)} -> {report.kept(modality)} {modality} tokens"
+
+
+def _describe_medium(report: RequestReport, medium: PromptMedium, source: str) -> str:
+    counts = medium.counts
+    assert counts is not None  # of a medium that a configuration is about
     steps = {"detected": counts.total, "after stage 1": counts.stage1, "entering the model": counts.entering}
     steps |= {f"after choice {i + 1}": left for i, left in enumerate(counts.layers)}
     tokens = ", ".join(f"{left} {step}" for step, left in steps.items())
-    source = _SOURCES[report.sources()[number]]
     return (
-        f"tokens {tokens}; {counts.encoded} cells to encode, {source}; kept at {offset}..{offset + length - 1} of the "
+        f"tokens {tokens}; {counts.encoded} cells to encode, {_SOURCES[source]}; kept at {medium.offset}.."
+        f"{medium.offset + medium.length - 1} of the "
         f"prompt's {report.facts.prompt_len}"
     )
 

@@ -17,39 +17,38 @@ import torch
 from transformers import BatchFeature
 from vllm.inputs import MultiModalInput
 from vllm.multimodal.inputs import MultiModalFieldConfig, MultiModalKwargsItem, MultiModalKwargsItems
-from vllm.multimodal.processing import PromptReplacement, PromptUpdate, PromptUpdateDetails
+from vllm.multimodal.processing import PromptReplacement, PromptUpdate
 from vllm.multimodal.processing.context import TimingContext
 from vllm.multimodal.processing.inputs import ProcessorInputs
 from vllm.multimodal.processing.processor import MultiModalProcessingResult
 
-from vllm_prune.budget import TokenCounts
 from vllm_prune.config import PruneConfig, PruneConfigError
 from vllm_prune.hook import Hooked, hook
-from vllm_prune.layout import MediumLayout
 from vllm_prune.methods.still_cells import StillPlan
 from vllm_prune.serving.api.encoder_check import check_encoder_runs
-from vllm_prune.serving.api.family import FamilyProcessor
+from vllm_prune.serving.api.image_specs import ImageSpecs
 from vllm_prune.serving.api.length_check import check_length
 from vllm_prune.serving.api.metrics import observe_refusal
 from vllm_prune.serving.api.missing_places import told_as_a_mistake_of_the_client
 from vllm_prune.serving.api.pixel_plan import config_for, keep_encoded, plan_video
-from vllm_prune.serving.api.prune_inputs import ProfilingInputs, PruneInputs, fields_of, without_prune
-from vllm_prune.serving.api.report import FACTS_KEY, PromptFacts
+from vllm_prune.serving.api.prompt_media import MediumPlaceholders, chosen_inside, media_of
+from vllm_prune.serving.api.prune_inputs import (
+    ImageShares,
+    ProfilingInputs,
+    PruneInputs,
+    fields_of,
+    request_config,
+    without_prune,
+)
+from vllm_prune.serving.api.report import FACTS_KEY, PromptFacts, PromptMedium
 from vllm_prune.serving.api.sent_media import KnownItem
 from vllm_prune.serving.api.span_check import check_spans
 from vllm_prune.serving.wire.decoder_layers import pruning_layers
-from vllm_prune.serving.wire.request_spec import CELLS_FIELD, FIELD, VideoSpec
-from vllm_prune.serving.wire.settings import REQUEST_KEY, TRACE_KEY, read_max_step_tokens, read_selector_digest
+from vllm_prune.serving.wire.request_spec import CELLS_FIELD, FIELD, IMAGE_FIELD, VideoSpec
+from vllm_prune.serving.wire.settings import REQUEST_KEY, SHARE_KEY, TRACE_KEY, read_max_step_tokens
 
-REPORT_KEY = "prune_report"
-"""Key of the processed input under which the API server finds the `TokenCounts` of the request's videos."""
-
-
-@dataclasses.dataclass
-class VideoPlaceholders(PromptUpdateDetails):
-    """The placeholders of one video, with the counts they come from (kept in vLLM's processor cache with them)."""
-
-    counts: TokenCounts | None = None
+_COUNTS = "vllm_prune_counts"
+"""Attribute of a request under way: by modality, the `TokenCounts` of its media that a configuration is about."""
 
 
 def _encoded_cells(plan: StillPlan | None) -> torch.Tensor:
@@ -59,7 +58,7 @@ def _encoded_cells(plan: StillPlan | None) -> torch.Tensor:
     return plan.encoded.flatten().nonzero().squeeze(1).to(torch.int32)
 
 
-class PruningProcessorMixin(Hooked, FamilyProcessor):
+class PruningProcessorMixin(Hooked, ImageSpecs):
     """Put before a model's own processor class; a family says what `FamilyProcessor` asks."""
 
     @hook
@@ -77,32 +76,33 @@ class PruningProcessorMixin(Hooked, FamilyProcessor):
             inputs = self._with_resolved_config(inputs)
             with told_as_a_mistake_of_the_client():
                 processed = super().apply(inputs, timing_ctx)
-            counts = getattr(inputs, REPORT_KEY, ())
+            counts = getattr(inputs, _COUNTS, {})
+            media = media_of(processed, counts)
             if counts and not isinstance(inputs, ProfilingInputs):
-                self._check_prompt(inputs, processed, counts)
+                self._check_prompt(inputs, processed, media)
         except PruneConfigError as error:
             observe_refusal(error)
             raise
         if counts:
-            processed[REPORT_KEY] = counts
             processed[FACTS_KEY] = PromptFacts(
-                config=self._config(inputs.hf_processor_mm_kwargs),
-                counts=counts,
-                ranges=tuple((video.offset, video.length) for video in processed["mm_placeholders"]["video"]),
+                config=request_config(inputs.hf_processor_mm_kwargs),
+                media=media,
                 prompt_len=len(processed["prompt_token_ids"]),
                 processor_s=time.perf_counter() - begin,
             )
         return processed
 
     def _check_prompt(
-        self, inputs: ProcessorInputs, processed: MultiModalInput, counts: tuple[TokenCounts, ...]
+        self, inputs: ProcessorInputs, processed: MultiModalInput, media: tuple[PromptMedium, ...]
     ) -> None:
         """Refuses what depends on the prompt as a whole."""
+        counts = [medium.counts for medium in media if medium.counts is not None]
         check_length(len(processed["prompt_token_ids"]), counts, self.info.ctx.model_config.max_model_len)
-        if self._config(inputs.hf_processor_mm_kwargs).chooses_inside:
+        chosen = chosen_inside(media, request_config(inputs.hf_processor_mm_kwargs))
+        if chosen:
             limit = read_max_step_tokens(self.info.get_hf_config())
             assert self.turn is not None  # `check_can_serve` sees to it
-            check_spans(processed, counts, self.turn, limit)
+            check_spans(processed["prompt_token_ids"], chosen, self.turn, limit)
 
     def resolve(self, requested: object | None) -> PruneConfig:
         """The configuration of a request that asks for `requested` (None: nothing of its own).
@@ -112,8 +112,9 @@ class PruningProcessorMixin(Hooked, FamilyProcessor):
         """
         config = self.settings.resolve(requested)
         self.check_can_serve(config)
-        if config.chooses_inside:  # checked here, since a worker that raises ends the server
-            pruning_layers(config, self.info.ctx.model_config)
+        for part in config.parts:
+            if part.chooses_inside:  # checked here, since a worker that raises ends the server
+                pruning_layers(part, self.info.ctx.model_config)
         return config
 
     def _with_resolved_config(self, inputs: ProcessorInputs) -> ProcessorInputs:
@@ -122,11 +123,14 @@ class PruningProcessorMixin(Hooked, FamilyProcessor):
         if config.stage1 is not None and isinstance(inputs, ProfilingInputs):
             # The dummy video is still, and what it has to show is the cost of one that is not.
             config = dataclasses.replace(config, stage1=config.stage1.after_encoder())
-        kwargs = without_prune(inputs.hf_processor_mm_kwargs)
-        if not config.keeps_everything:
+        plain = without_prune(inputs.hf_processor_mm_kwargs)
+        kwargs = dict(plain)
+        if not config.keeps_everything or config.prunes_images:
             kwargs[REQUEST_KEY] = config.to_json()
             if trace_key is not None:
                 kwargs[TRACE_KEY] = trace_key
+            if config.image is not None and not isinstance(inputs, ProfilingInputs):
+                kwargs |= self.image_shares(config.image, inputs.mm_data_items, plain)
         kind = ProfilingInputs if isinstance(inputs, ProfilingInputs) else PruneInputs
         return kind(**{**fields_of(inputs), "hf_processor_mm_kwargs": kwargs})
 
@@ -139,9 +143,11 @@ class PruningProcessorMixin(Hooked, FamilyProcessor):
             for i, item in enumerate(items):
                 if isinstance(item, KnownItem):
                     item.process = functools.partial(self._process_again, inputs, modality, i)
-        contents = [updates[0].content for updates in result.prompt_updates.get("video", ())]
-        counts = tuple(content.counts for content in contents if isinstance(content, VideoPlaceholders))
-        setattr(inputs, REPORT_KEY, counts)
+        for modality, items in result.prompt_updates.items():
+            contents = [updates[0].content for updates in items]
+            counts = [content.counts for content in contents if isinstance(content, MediumPlaceholders)]
+            if counts:
+                setattr(inputs, _COUNTS, {**getattr(inputs, _COUNTS, {}), modality: counts})
         return result
 
     def _process_again(
@@ -156,15 +162,17 @@ class PruningProcessorMixin(Hooked, FamilyProcessor):
         """vLLM's way without our keys, then what is decided about every video."""
         data = super()._apply_hf_processor_main(mm_items, without_prune(hf_kwargs))
         if self.video_grid in data:
-            config = config_for(data, self._config(hf_kwargs), self.video_pixels)
+            config = config_for(data, request_config(hf_kwargs).of_videos, self.video_pixels)
             check_encoder_runs(config, self.video_pixels in data)
             plans = (
                 self._plan_on_pixels(config, data) if config.plans_on_pixels else [None] * len(data[self.video_grid])
             )
             trace_key: Any = hf_kwargs.get(TRACE_KEY)
-            specs = [self._spec(config, self.layout(data, i), plan, trace_key) for i, plan in enumerate(plans)]
+            frames = [None if plan is None else tuple(plan.per_frame) for plan in plans]
+            specs = [self.spec(config, self.layout(data, i), each, trace_key) for i, each in enumerate(frames)]
             data[FIELD] = [spec.encode() for spec in specs]
             data[CELLS_FIELD] = [_encoded_cells(plan) for plan in plans]
+        self.add_image_specs(data, hf_kwargs)
         return data
 
     def _plan_on_pixels(self, config: PruneConfig, data: BatchFeature) -> list[StillPlan | None]:
@@ -179,27 +187,14 @@ class PruningProcessorMixin(Hooked, FamilyProcessor):
         data[self.video_pixels] = kept[0] if len(kept) == 1 else torch.cat(kept)
         return plans
 
-    def _spec(
-        self, config: PruneConfig, layout: MediumLayout, plan: StillPlan | None, trace_key: str | None
-    ) -> VideoSpec:
-        per_frame = None if plan is None else tuple(plan.per_frame)
-        selector = read_selector_digest(self.info.get_hf_config()) if config.needs_selector else None
-        return VideoSpec(
-            config=config,
-            layout=layout,
-            per_frame=per_frame,
-            turn=self.turn,
-            trace_key=trace_key,
-            selector=selector,
-        )
-
     @hook
     def _get_mm_fields_config(
         self, hf_inputs: BatchFeature, hf_processor_mm_kwargs: Mapping[str, object]
     ) -> Mapping[str, MultiModalFieldConfig]:
         fields = super()._get_mm_fields_config(hf_inputs, without_prune(hf_processor_mm_kwargs))
         own = {name: MultiModalFieldConfig.batched("video", keep_on_cpu=True) for name in (FIELD, CELLS_FIELD)}
-        if self._config(hf_processor_mm_kwargs).plans_on_pixels and FIELD in hf_inputs:
+        own[IMAGE_FIELD] = MultiModalFieldConfig.batched("image", keep_on_cpu=True)
+        if request_config(hf_processor_mm_kwargs).plans_on_pixels and FIELD in hf_inputs:
             counts = [VideoSpec.decode(spec).counts.encoded for spec in hf_inputs[FIELD]]
             sizes = torch.tensor(counts) * self.merge**2
             own[self.video_pixels] = MultiModalFieldConfig.flat_from_sizes("video", sizes)
@@ -210,29 +205,35 @@ class PruningProcessorMixin(Hooked, FamilyProcessor):
         self, mm_items: Any, hf_processor_mm_kwargs: Mapping[str, Any], out_mm_kwargs: MultiModalKwargsItems
     ) -> Sequence[PromptUpdate]:
         updates = super()._get_prompt_updates(mm_items, without_prune(hf_processor_mm_kwargs), out_mm_kwargs)
+        shares = hf_processor_mm_kwargs.get(SHARE_KEY)
+        pads = {"video": self.pad_id}
+        if request_config(hf_processor_mm_kwargs).prunes_images:
+            pads["image"] = self.image_pad_id
         return [
-            self._pruned_update(update, out_mm_kwargs) if update.modality == "video" else update for update in updates
+            self._pruned_update(update, out_mm_kwargs, pads[update.modality], shares)
+            if update.modality in pads
+            else update
+            for update in updates
         ]
 
-    def _config(self, hf_processor_mm_kwargs: Mapping[str, Any]) -> PruneConfig:
-        resolved = hf_processor_mm_kwargs.get(REQUEST_KEY)
-        return PruneConfig() if resolved is None else PruneConfig.parse(resolved)
-
-    def _pruned_update(self, update: PromptUpdate, items: MultiModalKwargsItems) -> PromptUpdate:
-        """The same replacement of the video's placeholder, by as many tokens as the budget allows.
+    def _pruned_update(
+        self, update: PromptUpdate, items: MultiModalKwargsItems, pad_id: int, shares: ImageShares | None
+    ) -> PromptUpdate:
+        """The same replacement of a medium's placeholder, by as many tokens as the budget allows.
 
         A video that keeps everything is written as vLLM writes it, text between its steps included. (Not left to vLLM,
         which would count for its own pruning: a rate above 0 turns on the hooks that we share.)
         """
         assert isinstance(update, PromptReplacement)
-        pad_id = self.pad_id
+        modality = update.modality
 
-        def placeholders(item_idx: int) -> VideoPlaceholders:
-            spec = self._checked_spec(items["video"][item_idx])
+        def placeholders(item_idx: int) -> MediumPlaceholders:
+            item = items[modality][item_idx]
+            spec = self._checked_spec(item) if modality == "video" else self.checked_image_spec(item, shares)
             if not spec.keeps_all:
-                return VideoPlaceholders(full=[pad_id] * spec.counts.rows, counts=spec.counts)
+                return MediumPlaceholders(full=[pad_id] * spec.counts.rows, counts=spec.counts)
             is_embed = (lambda full: torch.tensor(full) == pad_id) if spec.layout.text else None
-            return VideoPlaceholders(spec.layout.prompt(pad_id), is_embed, spec.counts)
+            return MediumPlaceholders(spec.layout.prompt(pad_id), is_embed, spec.counts)
 
         return dataclasses.replace(update, replacement=placeholders)
 

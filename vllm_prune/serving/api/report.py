@@ -11,9 +11,10 @@ from vllm_prune.serving.api.ends import DONE
 from vllm_prune.serving.wire.notes import EncodedVideo, RequestNotes
 
 FACTS_KEY = "prune_facts"
-"""Key of the processed input under which the processor leaves the `PromptFacts` of a request with videos."""
+"""Key of the processed input under which the processor leaves the `PromptFacts` of a request with media to prune."""
 
 CUSTOM = "custom"
+VIDEO, IMAGE = MODALITIES = ("video", "image")
 
 ENCODED, ENCODER_CACHE, PREFIX_CACHE = "encoded", "encoder_cache", "prefix_cache"
 """Where a video's tokens came from: computed for this request; or found, as the encoder's output, or as KV blocks."""
@@ -24,16 +25,48 @@ _TELLING = ("processor", "encoder", "merge")
 
 
 @dataclass(frozen=True, kw_only=True)
+class PromptMedium:
+    """An image or a video of a prompt."""
+
+    modality: str
+    offset: int
+    """Index of its first placeholder in the prompt."""
+    length: int
+    """Number of its placeholders."""
+    counts: TokenCounts | None
+    """None of an image that no configuration is about."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class PromptFacts:
-    """What the multimodal processor knows of a request with videos."""
+    """What the multimodal processor knows of a request with videos, or images to prune."""
 
     config: PruneConfig
-    counts: tuple[TokenCounts, ...]
-    ranges: tuple[tuple[int, int], ...]
-    """(offset, length) of every video's placeholders in the prompt."""
+    media: tuple[PromptMedium, ...]
+    """All images and videos, in the order of the prompt, by which workers number them."""
     prompt_len: int
     processor_s: float
     """Time of the processor: resizing, patches, and stage 1 where it looks at the pixels."""
+
+    def counts(self, modality: str | None = None) -> list[TokenCounts]:
+        """Of the media of one kind, or of all, that a configuration is about."""
+        return [medium.counts for _, medium in self.numbered(modality) if medium.counts is not None]
+
+    def numbered(self, modality: str | None = None) -> list[tuple[int, PromptMedium]]:
+        """The same media with their numbers in the prompt."""
+        known = [(i, medium) for i, medium in enumerate(self.media) if medium.counts is not None]
+        return [(i, medium) for i, medium in known if modality in (None, medium.modality)]
+
+    @property
+    def modalities(self) -> list[str]:
+        """Which of "video" and "image" there are of these."""
+        return [modality for modality in MODALITIES if self.numbered(modality)]
+
+    def config_of(self, modality: str) -> PruneConfig:
+        """What says how media of one kind are pruned."""
+        if modality == VIDEO:
+            return self.config.of_videos
+        return PruneConfig() if self.config.image is None else self.config.image.choice
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +101,7 @@ class RequestReport:
     logged: bool = False
     """Whether it is to be logged (`--prune-log`)."""
     encoded: dict[int, EncodedVideo] = field(default_factory=dict)
-    """By the video's number in the prompt."""
+    """By the medium's number in the prompt."""
     dense_s: float = 0.0
     choice_s: float = 0.0
     attention: list[list[int]] = field(default_factory=list)
@@ -78,7 +111,7 @@ class RequestReport:
     engine_s: dict[str, float] = field(default_factory=dict)
     """Times of vLLM's own: queue, prefill, decode."""
     withheld: frozenset[int] = frozenset()
-    """Numbers of the videos of which it must not be told whether they were there already (`api/salts.py`)."""
+    """Numbers of the media of which it must not be told whether they were there already (`api/salts.py`)."""
     failure: str = ""
     answered: bool = False
     """Whether it came to a token."""
@@ -98,38 +131,34 @@ class RequestReport:
 
     @property
     def preset(self) -> str:
-        """Name of the configuration."""
-        return preset_of(self.facts.config)
+        """Name of the configuration of videos."""
+        return preset_of(self.facts.config.of_videos)
 
-    @property
-    def before(self) -> int:
-        """Video tokens of the unpruned prompt."""
-        return sum(counts.total for counts in self.facts.counts)
+    def before(self, modality: str | None = None) -> int:
+        """Tokens of the unpruned prompt that are of videos or of images, or of both."""
+        return sum(counts.total for counts in self.facts.counts(modality))
 
-    @property
-    def kept(self) -> int:
-        """Video tokens of the prompt."""
-        return sum(counts.kept for counts in self.facts.counts)
+    def kept(self, modality: str | None = None) -> int:
+        """Those of the prompt."""
+        return sum(counts.kept for counts in self.facts.counts(modality))
 
-    @property
-    def structure(self) -> int:
+    def structure(self, modality: str | None = None) -> int:
         """Tokens between those of the videos, such as timestamps, which no configuration drops."""
-        return sum(counts.pinned for counts in self.facts.counts)
+        return sum(counts.pinned for counts in self.facts.counts(modality))
 
-    @property
-    def saved_blocks(self) -> int:
-        """KV blocks that the unpruned prompt would hold in addition."""
-        unpruned = self.facts.prompt_len + self.before - self.kept
+    def saved_blocks(self, modality: str | None = None) -> int:
+        """KV blocks that the prompt would hold in addition with these media unpruned."""
+        unpruned = self.facts.prompt_len + self.before(modality) - self.kept(modality)
         return self.kv.blocks(unpruned) - self.kv.blocks(self.facts.prompt_len)
 
-    @property
-    def saved_bytes(self) -> int:
+    def saved_bytes(self, modality: str | None = None) -> int:
         """Memory of these blocks, on all ranks together."""
-        return self.saved_blocks * self.kv.block_size * self.kv.token_bytes
+        return self.saved_blocks(modality) * self.kv.block_size * self.kv.token_bytes
 
-    def sources(self) -> list[str]:
-        """Where the tokens of each video came from."""
-        return [self._source(number, offset + length) for number, (offset, length) in enumerate(self.facts.ranges)]
+    def sources(self, modality: str | None = None) -> list[str]:
+        """Where the tokens of each medium came from."""
+        media = self.facts.numbered(modality)
+        return [self._source(number, medium.offset + medium.length) for number, medium in media]
 
     def _source(self, number: int, end: int) -> str:
         if not self.answered and number not in self.encoded:
@@ -140,9 +169,10 @@ class RequestReport:
             return WITHHELD
         return ENCODED if number in self.encoded else ENCODER_CACHE
 
-    def cached_video_tokens(self) -> int:
-        """Video tokens whose KV blocks were found."""
-        return sum(min(max(self.cached_tokens - offset, 0), length) for offset, length in self.facts.ranges)
+    def cached(self, modality: str | None = None) -> int:
+        """Tokens of media whose KV blocks were found."""
+        media = [medium for _, medium in self.facts.numbered(modality)]
+        return sum(min(max(self.cached_tokens - medium.offset, 0), medium.length) for medium in media)
 
     def stage_seconds(self) -> dict[str, float]:
         """Time by stage; stages that did not run for this request are absent."""
@@ -160,32 +190,36 @@ class RequestReport:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; docs/metrics.md says what the fields mean."""
-        videos = [
-            {
-                "before": counts.total,
-                "encoded": counts.encoded,
-                "stage1": counts.stage1,
-                "entering": counts.entering,
-                "layers": list(counts.layers),
-                "kept": counts.kept,
-                "structure": counts.pinned,
-                "source": source,
-            }
-            for counts, source in zip(self.facts.counts, self.sources(), strict=True)
-        ]
-        return {
+        fields: dict[str, Any] = {
             "state": self.state,
             "method": self.facts.config.method,
             "preset": self.preset,
             "config": self.facts.config.to_dict(),
-            "video_tokens": {
-                "before": self.before,
-                "kept": self.kept,
-                "removed": 1 - self.kept / max(1, self.before),
-                "structure": self.structure,
-            },
-            "videos": videos,
-            "kv_saved": {"blocks": self.saved_blocks, "bytes": self.saved_bytes},
-            "cached_video_tokens": self.cached_video_tokens(),
-            "seconds": {stage: round(seconds, 6) for stage, seconds in self.stage_seconds().items()},
         }
+        for modality in MODALITIES if self.facts.numbered(IMAGE) else (VIDEO,):
+            fields[f"{modality}_tokens"] = {
+                "before": self.before(modality),
+                "kept": self.kept(modality),
+                "removed": 1 - self.kept(modality) / max(1, self.before(modality)),
+                "structure": self.structure(modality),
+            }
+            fields[f"{modality}s"] = [
+                {**_describe(counts), "source": source}
+                for counts, source in zip(self.facts.counts(modality), self.sources(modality), strict=True)
+            ]
+            fields[f"cached_{modality}_tokens"] = self.cached(modality)
+        fields["kv_saved"] = {"blocks": self.saved_blocks(), "bytes": self.saved_bytes()}
+        fields["seconds"] = {stage: round(seconds, 6) for stage, seconds in self.stage_seconds().items()}
+        return fields
+
+
+def _describe(counts: TokenCounts) -> dict[str, Any]:
+    return {
+        "before": counts.total,
+        "encoded": counts.encoded,
+        "stage1": counts.stage1,
+        "entering": counts.entering,
+        "layers": list(counts.layers),
+        "kept": counts.kept,
+        "structure": counts.pinned,
+    }

@@ -2,35 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from vllm_prune.budget import TokenCounts
 from vllm_prune.config import PruneConfigError
+from vllm_prune.serving.api.report import PromptMedium
 from vllm_prune.spans import Span, TurnFormat, dense_spans
 
 
 def check_spans(
-    processed: Mapping[str, Any], counts: Sequence[TokenCounts], turn: TurnFormat, max_step_tokens: int | None
+    prompt: Sequence[int], media: Sequence[PromptMedium], turn: TurnFormat, max_step_tokens: int | None
 ) -> None:
     """Checks every dense span of a processed prompt.
 
     Args:
-        processed: What vLLM's processor returns: token ids and placeholder ranges.
-        counts: Of its videos, in their order.
+        prompt: Token ids.
+        media: Those whose tokens the question chooses, in their order.
         turn: How turns end.
         max_step_tokens: The scheduler's `max_num_batched_tokens`, if known.
 
     Raises:
-        PruneConfigError: A video without text after it, or a span too long for a step.
+        PruneConfigError: A medium without text after it, or a span too long for a step.
     """
-    prompt = processed["prompt_token_ids"]
-    ranges = [(video.offset, video.length) for video in processed["mm_placeholders"].get("video", ())]
-    for span in dense_spans(prompt, sorted(ranges), turn):
-        inside = [(r, c) for r, c in zip(ranges, counts, strict=True) if span.start <= r[0] < span.end]
-        _check_question(span, [r for r, _ in inside])
+    chosen = [(medium.offset, medium.length, medium.counts) for medium in media if medium.counts is not None]
+    for span in dense_spans(prompt, [(offset, length) for offset, length, _ in chosen], turn):
+        inside = [each for each in chosen if span.start <= each[0] < span.end]
+        _check_question(span, [(offset, length) for offset, length, _ in inside])
         if max_step_tokens is not None:
-            _check_length(span, [c for _, c in inside], max_step_tokens)
+            _check_length(span, [counts for *_, counts in inside], max_step_tokens)
 
 
 def _check_question(span: Span, videos: list[tuple[int, int]]) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from vllm_prune.serving.core.spans import read_spec
+from vllm_prune.serving.wire.request_spec import read_spec
 
 _ATTRIBUTE = "_vllm_prune_held_rows"
 _PENDING = "_vllm_prune_pending_rows"

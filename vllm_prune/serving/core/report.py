@@ -14,6 +14,7 @@ from vllm_prune.serving.core.failures import end_failed
 from vllm_prune.serving.wire.notes import ATTRIBUTE, RequestNotes, StepNotes
 
 _PENDING = "_vllm_prune_pending_notes"
+_PRUNED = ("image", "video")
 
 Outputs = dict[int, EngineCoreOutputs]
 """By API server process."""
@@ -48,7 +49,7 @@ def update_from_output(scheduler: Any, step: Any, output: Any, original: Callabl
 
 
 def _assign(scheduler: Any, step: Any, output: Any, notes: StepNotes, pending: dict[str, RequestNotes]) -> None:
-    videos = _encoded_videos(scheduler, step)
+    videos = _encoded_media(scheduler, step)
     if len(videos) == len(notes.encoded):  # else a request was aborted meanwhile, and nobody knows whose is whose
         for (id, number), video in zip(videos, notes.encoded, strict=True):
             pending.setdefault(id, RequestNotes()).encoded[number] = video
@@ -68,13 +69,13 @@ def _assign(scheduler: Any, step: Any, output: Any, notes: StepNotes, pending: d
         pending.setdefault(id, RequestNotes()).lost_traces += notes.lost_traces
 
 
-def _encoded_videos(scheduler: Any, step: Any) -> list[tuple[str, int]]:
-    """(request, number among its videos) of every video that the step encodes, in the order of the workers."""
+def _encoded_media(scheduler: Any, step: Any) -> list[tuple[str, int]]:
+    """(request, number in its prompt) of every image and video that the step encodes, in the order of the workers."""
     videos: list[tuple[str, int]] = []
     for id, inputs in step.scheduled_encoder_inputs.items():
         request = scheduler.requests.get(id)
         if request is not None:
-            numbers = [i for i, feature in enumerate(request.mm_features) if feature.modality == "video"]
+            numbers = [i for i, feature in enumerate(request.mm_features) if feature.modality in _PRUNED]
             videos += [(id, numbers.index(i)) for i in inputs if i in numbers]
     return videos
 

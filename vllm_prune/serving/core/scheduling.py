@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vllm_prune.serving.core.encoder_accounting import begin_request, release
-from vllm_prune.serving.core.spans import RequestSpan, dense_request_spans, read_spec
+from vllm_prune.serving.core.spans import RequestSpan, dense_request_spans
+from vllm_prune.serving.wire.request_spec import read_spec
 from vllm_prune.spans import clip_hit, clip_to_spans
 
 EncoderSchedule = tuple[Any, ...]

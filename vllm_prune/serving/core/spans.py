@@ -9,7 +9,7 @@ import hashlib
 from dataclasses import dataclass
 from typing import Any
 
-from vllm_prune.serving.wire.request_spec import FIELD, VideoSpec
+from vllm_prune.serving.wire.request_spec import VideoSpec, read_spec
 from vllm_prune.spans import Span, dense_spans
 
 _ATTRIBUTE = "_vllm_prune_spans"
@@ -52,12 +52,6 @@ def _find_spans(request: Any) -> list[RequestSpan]:
     ranges = [(feature.mm_position.offset, feature.mm_position.length) for feature, _ in videos]
     spans = dense_spans(request.prompt_token_ids, ranges, turn)
     return [_describe(span, request, videos) for span in spans]
-
-
-def read_spec(feature: Any) -> VideoSpec | None:
-    """The specification of a medium of a request, if it is a video that may be pruned."""
-    data = feature.data
-    return None if data is None or FIELD not in data else VideoSpec.decode(data[FIELD].data)
 
 
 def _describe(span: Span, request: Any, videos: list[tuple[Any, VideoSpec]]) -> RequestSpan:

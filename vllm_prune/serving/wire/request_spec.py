@@ -20,13 +20,15 @@ from vllm_prune.trace_key import checked
 
 FIELD = "prune_spec"
 """Name of the field among a video's multimodal inputs."""
+IMAGE_FIELD = "prune_image_spec"
+"""Name of the field among an image's: vLLM tells by a field's name whose it is."""
 CELLS_FIELD = "prune_cells"
 """Name of the field with the indices [M] of its encoded cells, where stage 1 looked at the pixels; else empty."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class VideoSpec:
-    """One video's configuration and what follows from it without looking at its content."""
+    """One video's, or image's, configuration and what follows from it without looking at its content."""
 
     config: PruneConfig
     layout: MediumLayout
@@ -66,6 +68,13 @@ class VideoSpec:
     def decode(cls, data: torch.Tensor) -> VideoSpec:
         """What `encode` wrote."""
         return _decode(bytes(data.cpu().numpy()))
+
+
+def read_spec(feature: Any) -> VideoSpec | None:
+    """The specification of a medium of a request (vLLM's `MultiModalFeatureSpec`), if it may be pruned."""
+    data = feature.data
+    field = next((name for name in (FIELD, IMAGE_FIELD) if data is not None and name in data), None)
+    return None if field is None else VideoSpec.decode(data[field].data)
 
 
 def _read_turn(fields: dict[str, Any]) -> TurnFormat:

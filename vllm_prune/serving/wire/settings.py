@@ -18,6 +18,8 @@ REQUEST_KEY = "prune"
 """Key of a request's `mm_processor_kwargs` that holds its own configuration."""
 TRACE_KEY = "prune_trace_key"
 """Under which the processor keeps a request's trace key, apart from the resolved configuration."""
+SHARE_KEY = "prune_image_share"
+"""Under which the processor keeps what a total over a request's images means for each."""
 _KEYS = ("config", "override", "trace", "trace_limits", "selector", "log")
 _MAX_STEP_TOKENS = "vllm_prune_max_step_tokens"
 _HIDDEN_ENCODER = "vllm_prune_hidden_encoder"

@@ -12,7 +12,7 @@ from vllm.multimodal.inputs import MultiModalFeatureSpec
 
 from vllm_prune.hook import hook
 from vllm_prune.layout import MediumLayout
-from vllm_prune.serving.wire.request_spec import CELLS_FIELD, FIELD, VideoSpec
+from vllm_prune.serving.wire.request_spec import CELLS_FIELD, FIELD, IMAGE_FIELD, VideoSpec, read_spec
 from vllm_prune.serving.worker.encoder_batches import encoder_batches
 from vllm_prune.serving.worker.model import PruningModelMixin
 from vllm_prune.serving.worker.partial_encoder import encode_on_all_ranks
@@ -24,6 +24,8 @@ class PatchMediaMixin(PruningModelMixin):
 
     pixels_field: ClassVar[str] = "pixel_values_videos"
     grid_field: ClassVar[str] = "video_grid_thw"
+    image_pixels_field: ClassVar[str] = "pixel_values"
+    image_grid_field: ClassVar[str] = "image_grid_thw"
     visual: Any
     use_data_parallel: bool
 
@@ -43,43 +45,59 @@ class PatchMediaMixin(PruningModelMixin):
         """
 
     def layout_of(self, feature: MultiModalFeatureSpec) -> MediumLayout:
-        """As the processor said, or, for an image, what follows from its grid."""
+        """As the processor said, or, for an image that it decided nothing about, what follows from its grid."""
+        spec = read_spec(feature)
+        if spec is not None:
+            return spec.layout
         data: Any = feature.data
-        if FIELD in data:
-            return VideoSpec.decode(data[FIELD].data).layout
         merge = self.visual.spatial_merge_size
         t, h, w = data[f"{feature.modality}_grid_thw"].data.tolist()
         return MediumLayout((t, h // merge, w // merge))
 
     @hook
     def embed_multimodal(self, **kwargs: Any) -> Any:
-        """Rows for the encoder cache: images as they are, videos as their configurations say."""
+        """Rows for the encoder cache: of media as their configurations say, of images without one as they are."""
         specs, cells = kwargs.pop(FIELD, None), kwargs.pop(CELLS_FIELD, None)
+        image_specs = kwargs.pop(IMAGE_FIELD, None)
         outputs: list[torch.Tensor] = []
         for modality, inputs in self._parse_and_validate_multimodal_inputs(**kwargs).items():  # type: ignore[attr-defined]
             if modality.startswith("image"):
-                outputs.extend(self._process_image_input(inputs))  # type: ignore[attr-defined]
+                decoded = _decode(image_specs)
+                encoded = self._encode_images(kwargs, inputs, decoded)
             else:
-                decoded = None if specs is None else [VideoSpec.decode(spec) for spec in specs]
-                outputs.extend(self._embed_videos(kwargs, decoded, cells))
+                decoded = _decode(specs)
+                encoded = self._encode_videos(kwargs, decoded, cells)
+            outputs.extend(self._prune_encoded(encoded, decoded))
         return tuple(outputs)
 
-    def _embed_videos(self, inputs: dict[str, Any], specs: list[VideoSpec] | None, cells: Any) -> list[torch.Tensor]:
-        """Encodes and prunes videos. `cells`: which ones of each are encoded, where stage 1 looked at the pixels."""
-        encoded = self.notes.encoding(self._encode_videos(inputs, specs or [], cells), self.visual.device)
-        with self._encoder_rows.attention.reading(self.visual, [spec.config for spec in specs or []]):
+    def _prune_encoded(
+        self, features: Iterator[tuple[torch.Tensor, torch.Tensor | None]], specs: list[VideoSpec]
+    ) -> list[torch.Tensor]:
+        """Prunes media while they are encoded; those without specifications stay as they are."""
+        encoded = self.notes.encoding(features, self.visual.device)
+        with self._encoder_rows.attention.reading(self.visual, [spec.config for spec in specs]):
             left = [
-                features if specs is None else self.prune_video(features, specs[i], chosen)
-                for i, (features, chosen) in enumerate(encoded)
+                self.prune_video(rows, specs[i], cells) if specs else rows for i, (rows, cells) in enumerate(encoded)
             ]
         return self.pack_videos(left)
+
+    def _encode_images(
+        self, inputs: dict[str, Any], parsed: Any, specs: list[VideoSpec]
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
+        """Features [N, W] of every image; `parsed`: by vLLM, which encodes images that nobody prunes in its own way."""
+        parts = (
+            self._parse_and_validate_image_input(**part)  # type: ignore[attr-defined]
+            for part in self._in_batches(inputs, self.image_pixels_field, self.image_grid_field)
+        )
+        for part in parts if specs else [parsed]:
+            yield from ((features, None) for features in self._process_image_input(part))  # type: ignore[attr-defined]
 
     def _encode_videos(
         self, inputs: dict[str, Any], specs: list[VideoSpec], cells: Any
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
         """Features [M, W] of every video, and which cells [M] they are of (None: all)."""
         if all(spec.per_frame is None for spec in specs):
-            for part in self._in_batches(inputs):
+            for part in self._in_batches(inputs, self.pixels_field, self.grid_field):
                 parsed = self._parse_and_validate_video_input(**part)  # type: ignore[attr-defined]
                 yield from ((features, None) for features in self._process_video_input(parsed))  # type: ignore[attr-defined]
             return
@@ -97,14 +115,19 @@ class PatchMediaMixin(PruningModelMixin):
             return encode_on_all_ranks(self.encode_cells, self.visual, patches, grid_thw, cells)
         return self.encode_cells(patches, grid_thw, cells)
 
-    def _in_batches(self, inputs: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """Videos as vLLM hands them over, in parts that the encoder takes in one call (see `encoder_batches.py`)."""
-        if self.pixels_field not in inputs:  # encoded by the client
+    def _in_batches(self, inputs: dict[str, Any], pixels: str, grids: str) -> Iterator[dict[str, Any]]:
+        """Media as vLLM hands them over, in parts that the encoder takes in one call (see `encoder_batches.py`)."""
+        if pixels not in inputs:  # encoded by the client
             yield inputs
             return
-        sizes = inputs[self.grid_field].prod(-1).tolist()
+        sizes = inputs[grids].prod(-1).tolist()
         unit = self.visual.spatial_merge_size**2
-        patches = inputs[self.pixels_field].split(sizes)
+        patches = inputs[pixels].split(sizes)
         for batch in encoder_batches([size // unit for size in sizes], self._encoder_tokens):
             part = {name: value[batch] for name, value in inputs.items() if len(value) == len(sizes)}
-            yield {**part, self.pixels_field: torch.cat(patches[batch])}
+            yield {**part, pixels: torch.cat(patches[batch])}
+
+
+def _decode(specs: Any) -> list[VideoSpec]:
+    """`specs`: as vLLM hands them over, a tensor or a list of tensors; None where the processor decided nothing."""
+    return [] if specs is None else [VideoSpec.decode(spec) for spec in specs]

@@ -1,0 +1,20 @@
+"""Which decoder layers a configuration means."""
+
+from __future__ import annotations
+
+
+def place_layers(layers: tuple[int, ...] | tuple[float, ...], depth: int, first: int = 0) -> tuple[int, ...]:
+    """The indices that `layers` mean in a decoder of `depth` layers.
+
+    Shares that fall on the same layer of a small decoder take the next ones, and those before `first` take it.
+
+    >>> place_layers((0.25, 0.5, 0.75), 28), place_layers((0.1, 0.2), 5), place_layers((3,), 28)
+    ((6, 13, 20), (0, 1), (3,))
+    >>> place_layers((0.09, 0.12, 0.5), 28, first=2), place_layers((1,), 28, first=2)
+    ((2, 3, 13), (1,))
+    """
+    placed: list[int] = []
+    for layer in layers:
+        index = layer if isinstance(layer, int) else max(first, round(layer * depth) - 1)
+        placed.append(max(index, placed[-1] + 1) if placed else index)
+    return tuple(placed)
