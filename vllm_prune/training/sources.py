@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from vllm_prune.bench.accuracy.datasets import SYNTHETIC, load_published
-from vllm_prune.bench.accuracy.datasets.synthetic import _generator
+from vllm_prune.bench.accuracy.datasets.synthetic import generator
+from vllm_prune.bench.accuracy.questions import video_of
 from vllm_prune.bench.accuracy.videos import FileVideo, Frames, Video, spread
 from vllm_prune.training.errors import TrainingError
 
@@ -82,11 +83,11 @@ class TrainingClip:
     def frames(self, limit: int) -> Frames:
         rng = np.random.default_rng([77, self.number])
         length = int(rng.choice(_LENGTHS, p=_LENGTH_SHARES))
-        degrade = _generator("degrade")
+        degrade = generator("degrade")
         degradation = degrade.CLEAN if rng.random() < _CLEAN_SHARE else degrade.random_degradation(rng)
-        clip = _generator("clips").make_clip(_FIRST_SEED + self.number, length, degradation)
+        clip = generator("clips").make_clip(_FIRST_SEED + self.number, length, degradation)
         chosen = spread(length, limit)
-        return Frames(clip.frames[chosen], tuple(chosen), length, _generator("config").FPS)
+        return Frames(clip.frames[chosen], tuple(chosen), length, generator("config").FPS)
 
     def data_url(self) -> str:
         raise NotImplementedError  # for servers, which nothing here asks
@@ -95,8 +96,8 @@ class TrainingClip:
         """With questions of its scene in several phrasings."""
         rng = np.random.default_rng([78, self.number])
         length = int(np.random.default_rng([77, self.number]).choice(_LENGTHS, p=_LENGTH_SHARES))
-        scene = _generator("scene").sample_scene(np.random.default_rng([_FIRST_SEED + self.number, 0]), length)
-        asked = _generator("questions").sample_questions(rng, scene, _QUESTIONS_A_CLIP)
+        scene = generator("scene").sample_scene(np.random.default_rng([_FIRST_SEED + self.number, 0]), length)
+        asked = generator("questions").sample_questions(rng, scene, _QUESTIONS_A_CLIP)
         asked = [question for question in asked if question.type not in leave_out]
         texts, answers, types = ([getattr(q, name) for q in asked] for name in ("text", "answer", "type"))
         return Item(self, tuple(texts), tuple(answers), tuple(types))
@@ -104,7 +105,7 @@ class TrainingClip:
 
 def synthetic(clips: int, leave_out: Sequence[str] = ()) -> list[Item]:
     """Clips that no model was trained or is evaluated on; without questions of the types `leave_out`."""
-    known = _generator("questions").QUESTION_TYPES
+    known = generator("questions").QUESTION_TYPES
     for kind in leave_out:
         if kind not in known:
             raise TrainingError(f"leave_out={kind!r}; use some of {', '.join(known)}")
@@ -133,7 +134,7 @@ def dataset(name: str, data: Path, clips: int, leave_out: Sequence[str]) -> list
             by_video.setdefault(question.video.key, []).append(question)
     return [
         Item(
-            asked[0].video,
+            video_of(asked[0], "train-selector"),
             tuple(question.prompt() for question in asked),
             tuple(question.answer for question in asked),
             tuple(question.category for question in asked),

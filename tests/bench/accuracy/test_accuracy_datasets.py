@@ -185,13 +185,13 @@ def test_missing_videos_are_named_or_skipped(tmp_path, name):
     FORMATS[name](tmp_path)
     for path in tmp_path.rglob("*.mp4"):
         path.unlink()
-    with pytest.raises(BenchmarkError, match=r"1 of \d videos are missing, such as .*\.mp4; download them"):
+    with pytest.raises(BenchmarkError, match=r"1 of \d files are missing, such as .*\.mp4; download them"):
         load_published(name, tmp_path)
     if name == "mvbench":  # the only one with a video left
         (question,) = load_published(name, tmp_path, skip_missing=True)
         assert question.category == "episodic_reasoning"
     else:
-        with pytest.raises(BenchmarkError, match="1 of 1 videos are missing"):
+        with pytest.raises(BenchmarkError, match="1 of 1 files are missing"):
             load_published(name, tmp_path, skip_missing=True)
 
 
@@ -225,7 +225,9 @@ def test_one_key_for_two_questions_is_refused(tmp_path):
 
 
 def test_an_unknown_dataset_and_an_unknown_task_are_named(tmp_path):
-    with pytest.raises(BenchmarkError, match=r"--dataset 'msvd': neither a known dataset \(synthetic, egoschema, "):
+    with pytest.raises(
+        BenchmarkError, match=r"--dataset 'msvd': neither a known dataset \(synthetic, pages, egoschema, "
+    ):
         load_published("msvd", tmp_path)
     write_json(tmp_path / "json" / "flying.json", [])
     with pytest.raises(BenchmarkError, match=r"flying\.json: no task of MVBench"):

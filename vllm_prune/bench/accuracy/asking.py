@@ -54,7 +54,7 @@ class Reply:
     said: str
     prompt_tokens: int
     video_tokens: int | None
-    """Of the prompt, after pruning; None where the server does not tell."""
+    """Those of the video or picture in the prompt, after pruning; None where the server does not tell."""
 
 
 @dataclass(frozen=True, kw_only=True)

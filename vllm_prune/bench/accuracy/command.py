@@ -10,8 +10,9 @@ from functools import partial
 from pathlib import Path
 
 from vllm_prune.bench.accuracy.asking import Backend
-from vllm_prune.bench.accuracy.datasets import PUBLISHED, SYNTHETIC, draw_samples, load_published
+from vllm_prune.bench.accuracy.datasets import MADE, PAGES, PUBLISHED, SYNTHETIC, draw_samples, load_published
 from vllm_prune.bench.accuracy.datasets.records import read_json
+from vllm_prune.bench.accuracy.pictures import modality_of
 from vllm_prune.bench.accuracy.questions import Question
 from vllm_prune.bench.accuracy.runner import Plan, run_plan
 from vllm_prune.bench.needs import suffixes
@@ -63,17 +64,17 @@ def _add_questions(group: argparse._ArgumentGroup) -> None:
 
 def add_dataset_arguments(group: argparse._ArgumentGroup, *, required: bool) -> None:
     """Add the options that `read_questions` reads."""
-    known = ", ".join((SYNTHETIC, *PUBLISHED))
+    known = ", ".join((*MADE, *PUBLISHED))
     group.add_argument(
         "--dataset", required=required, metavar="NAME|FILE", help=f"{known}, or a .jsonl file of questions"
     )
     group.add_argument("--data", type=Path, default=Path(), metavar="DIR", help="where the dataset lies (default: .)")
-    group.add_argument("--skip-missing", action="store_true", help="leave out questions whose video is not there")
+    group.add_argument("--skip-missing", action="store_true", help="leave out questions whose file is not there")
     group.add_argument(
         "-n",
         "--n",
         type=positive,
-        help=f"questions a sample (default: all); synthetic: clips of each kind ({DEFAULT_CLIPS})",
+        help=f"questions a sample (default: all); synthetic: clips of each kind, pages: pages ({DEFAULT_CLIPS})",
     )
     group.add_argument(
         "--seeds", nargs="+", type=not_negative, default=[0], metavar="SEED", help="a sample each (default 0)"
@@ -90,7 +91,7 @@ def _add_models(group: argparse._ArgumentGroup) -> None:
         help=f"its folder, or {LISTED} (default: the first); with --url: its name there",
     )
     group.add_argument("--max-frames", type=positive, default=None, help="taken from a video (default 32; not --url)")
-    group.add_argument("--max-tokens", type=positive, help="of an answer (default: 1 for synthetic, else 16)")
+    group.add_argument("--max-tokens", type=positive, help="of an answer (default: 1 for synthetic and pages, else 16)")
     group.add_argument("--engine-args", type=json_object, default={}, metavar="JSON", help="more for vllm.LLM")
     group.add_argument("--engines", type=positive, default=1, help="side by side, sharing the CPU's cores (default 1)")
     group.add_argument("--concurrency", type=positive, default=8, help="requests at a time, with --url (default 8)")
@@ -117,13 +118,14 @@ def make_plan(args: argparse.Namespace) -> Plan:
     from vllm_prune.bench.accuracy.plot import read_ttft
 
     configurations = _configurations(args.prune, args.prune_file)
-    backend = _backend(args)
+    questions = read_questions(args)
+    backend = _backend(args, sorted({modality_of(question.video) for question in questions}))
     model = args.model or ("the server's model" if args.url else EMBEDDED)
     return Plan(
         command=masked(sys.argv),
         title=args.title or f"{args.dataset}, {model}",
         dataset=args.dataset,
-        questions=read_questions(args),
+        questions=questions,
         configurations=configurations,
         baseline=_baseline(args.baseline, configurations),
         backend=backend,
@@ -162,8 +164,12 @@ def read_questions(args: argparse.Namespace) -> list[Question]:
     """What `--dataset` and its companions ask for."""
     if len(set(args.seeds)) < len(args.seeds):
         raise BenchmarkError(f"--seeds {' '.join(map(str, args.seeds))}: each seed once")
-    if args.dataset != SYNTHETIC:
+    if args.dataset not in MADE:
         return draw_samples(load_published(args.dataset, args.data, skip_missing=args.skip_missing), args.n, args.seeds)
+    if args.dataset == PAGES:
+        from vllm_prune.bench.accuracy.datasets import pages
+
+        return pages.load(args.n or DEFAULT_CLIPS, args.seeds)
     from vllm_prune.bench.accuracy.datasets import synthetic
 
     return synthetic.load(args.n or DEFAULT_CLIPS, args.seeds, args.frames, args.noise)
@@ -176,9 +182,8 @@ def _baseline(given: str | None, configurations: Sequence[Configuration]) -> str
     return given or names[0]
 
 
-def _backend(args: argparse.Namespace) -> Backend:
-    synthetic = args.dataset == SYNTHETIC
-    max_tokens = args.max_tokens or (SHORT_ANSWER if synthetic else LONG_ANSWER)
+def _backend(args: argparse.Namespace, modalities: Sequence[str]) -> Backend:
+    max_tokens = args.max_tokens or (SHORT_ANSWER if args.dataset in MADE else LONG_ANSWER)
     if args.url:
         from vllm_prune.bench.accuracy.endpoint import Endpoint
 
@@ -195,9 +200,10 @@ def _backend(args: argparse.Namespace) -> Backend:
         on_cpu=provenance.runs_on_cpu(),
         processes=args.engines,
         arguments=args.engine_args,
-        max_frames=args.max_frames or (max(args.frames) if synthetic else 32),
+        max_frames=args.max_frames or (max(args.frames) if args.dataset == SYNTHETIC else 32),
         max_tokens=max_tokens,
         log_folder=args.output / f"{args.name}.logs",
+        modalities=modalities,
     )
 
 

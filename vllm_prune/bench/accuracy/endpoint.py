@@ -1,4 +1,4 @@
-"""Asking any OpenAI-compatible server, with videos as data URLs."""
+"""Asking any OpenAI-compatible server, with videos and pictures as data URLs."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import Any
 
 from vllm_prune.bench.accuracy.asking import Answer, Reply, Task, request_config, to_answer
+from vllm_prune.bench.accuracy.pictures import modality_of
 from vllm_prune.bench.throughput.configurations import Configuration
 from vllm_prune.bench.throughput.errors import BenchmarkError
 
@@ -86,8 +87,9 @@ class Endpoint:
 
     def _reply(self, task: Task, urls: Mapping[str, str]) -> Reply:
         question, config = task.question, task.configuration.config
+        modality = modality_of(question.video)
         content = [
-            {"type": "video_url", "video_url": {"url": urls[question.video.key]}},
+            {"type": f"{modality}_url", f"{modality}_url": {"url": urls[question.video.key]}},
             {"type": "text", "text": question.prompt()},
         ]
         prune = None if config is None else {"mm_processor_kwargs": {"prune": request_config(config, question)}}
@@ -99,19 +101,19 @@ class Endpoint:
                 temperature=0.0,
                 extra_body=prune,
             )
-        return self._read(completion, task.configuration)
+        return self._read(completion, task.configuration, modality)
 
-    def _read(self, completion: Any, configuration: Configuration) -> Reply:
+    def _read(self, completion: Any, configuration: Configuration, modality: str) -> Reply:
         details = completion.usage.prompt_tokens_details
         counts = (getattr(details, "multimodal_tokens", None) or {}) if details else {}
         config = configuration.config
-        if config is not None and not config.keeps_everything and "video_before_pruning" not in counts:
+        if config is not None and not config.keeps_everything and f"{modality}_before_pruning" not in counts:
             raise BenchmarkError(
                 f"{self.url} does not say that it pruned (--prune {configuration.name}): start it with "
                 "`vllm-prune serve MODEL --prune-override any`, or ask it as it is with --prune stock"
             )
         said = completion.choices[0].message.content or ""
-        return Reply(said, completion.usage.prompt_tokens, counts.get("video"))
+        return Reply(said, completion.usage.prompt_tokens, counts.get(modality))
 
     @contextlib.contextmanager
     def _explained(self, doing: str) -> Iterator[None]:

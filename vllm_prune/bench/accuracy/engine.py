@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from vllm_prune.bench.accuracy.asking import Answer, Reply, Task, request_config, to_answer
+from vllm_prune.bench.accuracy.pictures import IMAGE, VIDEO, Picture, modality_of
+from vllm_prune.bench.accuracy.videos import Video
 from vllm_prune.bench.throughput.configurations import Configuration
 from vllm_prune.bench.throughput.errors import BenchmarkError
 from vllm_prune.bench.throughput.processes import log_tail
@@ -27,7 +29,6 @@ CPU_CACHE_GIB = "1"
 # For the CPU, as in throughput/shared_options.py; eager, as compiling takes longer than most runs.
 CPU_ARGUMENTS: dict[str, Any] = {"gpu_memory_utilization": 0.1, "block_size": 32, "enforce_eager": True}
 SHARED_ARGUMENTS: dict[str, Any] = {
-    "limit_mm_per_prompt": {"video": 1, "image": 0},
     "max_num_batched_tokens": 8192,
     "max_num_seqs": 64,
     "seed": 0,
@@ -35,9 +36,10 @@ SHARED_ARGUMENTS: dict[str, Any] = {
 END_SECONDS = 20.0
 
 
-def engine_arguments(on_cpu: bool, more: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of `vllm.LLM`: those of every run, and `more`, which wins."""
-    return {**SHARED_ARGUMENTS, **(CPU_ARGUMENTS if on_cpu else {}), **more}
+def engine_arguments(on_cpu: bool, more: Mapping[str, Any], modalities: Sequence[str] = (VIDEO,)) -> dict[str, Any]:
+    """Arguments of `vllm.LLM`: those of every run, and `more`, which wins. `modalities`: of what is asked about."""
+    limits = {modality: int(modality in modalities) for modality in (VIDEO, IMAGE)}
+    return {"limit_mm_per_prompt": limits, **SHARED_ARGUMENTS, **(CPU_ARGUMENTS if on_cpu else {}), **more}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +68,7 @@ class InProcess:
         max_frames: Frames taken from a video at the most.
         max_tokens: Of an answer.
         log_folder: Where the engines' output goes.
+        modalities: Of what is asked about.
     """
 
     model: Path
@@ -76,6 +79,7 @@ class InProcess:
     max_frames: int
     max_tokens: int
     log_folder: Path
+    modalities: Sequence[str] = (VIDEO,)
     _started: int = field(default=0, init=False)
 
     def groups(self, configurations: Sequence[Configuration]) -> list[list[Configuration]]:
@@ -93,7 +97,7 @@ class InProcess:
         }
 
     def _arguments(self) -> dict[str, Any]:
-        return engine_arguments(self.on_cpu, self.arguments)
+        return engine_arguments(self.on_cpu, self.arguments, self.modalities)
 
     @contextlib.contextmanager
     def open(self, group: Sequence[Configuration]) -> Iterator[EnginePool]:
@@ -271,26 +275,35 @@ class Engine:
     def answer(self, tasks: Sequence[Task]) -> list[Answer]:
         """The answers to `tasks`, in their order."""
         # In runs of equal video and configuration, so that the encoder's output and the video's KV blocks are reused.
-        videos: dict[str, Any] = {}
-        prompts = [self._prompt(task, videos) for task in tasks]
+        media: dict[str, Any] = {}
+        prompts = [self._prompt(task, media) for task in tasks]
         outputs = self._llm.generate(prompts, self._sampling, use_tqdm=False)
         replies = [self._reply(prompt, output) for prompt, output in zip(prompts, outputs, strict=True)]
         return [to_answer(task, reply) for task, reply in zip(tasks, replies, strict=True)]
 
-    def _prompt(self, task: Task, videos: dict[str, Any]) -> dict[str, Any]:
+    def _prompt(self, task: Task, media: dict[str, Any]) -> dict[str, Any]:
         question = task.question
-        content = [{"type": "video"}, {"type": "text", "text": question.prompt()}]
+        modality = modality_of(question.video)
+        content = [{"type": modality}, {"type": "text", "text": question.prompt()}]
         text = self._tokenizer.apply_chat_template(
             [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
         )
-        if question.video.key not in videos:
-            frames = question.video.frames(self._spec.max_frames)
-            videos[question.video.key] = (frames.pixels, frames.metadata())
-        prompt = {"prompt": text, "multi_modal_data": {"video": [videos[question.video.key]]}}
+        if question.video.key not in media:
+            media[question.video.key] = self._load(question.video)
+        prompt = {"prompt": text, "multi_modal_data": {modality: [media[question.video.key]]}}
         config = task.configuration.config
         if config is not None:
             prompt["mm_processor_kwargs"] = {"prune": request_config(config, question)}
         return prompt
+
+    def _load(self, medium: Video | Picture) -> Any:
+        """As `multi_modal_data` takes it."""
+        if isinstance(medium, Picture):
+            from PIL import Image
+
+            return Image.fromarray(medium.pixels())
+        frames = medium.frames(self._spec.max_frames)
+        return frames.pixels, frames.metadata()
 
     def _reply(self, prompt: dict[str, Any], output: Any) -> Reply:
         prompt_tokens = len(output.prompt_token_ids)

@@ -16,10 +16,33 @@ def judge(question: Question, said: str) -> tuple[str | None, bool]:
         choice = read_choice(said, question.options)
         return choice, choice == question.answer
     word = plain(said)
+    if question.accepted:
+        return word or None, any(_nearly(said, answer) for answer in (question.answer, *question.accepted))
     expected = plain(question.answer)
     # One-word answers: what follows it ("red.", "red, I think") does not make it another one.
     right = word == expected or word.startswith(f"{expected} ")
     return (question.answer if right else word or None), right
+
+
+def _nearly(said: str, answer: str) -> bool:
+    """Whether less than half of the characters are to be changed: what counts in ANLS (Biten et al., ICCV 2019).
+
+    >>> _nearly("Northern Watr Co.", "northern water co"), _nearly("1998", "2007")
+    (True, False)
+    """
+    said, answer = (" ".join(text.casefold().split()) for text in (said, answer))
+    longer = max(len(said), len(answer))
+    return longer == 0 or _edits(said, answer) < 0.5 * longer
+
+
+def _edits(a: str, b: str) -> int:
+    """Characters to insert, delete or change from one text to the other (Levenshtein)."""
+    row = list(range(len(b) + 1))
+    for i, left in enumerate(a, 1):
+        corner, row[0] = row[0], i
+        for j, above in enumerate(b, 1):
+            corner, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, corner + (left != above))
+    return row[-1]
 
 
 def read_choice(said: str, options: Sequence[str]) -> str | None:

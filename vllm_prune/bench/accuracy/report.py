@@ -26,9 +26,9 @@ def markdown(results: Results) -> str:
     if len(results.categories) > 1:
         parts += ["## By kind of question", _group_table(results, results.categories, results.by_category)]
     if len(results.subsets) > 1:
-        parts += ["## By kind of video", _group_table(results, results.subsets, results.by_subset)]
+        parts += [f"## By kind of {results.media}", _group_table(results, results.subsets, results.by_subset)]
         if len(series.budgets(results.names)) > 1:
-            parts += ["<details><summary>Methods by budget, for each kind of video</summary>"]
+            parts += [f"<details><summary>Methods by budget, for each kind of {results.media}</summary>"]
             for subset in results.subsets:
                 parts += [f"### {subset}", _budget_table(results, _of_subset(results, subset))]
             parts += ["</details>"]
@@ -42,8 +42,9 @@ def _introduction(results: Results) -> str:
     errors = f"standard error over {len(seeds)} samples" if len(seeds) > 1 else "standard error over scenes"
     return (
         f"Right answers in per cent ± {errors}, on {score.questions} questions about "
-        f"{results.settings['videos']} videos. Differences are to `{results.baseline}`, question by question, in "
-        "points, with their 95% confidence interval (bootstrap over scenes). In bold: the best mean of a column."
+        f"{results.settings['videos']} {results.media}s. Differences are to `{results.baseline}`, question by "
+        "question, in points, with their 95% confidence interval (bootstrap over scenes). In bold: the best mean of a "
+        "column."
     )
 
 
@@ -87,7 +88,15 @@ def per_cent(value: Estimate) -> str:
 
 
 def _baseline_table(results: Results) -> str:
-    header = ["configuration", "prompt tokens", "video tokens", "kept", "accuracy", "difference", "gained / lost"]
+    header = [
+        "configuration",
+        "prompt tokens",
+        f"{results.media} tokens",
+        "kept",
+        "accuracy",
+        "difference",
+        "gained / lost",
+    ]
     return table(header, [_baseline_row(results, name) for name in results.names])
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vllm_prune.bench.accuracy.asking import Answer, identity
+from vllm_prune.bench.accuracy.pictures import IMAGE, VIDEO, modality_of
 from vllm_prune.bench.accuracy.questions import Question
 from vllm_prune.bench.accuracy.scores import Asked, Difference, Score, difference, score
 from vllm_prune.bench.json_file import rounded, write_json
@@ -49,8 +50,14 @@ class Results:
 
     @cached_property
     def subsets(self) -> list[str]:
-        """Kinds of videos, in the order of their first appearance."""
+        """Kinds of videos or pictures, in the order of their first appearance."""
         return list(dict.fromkeys(question.subset for question in self.questions))
+
+    @cached_property
+    def media(self) -> str:
+        """What the questions are about: "video", "picture", or both."""
+        names = {VIDEO: "video", IMAGE: "picture"}
+        return " and ".join(sorted({names[modality_of(question.video)] for question in self.questions}, reverse=True))
 
     @cached_property
     def scores(self) -> dict[str, Score]:

@@ -95,7 +95,7 @@ class FileVideo(_OnDisk):
     def data_url(self) -> str:
         if self.start is None and self.end is None:
             kind = mimetypes.guess_type(self.path.name)[0] or "video/mp4"
-            return _data_url(self.path.read_bytes(), kind)
+            return data_url(self.path.read_bytes(), kind)
         with _Capture(self.path) as capture:
             first, last = _range(capture.count, capture.fps, self.start, self.end)
             return mp4_url(np.stack(list(capture.read(range(first, last)))), capture.fps)
@@ -202,8 +202,9 @@ def mp4_url(pixels: np.ndarray, fps: float) -> str:
         for frame in pixels:
             writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
         writer.release()
-        return _data_url(path.read_bytes(), "video/mp4")
+        return data_url(path.read_bytes(), "video/mp4")
 
 
-def _data_url(data: bytes, kind: str) -> str:
+def data_url(data: bytes, kind: str) -> str:
+    """A file of media type `kind` as a data URL."""
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"

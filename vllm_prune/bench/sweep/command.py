@@ -17,7 +17,7 @@ from vllm_prune.bench.accuracy.command import (
 )
 from vllm_prune.bench.accuracy.datasets import SYNTHETIC
 from vllm_prune.bench.accuracy.engine import InProcess
-from vllm_prune.bench.accuracy.questions import Question
+from vllm_prune.bench.accuracy.questions import Question, video_of
 from vllm_prune.bench.accuracy.videos import FileVideo
 from vllm_prune.bench.needs import suffixes
 from vllm_prune.bench.options import json_object, positive
@@ -99,6 +99,8 @@ def make_plan(args: argparse.Namespace) -> SweepPlan:
         raise BenchmarkError("nothing to ask: give a VIDEO with --question, or --dataset")
     model = find_model(args.model)
     questions = read_questions(args) if args.dataset else []
+    for question in questions:
+        video_of(question, "bench sweep")
     probed = _probed(args, questions)
     axes = Axes(
         tau=args.tau,

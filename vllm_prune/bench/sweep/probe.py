@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vllm_prune.bench.accuracy.engine import CPU_CACHE_GIB, engine_arguments
-from vllm_prune.bench.accuracy.questions import Question
+from vllm_prune.bench.accuracy.questions import Question, video_of
 from vllm_prune.config import PruneConfig
 
 
@@ -42,7 +42,7 @@ class Probe:
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         if on_cpu:
             os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", CPU_CACHE_GIB)
-        frames = question.video.frames(max_frames)
+        frames = video_of(question, "bench sweep").frames(max_frames)
         from vllm import LLM, SamplingParams
 
         from vllm_prune.bench.sweep.forcing import AnswerForcer

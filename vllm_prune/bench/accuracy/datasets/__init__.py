@@ -8,12 +8,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from vllm_prune.bench.accuracy.pictures import FilePicture
 from vllm_prune.bench.accuracy.questions import Question
 from vllm_prune.bench.accuracy.videos import FileVideo, FrameFolder
 from vllm_prune.bench.throughput.errors import BenchmarkError
 
-SYNTHETIC = "synthetic"
-PUBLISHED = ("egoschema", "mvbench", "videomme", "mlvu", "longvideobench")
+SYNTHETIC, PAGES = "synthetic", "pages"
+MADE = (SYNTHETIC, PAGES)
+"""Made on the fly: clips, and pictures."""
+PUBLISHED = ("egoschema", "mvbench", "videomme", "mlvu", "longvideobench", "docvqa", "gqa")
 """Each is a module of this package with `load(folder) -> list[Question]` and `FILES`, what it reads there."""
 
 
@@ -22,8 +25,8 @@ def load_published(name: str, folder: Path, *, skip_missing: bool = False) -> li
 
     Args:
         name: One of `PUBLISHED`, or the path of a .jsonl file (see `question_file`).
-        folder: Where the dataset lies; for a .jsonl file, where its videos do.
-        skip_missing: Leave out questions whose video is not there.
+        folder: Where the dataset lies; for a .jsonl file, where its videos and pictures do.
+        skip_missing: Leave out questions whose video or picture is not there.
 
     Raises:
         BenchmarkError: Unknown name, or files missing or in another format.
@@ -38,7 +41,7 @@ def load_published(name: str, folder: Path, *, skip_missing: bool = False) -> li
 
         questions = question_file.load(Path(name), folder)
     else:
-        known = ", ".join((SYNTHETIC, *PUBLISHED))
+        known = ", ".join((*MADE, *PUBLISHED))
         raise BenchmarkError(f"--dataset {name!r}: neither a known dataset ({known}) nor a file of questions")
     if not questions:
         raise BenchmarkError(f"--dataset {name}: no question in {folder}")
@@ -55,14 +58,14 @@ def _require_distinct(name: str, questions: Sequence[Question]) -> None:
 
 
 def _with_videos(questions: list[Question], skip_missing: bool) -> list[Question]:
-    """The questions whose video is there; all of them must be, unless `skip_missing`."""
-    paths = {q.video.path for q in questions if isinstance(q.video, FileVideo | FrameFolder)}
+    """The questions whose video or picture is there; all of them must be, unless `skip_missing`."""
+    paths = {q.video.path for q in questions if isinstance(q.video, FileVideo | FrameFolder | FilePicture)}
     missing = {path for path in paths if not path.exists()}
     if not missing:
         return questions
     if not skip_missing or len(missing) == len(paths):
         remedy = "download them" + ("" if skip_missing else ", or leave their questions out with --skip-missing")
-        raise BenchmarkError(f"{len(missing)} of {len(paths)} videos are missing, such as {min(missing)}; {remedy}")
+        raise BenchmarkError(f"{len(missing)} of {len(paths)} files are missing, such as {min(missing)}; {remedy}")
     return [question for question in questions if getattr(question.video, "path", None) not in missing]
 
 

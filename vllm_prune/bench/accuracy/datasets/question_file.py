@@ -2,8 +2,8 @@
 
     {"video": "clips/a.mp4", "question": "Which colour?", "options": ["red", "blue"], "answer": "B"}
 
-`answer` is an option's letter or text; without `options`, the word that is expected. Further fields, all optional:
-`category`, `id`, `start` and `end` (seconds).
+`image` in place of `video` names a picture. `answer` is an option's letter or text; without `options`, the word that is
+expected. Further fields, all optional: `category`, `id`, and of a video `start` and `end` (seconds).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from vllm_prune.bench.accuracy.datasets.records import Record, read_json_lines
+from vllm_prune.bench.accuracy.pictures import FilePicture
 from vllm_prune.bench.accuracy.questions import Question, letters
 from vllm_prune.bench.accuracy.videos import FileVideo
 
@@ -24,12 +25,22 @@ def _question(folder: Path, number: int, record: Record) -> Question:
     options = record.texts("options") if "options" in record.fields else ()
     return Question(
         key=record.optional_text("id", str(number)),
-        video=FileVideo(folder / record.text("video"), record.optional_number("start"), record.optional_number("end")),
+        video=_medium(record, folder),
         text=record.text("question"),
         options=options,
         answer=_answer(record, options),
         category=record.optional_text("category", "all"),
     )
+
+
+def _medium(record: Record, folder: Path) -> FileVideo | FilePicture:
+    if record.fields.get("image") is None:
+        path = folder / record.text("video")
+        return FileVideo(path, record.optional_number("start"), record.optional_number("end"))
+    for other in ("video", "start", "end"):
+        if record.fields.get(other) is not None:
+            raise record.error(other, "a question is about a video or an image; leave this out")
+    return FilePicture(folder / record.text("image"))
 
 
 def _answer(record: Record, options: tuple[str, ...]) -> str:

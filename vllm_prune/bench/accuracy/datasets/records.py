@@ -47,6 +47,18 @@ class Record:
             raise self.error(field, f"{len(values)} texts: a multiple-choice question has 2 to 26 options")
         return tuple(values)
 
+    def accepted(self, field: str) -> tuple[str, ...]:
+        """The right answers to a question: one text or more."""
+        value = self._required(field)
+        if not isinstance(value, list) or not value or not all(isinstance(item, str) for item in value):
+            raise self.error(field, f"{value!r}: must be a list of one text or more")
+        return tuple(value)
+
+    def identity(self, field: str) -> str:
+        """A text or an integer that names something."""
+        value = self._required(field)
+        return str(value) if isinstance(value, int) and not isinstance(value, bool) else self.text(field)
+
     def index(self, field: str, count: int) -> int:
         """An integer from 0 to count - 1."""
         value = self._required(field)
@@ -111,6 +123,15 @@ def read_json_records(path: Path) -> list[Record]:
     return _records(path, "entry", enumerate(content))
 
 
+def read_json_field(path: Path, field: str) -> list[Record]:
+    """The entries of a JSON file that holds an object with a list of objects in one of its fields."""
+    content = read_json(path)
+    entries = content.get(field) if isinstance(content, Mapping) else None
+    if not isinstance(entries, list):
+        raise BenchmarkError(f"{path}: must be an object with a list of objects in its field {field!r}")
+    return _records(path, f"{field} entry", enumerate(entries))
+
+
 def read_json_lines(path: Path) -> list[Record]:
     """The objects of a JSON Lines file, one a line; empty lines are skipped."""
     entries = []
@@ -162,6 +183,6 @@ def find_file(folder: Path, *names: str) -> Path:
 
 
 def find_video(folders: Iterable[Path], name: str) -> Path:
-    """The video called `name` in the first of `folders` that has it; else where it should be, in the first folder."""
+    """The file called `name` in the first of `folders` that has it; else where it should be, in the first folder."""
     places = [folder / name for folder in folders]
     return next((place for place in places if place.exists()), places[0])

@@ -17,12 +17,17 @@ GENERATOR = "benchmarks.tiny_model"
 CLIPS_A_SEED, CLIPS_A_KIND = 1_000_000, 1_000
 
 
-def _generator(module: str) -> Any:
+def generator(module: str) -> Any:
+    """A module of the embedded model's generator.
+
+    Raises:
+        BenchmarkError: It is not there.
+    """
     try:
         return importlib.import_module(f"{GENERATOR}.{module}")
     except ModuleNotFoundError as error:
         raise BenchmarkError(
-            f"--dataset synthetic makes its clips with {GENERATOR}, which is in the source repository but not in the "
+            f"--dataset synthetic and pages are made by {GENERATOR}, which is in the source repository but not in the "
             f"installed package ({error}); run `python -m vllm_prune.cli.main bench accuracy` in a checkout, or ask "
             "questions of your own with --dataset FILE.jsonl"
         ) from error
@@ -47,19 +52,19 @@ class SyntheticVideo:
         return str(self.seed)
 
     def frames(self, limit: int) -> Frames:
-        clip, fps = _make_clip(self), _generator("config").FPS
+        clip, fps = _make_clip(self), generator("config").FPS
         if len(clip.frames) > limit:
             raise BenchmarkError(f"--max-frames {limit}: must be {self.num_frames} or more for clips of that length")
         return Frames(clip.frames, tuple(range(len(clip.frames))), len(clip.frames), fps)
 
     def data_url(self) -> str:
-        return mp4_url(_make_clip(self).frames, _generator("config").FPS)
+        return mp4_url(_make_clip(self).frames, generator("config").FPS)
 
 
 @lru_cache(maxsize=4)
 def _make_clip(video: SyntheticVideo) -> Any:
-    degradation = _generator("degrade").named_degradation(video.noise)
-    return _generator("clips").make_clip(video.seed, video.num_frames, degradation)
+    degradation = generator("degrade").named_degradation(video.noise)
+    return generator("clips").make_clip(video.seed, video.num_frames, degradation)
 
 
 def load(n: int, seeds: Sequence[int], lengths: Sequence[int], noises: Sequence[str]) -> list[Question]:
@@ -90,17 +95,17 @@ def load(n: int, seeds: Sequence[int], lengths: Sequence[int], noises: Sequence[
 def _first_clip(seed: int, frames: int, noise: str) -> int:
     """The generator's seed of the first clip of a kind."""
     kind = zlib.crc32(f"{frames} {noise}".encode()) % (CLIPS_A_SEED // CLIPS_A_KIND)
-    return int(_generator("clips").HELD_OUT_SEED) + seed * CLIPS_A_SEED + kind * CLIPS_A_KIND
+    return int(generator("clips").HELD_OUT_SEED) + seed * CLIPS_A_SEED + kind * CLIPS_A_KIND
 
 
 def _check(lengths: Sequence[int], noises: Sequence[str]) -> None:
-    known = _generator("clips").CLIP_LENGTHS
+    known = generator("clips").CLIP_LENGTHS
     for length in lengths:
         if length not in known:
             raise BenchmarkError(f"--frames {length}: clips have {', '.join(map(str, known))} frames")
     for noise in noises:
         try:
-            _generator("degrade").named_degradation(noise)
+            generator("degrade").named_degradation(noise)
         except ValueError as error:
             raise BenchmarkError(f"--noise {noise}: {error}") from error
 
