@@ -7,13 +7,15 @@ which differ in the seventh digit, would break them differently.
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
-from dense_engine import BLOCK_SIZE, Answer
+from dense_engine import BLOCK_SIZE, Answer, RemoteEngine
 from oracle import OracleResult, run_oracle
 from oracle.from_vllm import to_prompt
 from PIL import Image
@@ -196,6 +198,17 @@ def random_case(
     )
 
 
+IMAGE_BATCHES = [0, *(pytest.param(start, marks=pytest.mark.long) for start in (14, 28))]
+"""Where batches of 14 of them begin; each configuration is in each."""
+
+
+@functools.cache
+def image_cases() -> list[Case]:
+    """42 at random; the configurations that prune images take turns."""
+    random, configs = np.random.default_rng(11), itertools.cycle(IMAGE_CONFIGS)
+    return [random_case(random, [next(configs)], 0.6, IMAGE_SIZES) for _ in range(42)]
+
+
 def _fits(videos: list[Any], images: list[Any]) -> bool:
     return len(videos) <= 3 and len(images) <= 2
 
@@ -287,3 +300,18 @@ def check_steps(answer: Answer, oracle: Oracle, case: Case) -> None:
             assert not start < step.start < stop, (step, start, stop)
             assert not start < step.start + step.count < stop, (step, start, stop)
     assert answer.most_blocks == -(-len(answer.prompt) // BLOCK_SIZE)
+
+
+def check_cold_cached_and_in_chunks(engine: RemoteEngine, oracle: Oracle, batch: Sequence[Case]) -> None:
+    """Asserts that all are the oracle's: computed, from the caches, and in steps that end anywhere a dense span allows."""
+    prompts = [case.prompt() for case in batch]
+    answers = engine.run(prompts)
+    compare(batch, answers, oracle)
+    for case, answer in zip(batch, answers, strict=True):
+        check_steps(answer, oracle, case)
+    compare(batch, engine.run(prompts), oracle)
+    engine.call("forget")
+    both = zip(batch, answers, strict=True)
+    spans = [span for case, answer in both for span in oracle.spans(answer.prompt, oracle.config_of(case))]
+    longest = max([1, *(stop - start for start, stop in spans)])
+    compare(batch, engine.run(prompts, step_tokens=longest + 7), oracle)

@@ -10,7 +10,17 @@ import itertools
 
 import numpy as np
 import pytest
-from dense_cases import CONFIGS, Case, Oracle, check_steps, compare, random_case
+from dense_cases import (
+    CONFIGS,
+    IMAGE_BATCHES,
+    Case,
+    Oracle,
+    check_cold_cached_and_in_chunks,
+    check_steps,
+    compare,
+    image_cases,
+    random_case,
+)
 from dense_engine import BLOCK_SIZE, Answer, RemoteEngine
 
 SIZES = [1, 2, 3, 4, 5, 6, 7, 8]
@@ -68,6 +78,11 @@ def test_cold_warm_and_in_chunks(eager, oracle, size):
     eager.call("forget")
     # A budget that leaves the prompts' other parts in pieces, and one request's span waiting for another's.
     answer_all(eager, oracle, cases, step_tokens=longest(oracle, cold) + (1 if size % 2 else 30))
+
+
+@pytest.mark.parametrize("start", IMAGE_BATCHES)
+def test_pruned_images_beside_videos(eager, oracle, start):
+    check_cold_cached_and_in_chunks(eager, oracle, image_cases()[start : start + 14])
 
 
 @pytest.mark.parametrize("size", [4, 7, 8])

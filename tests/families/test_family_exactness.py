@@ -18,15 +18,16 @@ from dense_cases import (
     ASK_FIRST,
     CONFIGS,
     IMAGE,
-    IMAGE_CONFIGS,
-    IMAGE_SIZES,
+    IMAGE_BATCHES,
     LOGPROB_TOLERANCE,
     VIDEO,
     Case,
     Oracle,
     chat,
+    check_cold_cached_and_in_chunks,
     check_steps,
     compare,
+    image_cases,
     random_case,
 )
 from dense_cases import image as picture
@@ -141,27 +142,9 @@ def test_questions_before_the_first_layer_equal_the_oracle(engine, oracle, start
     compare(batch, engine.run(prompts, step_tokens=23), oracle)
 
 
-@functools.cache
-def image_cases() -> list[Case]:
-    """42 at random; the configurations that prune images take turns."""
-    random, configs = np.random.default_rng(11), itertools.cycle(IMAGE_CONFIGS)
-    return [random_case(random, [next(configs)], 0.6, IMAGE_SIZES) for _ in range(42)]
-
-
-@pytest.mark.parametrize("start", range(0, 42, 14))
+@pytest.mark.parametrize("start", IMAGE_BATCHES)
 def test_pruned_images_beside_videos_equal_the_oracle(engine, oracle, start):
-    """Cold, from the caches, and in steps that end anywhere a dense span allows."""
-    batch = image_cases()[start : start + 12]
-    prompts = [case.prompt() for case in batch]
-    answers = engine.run(prompts)
-    compare(batch, answers, oracle)
-    for case, answer in zip(batch, answers, strict=True):
-        check_steps(answer, oracle, case)
-    compare(batch, engine.run(prompts), oracle)
-    engine.call("forget")
-    both = zip(batch, answers, strict=True)
-    spans = [span for case, answer in both for span in oracle.spans(answer.prompt, oracle.config_of(case))]
-    compare(batch, engine.run(prompts, step_tokens=max([1, *(stop - first for first, stop in spans)]) + 7), oracle)
+    check_cold_cached_and_in_chunks(engine, oracle, image_cases()[start : start + 14])
 
 
 def test_plans_on_pixels_equal_an_encoder_that_masks(engine, oracle):
