@@ -303,7 +303,7 @@ def check_steps(answer: Answer, oracle: Oracle, case: Case) -> None:
 
 
 def check_cold_cached_and_in_chunks(engine: RemoteEngine, oracle: Oracle, batch: Sequence[Case]) -> None:
-    """Asserts that all are the oracle's: computed, from the caches, and in steps that end anywhere a dense span allows."""
+    """Asserts that all are the oracle's: computed, cached, and in steps that end anywhere a dense span allows."""
     prompts = [case.prompt() for case in batch]
     answers = engine.run(prompts)
     compare(batch, answers, oracle)
