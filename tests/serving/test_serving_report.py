@@ -242,7 +242,7 @@ def finished_report() -> RequestReport:
 def test_saved_blocks_are_those_of_the_whole_prompt():
     """96 tokens are 6 blocks and 228 are 15: partly filled blocks count once, not for every video."""
     report = finished_report()
-    assert (report.before(), report.kept(), report.saved_blocks(), report.saved_bytes()) == (200, 68, 9, 9 * 160)
+    assert (report.before, report.kept, report.saved_blocks, report.saved_bytes) == (200, 68, 9, 9 * 160)
 
 
 @pytest.mark.parametrize(

@@ -59,14 +59,14 @@ def describe(report: RequestReport) -> Iterator[str]:
     yield f"importance: {_importance(report)}"
     for layer, heads, rows, tokens in report.attention:
         yield f"attention at layer {layer}: {heads} heads x {rows} text rows x {tokens} video tokens"
-    yield f"saved: {report.saved_blocks()} KV blocks, {report.saved_bytes()} bytes"
+    yield f"saved: {report.saved_blocks} KV blocks, {report.saved_bytes} bytes"
     kinds = "video" if report.facts.modalities == [VIDEO] else "video and image"
-    yield f"prefix cache: {report.cached()} of {report.kept()} {kinds} tokens reused"
+    yield f"prefix cache: {report.cached()} of {report.kept} {kinds} tokens reused"
     yield "times: " + ", ".join(f"{stage} {1000 * s:.1f} ms" for stage, s in report.stage_seconds().items())
 
 
 def _tokens(report: RequestReport, modality: str) -> str:
-    return f"{report.before(modality)} -> {report.kept(modality)} {modality} tokens"
+    return f"{report.before_of(modality)} -> {report.kept_of(modality)} {modality} tokens"
 
 
 def _describe_medium(report: RequestReport, medium: PromptMedium, source: str) -> str:

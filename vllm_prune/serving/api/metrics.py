@@ -82,12 +82,12 @@ class PruneMetrics:
             self._observe_medium(labels, counts)
         for source in report.sources(modality):
             self.videos.labels(*labels, source).inc()
-        self.kept_ratio.labels(*labels).observe(report.kept(modality) / max(1, report.before(modality)))
+        self.kept_ratio.labels(*labels).observe(report.kept_of(modality) / max(1, report.before_of(modality)))
         for stage, seconds in report.stage_seconds().items():
             self.stage_time.labels(*labels, stage).observe(seconds)
         self.cached_tokens.labels(*labels).inc(report.cached(modality))
-        self.saved_blocks.labels(*labels).inc(report.saved_blocks(modality))
-        self.saved_bytes.labels(*labels).inc(report.saved_bytes(modality))
+        self.saved_blocks.labels(*labels).inc(report.saved_blocks_of(modality))
+        self.saved_bytes.labels(*labels).inc(report.saved_bytes_of(modality))
 
     def _observe_medium(self, labels: tuple[str, ...], counts: Any) -> None:
         after = {"before": counts.total, "encoded": counts.encoded, "stage1": counts.stage1}

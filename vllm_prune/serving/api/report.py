@@ -134,26 +134,51 @@ class RequestReport:
         """Name of the configuration of videos."""
         return preset_of(self.facts.config.of_videos)
 
-    def before(self, modality: str | None = None) -> int:
-        """Tokens of the unpruned prompt that are of videos or of images, or of both."""
+    @property
+    def before(self) -> int:
+        """Tokens of videos and images in the unpruned prompt."""
+        return self.before_of()
+
+    @property
+    def kept(self) -> int:
+        """Those of the prompt."""
+        return self.kept_of()
+
+    @property
+    def structure(self) -> int:
+        """Tokens between those of the videos, such as timestamps, which no configuration drops."""
+        return self.structure_of()
+
+    @property
+    def saved_blocks(self) -> int:
+        """KV blocks that the unpruned prompt would hold in addition."""
+        return self.saved_blocks_of()
+
+    @property
+    def saved_bytes(self) -> int:
+        """Memory of these blocks, on all ranks together."""
+        return self.saved_bytes_of()
+
+    def before_of(self, modality: str | None = None) -> int:
+        """As `before`, of one kind of media; so are the others."""
         return sum(counts.total for counts in self.facts.counts(modality))
 
-    def kept(self, modality: str | None = None) -> int:
-        """Those of the prompt."""
+    def kept_of(self, modality: str | None = None) -> int:
+        """As `kept`."""
         return sum(counts.kept for counts in self.facts.counts(modality))
 
-    def structure(self, modality: str | None = None) -> int:
-        """Tokens between those of the videos, such as timestamps, which no configuration drops."""
+    def structure_of(self, modality: str | None = None) -> int:
+        """As `structure`."""
         return sum(counts.pinned for counts in self.facts.counts(modality))
 
-    def saved_blocks(self, modality: str | None = None) -> int:
-        """KV blocks that the prompt would hold in addition with these media unpruned."""
-        unpruned = self.facts.prompt_len + self.before(modality) - self.kept(modality)
+    def saved_blocks_of(self, modality: str | None = None) -> int:
+        """As `saved_blocks`, were these media alone unpruned."""
+        unpruned = self.facts.prompt_len + self.before_of(modality) - self.kept_of(modality)
         return self.kv.blocks(unpruned) - self.kv.blocks(self.facts.prompt_len)
 
-    def saved_bytes(self, modality: str | None = None) -> int:
-        """Memory of these blocks, on all ranks together."""
-        return self.saved_blocks(modality) * self.kv.block_size * self.kv.token_bytes
+    def saved_bytes_of(self, modality: str | None = None) -> int:
+        """As `saved_bytes`."""
+        return self.saved_blocks_of(modality) * self.kv.block_size * self.kv.token_bytes
 
     def sources(self, modality: str | None = None) -> list[str]:
         """Where the tokens of each medium came from."""
@@ -198,17 +223,17 @@ class RequestReport:
         }
         for modality in MODALITIES if self.facts.numbered(IMAGE) else (VIDEO,):
             fields[f"{modality}_tokens"] = {
-                "before": self.before(modality),
-                "kept": self.kept(modality),
-                "removed": 1 - self.kept(modality) / max(1, self.before(modality)),
-                "structure": self.structure(modality),
+                "before": self.before_of(modality),
+                "kept": self.kept_of(modality),
+                "removed": 1 - self.kept_of(modality) / max(1, self.before_of(modality)),
+                "structure": self.structure_of(modality),
             }
             fields[f"{modality}s"] = [
                 {**_describe(counts), "source": source}
                 for counts, source in zip(self.facts.counts(modality), self.sources(modality), strict=True)
             ]
             fields[f"cached_{modality}_tokens"] = self.cached(modality)
-        fields["kv_saved"] = {"blocks": self.saved_blocks(), "bytes": self.saved_bytes()}
+        fields["kv_saved"] = {"blocks": self.saved_blocks, "bytes": self.saved_bytes}
         fields["seconds"] = {stage: round(seconds, 6) for stage, seconds in self.stage_seconds().items()}
         return fields
 
