@@ -8,7 +8,7 @@ from typing import Any
 from vllm_prune import embedded
 from vllm_prune.config import OverridePolicy, PruneConfig, check_override_policy
 from vllm_prune.hub import read_config_fields
-from vllm_prune.override import ServerSettings
+from vllm_prune.override import ServerSettings, check_dense_tokens
 from vllm_prune.serving.wire.architectures import variant_of
 from vllm_prune.serving.wire.settings import settings_to_hf_override
 from vllm_prune.trace_limits import TraceLimits
@@ -23,6 +23,7 @@ def engine_args(
     trace_limits: TraceLimits | None = None,
     log: bool = False,
     selector: str | None = None,
+    dense_tokens: int | None = None,
     **others: Any,
 ) -> dict[str, Any]:
     """Keyword arguments for `vllm.LLM`.
@@ -36,6 +37,8 @@ def engine_args(
         log: Whether every request with videos is described in the log.
         selector: File of a learned selector (see `vllm_prune/selector`), for method "question"; the embedded models
             have one each.
+        dense_tokens: Most tokens that the dense prefixes of a step may have, for method "attention"; they take memory
+            of their own. By default twice vLLM's `max_num_batched_tokens`.
         others: Any further argument of `vllm.LLM`; a dictionary of `hf_overrides` is merged.
 
     Raises:
@@ -46,7 +49,10 @@ def engine_args(
         raise ValueError(f"hf_overrides={given!r}: must be a dictionary, as the variant is added to it")
     return {
         "model": model,
-        "hf_overrides": {**given, **hf_overrides(model, config, override, trace, log, trace_limits, selector)},
+        "hf_overrides": {
+            **given,
+            **hf_overrides(model, config, override, trace, log, trace_limits, selector, dense_tokens),
+        },
         **others,
     }
 
@@ -59,6 +65,7 @@ def hf_overrides(
     log: bool = False,
     trace_limits: TraceLimits | None = None,
     selector: str | None = None,
+    dense_tokens: int | None = None,
 ) -> dict[str, Any]:
     """The `hf_overrides` that select the variant of `model` and carry its settings."""
     policy = check_override_policy(override)
@@ -66,7 +73,13 @@ def hf_overrides(
     parsed = PruneConfig.parse(config)
     selector = selector or shipped_selector(model)
     settings = ServerSettings(
-        config=parsed, override=policy, trace=trace, trace_limits=limits, selector=selector, log=log
+        config=parsed,
+        override=policy,
+        trace=trace,
+        trace_limits=limits,
+        selector=selector,
+        dense_tokens=check_dense_tokens(dense_tokens),
+        log=log,
     )
     return {"architectures": [variant_of(read_architecture(model))], **settings_to_hf_override(settings)}
 

@@ -28,6 +28,8 @@ class ServerSettings:
     trace_limits: TraceLimits = dataclasses.field(default_factory=TraceLimits)
     selector: str | None = None
     """File of the learned selector (see `vllm_prune/selector`)."""
+    dense_tokens: int | None = None
+    """Most tokens that the dense prefixes of a step may have; None for twice the step's budget of tokens."""
     log: bool = False
     """Whether every request with videos is described in the log (see `serving/api/log.py`)."""
 
@@ -141,6 +143,19 @@ class ServerSettings:
                 f"entering the model), above this server's {allowed.kept} ({allowed.entering}); lower keep_ratio or "
                 f"target_token_num, or start the server with --prune-override any"
             )
+
+
+def check_dense_tokens(value: object) -> int | None:
+    """`value` as `ServerSettings.dense_tokens`.
+
+    Raises:
+        PruneConfigError: It is no positive integer.
+    """
+    if value is None:
+        return None
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise PruneConfigError(f"dense_tokens={brief(value)}: must be an integer of 1 or more")
+    return value
 
 
 def _looser_plan(requested: Stage1Config | None, server: Stage1Config | None) -> list[str]:

@@ -11,7 +11,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from dense_cases import Oracle
-from dense_engine import RemoteEngine, forgetful
+from dense_engine import DENSE_TOKENS, RemoteEngine, forgetful
 from oracle import load_model
 from oracle.micro_model import TEXT, micro_selector, write_micro_model
 
@@ -41,7 +41,8 @@ def _one_thread(one_thread: None) -> None:
 
 @pytest.fixture(scope="session")
 def shared_eager(micro: str) -> Iterator[RemoteEngine]:
-    with RemoteEngine(micro, SERVER_CONFIG, enable_prompt_embeds=True, selector=micro_selector(micro)) as engine:
+    options = {"enable_prompt_embeds": True, "selector": micro_selector(micro), "dense_tokens": DENSE_TOKENS}
+    with RemoteEngine(micro, SERVER_CONFIG, **options) as engine:
         yield engine
 
 

@@ -32,6 +32,8 @@ ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
 }
 BLOCK_SIZE = 32
+DENSE_TOKENS = 1088
+"""That the engine shared by most tests has room for before a question chooses; a step has 1024."""
 STORM_TOKENS = 12
 OPTIONS: dict[str, Any] = {
     "max_model_len": 1024,
@@ -146,17 +148,19 @@ class DenseEngine:
         free_blocks: int | None = None,
         logprobs: int = -1,
         adapters: Sequence[str] | None = None,
+        dense_rows: int | None = None,
     ) -> list[Answer]:
         """Answers of all prompts, queued together; in steps of `step_tokens` tokens, with `free_blocks` KV blocks.
 
-        `adapters`: for each prompt the folder of its LoRA adapter, "" for none.
+        `adapters`: for each prompt the folder of its LoRA adapter, "" for none. `dense_rows`: that a layer of a dense
+        prefix gets at a time.
         """
         for record in (self.steps, self.blocks, self.block_ids, self.preempted):
             record.clear()
         for file in self.trace.iterdir():
             file.unlink()
         self.scheduler.max_num_scheduled_tokens = step_tokens or self.max_step_tokens
-        with self._only(free_blocks):
+        with self._only(free_blocks), self._dense_rows_at_once(dense_rows):
             answers = self._run(prompts, max_tokens, logprobs, adapters or [""] * len(prompts))
         self.scheduler.max_num_scheduled_tokens = self.max_step_tokens
         return answers
@@ -167,6 +171,30 @@ class DenseEngine:
         held = self.pool.get_new_blocks(free - free_blocks) if free_blocks is not None else []
         yield
         self.pool.free_blocks(held)
+
+    @contextlib.contextmanager
+    def _dense_rows_at_once(self, count: int | None):
+        self.parts = 0
+        if count is None:
+            yield
+            return
+        from vllm_prune.serving.worker.dense import step_run
+
+        prefix = self.core.model_executor.driver_worker.worker.model_runner.model._dense_prefix
+        before, make_parts = prefix.rows_at_once, step_run.make_parts
+
+        def counting(*args: Any) -> Any:
+            parts = make_parts(*args)
+            self.parts = max(self.parts, len(parts))
+            return parts
+
+        prefix.rows_at_once, step_run.make_parts = count, counting
+        yield
+        prefix.rows_at_once, step_run.make_parts = before, make_parts
+
+    def most_parts(self) -> int:
+        """Into how many parts any layer's rows were cut in the last run with `dense_rows`."""
+        return self.parts
 
     def _run(
         self, prompts: Sequence[Mapping[str, Any]], max_tokens: Any, logprobs: int, adapters: Sequence[str]

@@ -187,7 +187,7 @@ class SmallModel(PruningModelMixin, _Embedding):
         weights = _Weights(place)
         layers = [_Layer(index, weights, place) for index in range(LAYERS)]
         self.embedding = weights(100, WIDTH)
-        self._row_width, self._max_dense_rows = WIDTH, 0
+        self._row_width = WIDTH
         self.language_model = SimpleNamespace(model=SimpleNamespace(layers=layers, norm=_Norm(weights)))
         self._dense_prefix = DensePrefix(VllmConfig(), self.decoder_view(), trace)
         self._encoder_rows, self.notes = EncoderRows(trace, WIDTH, self.embed_input_ids), StepRecorder()

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import pytest
 from dense_cases import VIDEO, Case, chat, compare, video
+from dense_engine import DENSE_TOKENS
 
+from vllm_prune.budget import TokenCounts
 from vllm_prune.config import PruneConfig, PruneConfigError
 from vllm_prune.override import ServerSettings
+from vllm_prune.serving.api.report import PromptMedium
+from vllm_prune.serving.api.span_check import check_spans
+from vllm_prune.serving.wire.settings import StepLimits
+from vllm_prune.spans import TurnFormat
 
 ATTENTION = {"method": "attention", "stage1": None}
 QUESTION = chat(VIDEO + "What colour is the flash?")
@@ -78,21 +84,47 @@ def test_two_videos_before_one_question(eager, oracle):
         compare([case, case], eager.run([case.prompt(), case.prompt()]), oracle)
 
 
-def test_a_span_longer_than_a_step_names_the_number_to_set(eager, oracle):
-    """The prompt fits the model's 1024 tokens, but not a step of as many with the video's tokens before the choice."""
-    shown, tokenizer = video(3, frames=20), oracle.processor.tokenizer
-    entering, kept = 160, 64
+def asked_at_length(oracle, prompt_tokens: int, shown) -> Case:
+    """A question so long that it and 64 kept tokens of `shown` are a prompt of nearly `prompt_tokens` tokens."""
     words = 1
-    while len(tokenizer(chat(VIDEO + "Is it red? " * words)).input_ids) + kept < 960:
+    while len(oracle.processor.tokenizer(chat(VIDEO + "Is it red? " * words)).input_ids) + 64 < prompt_tokens:
         words += 1
-    case = Case(chat(VIDEO + "Is it red? " * words), (shown,), config={"preset": "stage2_only"})
+    return Case(chat(VIDEO + "Is it red? " * words), (shown,), config={"preset": "stage2_only"})
+
+
+def test_more_tokens_than_a_step_before_the_question_chooses(eager, oracle):
+    """The question and 160 tokens of the video are more than a step's 1024; with the 64 that stay it fits."""
+    case = asked_at_length(oracle, 960, video(3, frames=20))
+    (answer,) = answers = eager.run([case.prompt()])
+    (span,) = oracle.spans(answer.prompt)
+    assert 1024 < span[1] - span[0] + 160 - 64 <= DENSE_TOKENS
+    compare([case], answers, oracle)
+
+
+def test_more_tokens_than_the_server_has_room_for_names_the_number_to_set(eager, oracle):
+    shown, tokenizer = video(3, frames=20), oracle.processor.tokenizer
+    case = asked_at_length(oracle, 1016, shown)
     (answer,) = eager.run([case.prompt()])
-    assert "max_num_batched_tokens=1024" in answer.error
+    assert f"dense_tokens={DENSE_TOKENS}: " in answer.error
     prompt = tokenizer(case.text).input_ids
-    span = len(prompt) - prompt.index(oracle.model.config.video_token_id) - 1 + entering
-    assert f"--max-num-batched-tokens {span} or more" in answer.error
+    span = len(prompt) - prompt.index(oracle.model.config.video_token_id) - 1 + 160
+    assert f"--prune-dense-tokens {span} or more" in answer.error
     shorter = Case(QUESTION, (shown,))
     compare([shorter], eager.run([shorter.prompt()]), oracle)
+
+
+def test_more_kept_tokens_than_a_step_name_the_number_to_set():
+    prompt = [5, *[6] * 40, *[7] * 30]
+    counts = TokenCounts(total=90, encoded=90, stage1=90, entering=90, layers=(40,))
+    media = [PromptMedium(modality="video", offset=1, length=40, counts=counts)]
+    turn = TurnFormat(reply_start=(9,), num_more=0)
+    check_spans(prompt, media, turn, StepLimits(70, 120))
+    with pytest.raises(
+        PruneConfigError, match=r"^max_num_batched_tokens=69: .* are 70 tokens.*--max-num-batched-tokens 70"
+    ):
+        check_spans(prompt, media, turn, StepLimits(69, 120))
+    with pytest.raises(PruneConfigError, match=r"^dense_tokens=119: .* have 120 tokens.*--prune-dense-tokens 120"):
+        check_spans(prompt, media, turn, StepLimits(70, 119))
 
 
 @pytest.mark.parametrize("layers", [[1], [3], [1, 3]])

@@ -24,6 +24,9 @@ from dense_cases import (
 from dense_engine import BLOCK_SIZE, Answer, RemoteEngine
 
 SIZES = [1, 2, 3, 4, 5, 6, 7, 8]
+PARTS = [(2, 65), (5, 100), (7, 64), (8, 256)]
+PARTS += [pytest.param(*each, marks=pytest.mark.long) for each in ((1, 20), (3, 96), (6, 128))]
+"""Sizes of batches, and rows of a dense prefix that a layer gets at a time."""
 LONG = BLOCK_SIZE + 1
 """Tokens to generate where requests are to outgrow the cache: each needs one more block at least."""
 
@@ -83,6 +86,17 @@ def test_cold_warm_and_in_chunks(eager, oracle, size):
 @pytest.mark.parametrize("start", IMAGE_BATCHES)
 def test_pruned_images_beside_videos(eager, oracle, start):
     check_cold_cached_and_in_chunks(eager, oracle, image_cases()[start : start + 14])
+
+
+@pytest.mark.parametrize(("size", "rows"), PARTS)
+def test_layers_of_a_dense_prefix_in_parts(eager, oracle, size, rows):
+    """All that a layer takes of a step is `rows` rows at a time; half of the requests find a cached context."""
+    cases = batch_of(size)
+    eager.call("forget")
+    answer_all(eager, oracle, cases, dense_rows=rows)
+    assert eager.call("most_parts") > 1
+    eager.run([case.prompt() for case in cases[::2]])
+    answer_all(eager, oracle, cases[::-1], dense_rows=rows)
 
 
 @pytest.mark.parametrize("size", [4, 7, 8])

@@ -15,6 +15,7 @@ from vllm_prune import engine_args
 
 STOCK: dict[str, Any] = {
     "max_model_len": 512,
+    "max_num_batched_tokens": 512,
     "dtype": "bfloat16",
     "enforce_eager": True,
     "limit_mm_per_prompt": {"video": 1, "image": 0},
@@ -34,6 +35,8 @@ REFUSED = [
     ({"enforce_eager": False, "compilation_config": {"cudagraph_mode": "FULL"}}, "cudagraph_mode: .*mixed batch"),
     ({"offload_group_size": 2, "offload_num_in_group": 1}, "offload_config.prefetch: .*called one by one"),
     ({"video_pruning_rate": 0.5}, "video_pruning_rate=0.5: selects vLLM's own pruning"),
+    ({"dense_tokens": 511}, "dense_tokens=511: is below a step's own tokens, 512; .*--prune-dense-tokens 512"),
+    ({"dense_tokens": 0}, "dense_tokens=0: must be an integer of 1 or more"),
     ({"hf_config": {"layers": [5]}}, "layers=.5.: must lie between 0 and 4"),
 ]
 

@@ -11,6 +11,7 @@ from vllm.v1.core.encoder_cache_manager import EncoderCacheManager
 
 from vllm_prune.serving.core.scheduling import clip_prefix_hit, schedule_encoder_inputs
 from vllm_prune.serving.core.spans import RequestSpan
+from vllm_prune.serving.wire.settings import StepLimits, write_step_limits
 from vllm_prune.spans import Span, TurnFormat, clip_hit, clip_to_spans, dense_spans
 
 TEXT, VIDEO, END, REPLY, NEWLINE = 1, 6, 2, 3, 4
@@ -95,13 +96,14 @@ class Manager:
 
 
 def fake_scheduler(step: int = 1, limit: int = 100) -> SimpleNamespace:
-    config = SimpleNamespace(max_num_batched_tokens=limit)
+    hf_config = SimpleNamespace()
+    write_step_limits(hf_config, StepLimits(limit, limit))
     return SimpleNamespace(
         current_step=step,
         block_size=32,
         kv_cache_manager=Manager(),
         encoder_cache_manager=EncoderCacheManager(limit),
-        scheduler_config=config,
+        vllm_config=SimpleNamespace(model_config=SimpleNamespace(hf_config=hf_config)),
     )
 
 

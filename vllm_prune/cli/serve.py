@@ -8,7 +8,7 @@ import os
 import shlex
 import sys
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from vllm_prune.cli.port import check_port
 from vllm_prune.cli.secrets import masked
@@ -64,6 +64,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "the embedded models have one each",
     )
     parser.add_argument(
+        "--prune-dense-tokens",
+        type=int,
+        metavar="N",
+        help='most tokens that a step may hold before the question chooses, with method "attention"; they take memory '
+        "(default: twice --max-num-batched-tokens)",
+    )
+    parser.add_argument(
         "--prune-log",
         action="store_true",
         help="describe in the log, for every request with videos, what was found, pruned and reused, and the times",
@@ -95,7 +102,13 @@ def run(args: argparse.Namespace) -> int:
         require_supported_vllm()
         parse_containers(args.prune_containers)
         limits = TraceLimits(files=args.prune_trace_files, bytes=args.prune_trace_bytes)
-        options = {"trace": trace, "log": args.prune_log, "trace_limits": limits, "selector": args.prune_selector}
+        options: dict[str, Any] = {
+            "trace": trace,
+            "log": args.prune_log,
+            "trace_limits": limits,
+            "selector": args.prune_selector,
+            "dense_tokens": args.prune_dense_tokens,
+        }
         command = serve_command(args.model, args.prune, args.prune_override, args.passed_on, **options)
         check_port(args.passed_on)
         if trace:
@@ -123,6 +136,7 @@ def serve_command(
     log: bool = False,
     trace_limits: TraceLimits | None = None,
     selector: str | None = None,
+    dense_tokens: int | None = None,
 ) -> list[str]:
     """The equivalent `vllm serve` command line.
 
@@ -137,7 +151,8 @@ def serve_command(
             rest = ["--served-model-name", model, *rest]
         model = resolve(model)
     check_ray(rest)
-    overrides = {**given, **hf_overrides(model, prune, override, trace, log, trace_limits, selector)}
+    own = hf_overrides(model, prune, override, trace, log, trace_limits, selector, dense_tokens)
+    overrides = {**given, **own}
     settings = ServerSettings(config=PruneConfig.parse(prune), override=check_override_policy(override))
     for option in added_options(settings.may_query, rest, list_gpus()):
         print(f"vllm-prune serve: added {option.name} {option.value}: {option.reason}", file=sys.stderr)

@@ -12,8 +12,8 @@ from vllm_prune.gpus import Gpu
 
 _GIB = 1 << 30
 _STEP_TOKENS = 8192
-"""Tokens of a step: what vLLM itself takes on an H100, and enough for 32,000 video tokens that `default` merges to a
-quarter of them. On smaller cards it takes 2,048."""
+"""Tokens of a step: what vLLM itself takes on an H100, and enough for 32,000 video tokens of which `default`
+keeps a fifth. On smaller cards it takes 2,048."""
 _LARGE_CARD_GIB = 70
 _HOLDERS = ("--config",)
 _HOLDERS_OF = {"--attention-backend": ("--attention-config", "-ac")}
@@ -46,7 +46,9 @@ def added_options(may_query: bool, given: Sequence[str], gpus: Sequence[Gpu]) ->
 def _wanted(gpus: Sequence[Gpu]) -> Iterator[AddedOption]:
     smallest = min(gpus, key=lambda gpu: gpu.memory)
     if smallest.memory < _LARGE_CARD_GIB * _GIB or "a100" in smallest.name.lower():
-        reason = f"a video and its question must fit one step, and vLLM's default on {smallest.name} is 2048"
+        reason = (
+            f"what is kept of a video and its question must fit one step, and vLLM's default on {smallest.name} is 2048"
+        )
         yield AddedOption("--max-num-batched-tokens", str(_STEP_TOKENS), reason)
     if any(gpu.capability[0] == _FLASHINFER_FIRST for gpu in gpus):
         reason = "vLLM's default on this GPU, FLASHINFER, cannot hold a dense prefix"

@@ -12,14 +12,23 @@ from vllm.model_executor.models.config import VerifyAndUpdateConfig
 
 from vllm_prune.config import PruneConfigError
 from vllm_prune.hook import Hooked, hook
+from vllm_prune.override import ServerSettings
 from vllm_prune.serving.combinations import check_pruning
 from vllm_prune.serving.refusals import check_requested, hidden_encoder
 from vllm_prune.serving.wire.decoder_layers import pruning_layers
 from vllm_prune.serving.wire.selector_file import check_selector
-from vllm_prune.serving.wire.settings import REQUEST_KEY, read_settings, write_hidden_encoder, write_max_step_tokens
+from vllm_prune.serving.wire.settings import (
+    REQUEST_KEY,
+    StepLimits,
+    read_settings,
+    write_hidden_encoder,
+    write_step_limits,
+)
 
 _PRUNING_ENABLED = 0.5
 """Any rate above 0 makes vLLM's runners strip extra columns and recompute positions; how much is ours to say."""
+_DENSE_STEPS = 2
+"""Of tokens that a dense prefix holds before the question chooses, as many steps' budgets fit by default."""
 
 
 class PruneConfigHook(Hooked, VerifyAndUpdateConfig):
@@ -63,7 +72,19 @@ class PruneConfigHook(Hooked, VerifyAndUpdateConfig):
         write_hidden_encoder(vllm_config.model_config.hf_config, hidden)
         scheduler = vllm_config.scheduler_config
         max_step_tokens = min(scheduler.max_num_batched_tokens, scheduler.max_num_scheduled_tokens or sys.maxsize)
-        write_max_step_tokens(vllm_config.model_config.hf_config, max_step_tokens)
+        limits = StepLimits(max_step_tokens, _max_dense_tokens(settings, max_step_tokens))
+        write_step_limits(vllm_config.model_config.hf_config, limits)
+
+
+def _max_dense_tokens(settings: ServerSettings, max_step_tokens: int) -> int:
+    if settings.dense_tokens is None:
+        return _DENSE_STEPS * max_step_tokens
+    if settings.dense_tokens < max_step_tokens:
+        raise PruneConfigError(
+            f"dense_tokens={settings.dense_tokens}: is below a step's own tokens, {max_step_tokens}; start the server "
+            f"with --prune-dense-tokens {max_step_tokens} or more, or a smaller --max-num-batched-tokens"
+        )
+    return settings.dense_tokens
 
 
 def hook_behind(base: type[VerifyAndUpdateConfig] | None) -> type[VerifyAndUpdateConfig]:

@@ -15,7 +15,7 @@ _FIELDS = frozenset(
         *(field.name for field in dataclasses.fields(PruneConfig)),
         *(f"stage1.{field.name}" for field in dataclasses.fields(Stage1Config)),
         *("prune", "preset", "enable_stage1", "enable_pruning", "pruning_layer"),
-        *("input_tokens", "max_num_batched_tokens", "video_url"),
+        *("input_tokens", "max_num_batched_tokens", "dense_tokens", "video_url"),
     }
 )
 

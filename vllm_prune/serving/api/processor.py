@@ -45,7 +45,7 @@ from vllm_prune.serving.api.sent_media import KnownItem
 from vllm_prune.serving.api.span_check import check_spans
 from vllm_prune.serving.wire.decoder_layers import pruning_layers
 from vllm_prune.serving.wire.request_spec import CELLS_FIELD, FIELD, IMAGE_FIELD, VideoSpec
-from vllm_prune.serving.wire.settings import REQUEST_KEY, SHARE_KEY, TRACE_KEY, read_max_step_tokens
+from vllm_prune.serving.wire.settings import REQUEST_KEY, SHARE_KEY, TRACE_KEY, read_step_limits
 
 _COUNTS = "vllm_prune_counts"
 """Attribute of a request under way: by modality, the `TokenCounts` of its media that a configuration is about."""
@@ -100,9 +100,9 @@ class PruningProcessorMixin(Hooked, ImageSpecs):
         check_length(len(processed["prompt_token_ids"]), counts, self.info.ctx.model_config.max_model_len)
         chosen = chosen_inside(media, request_config(inputs.hf_processor_mm_kwargs))
         if chosen:
-            limit = read_max_step_tokens(self.info.get_hf_config())
             assert self.turn is not None  # `check_can_serve` sees to it
-            check_spans(processed["prompt_token_ids"], chosen, self.turn, limit)
+            limits = read_step_limits(self.info.get_hf_config())
+            check_spans(processed["prompt_token_ids"], chosen, self.turn, limits)
 
     def resolve(self, requested: object | None) -> PruneConfig:
         """The configuration of a request that asks for `requested` (None: nothing of its own).

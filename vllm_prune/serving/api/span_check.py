@@ -7,19 +7,18 @@ from collections.abc import Sequence
 from vllm_prune.budget import TokenCounts
 from vllm_prune.config import PruneConfigError
 from vllm_prune.serving.api.report import PromptMedium
+from vllm_prune.serving.wire.settings import StepLimits
 from vllm_prune.spans import Span, TurnFormat, dense_spans
 
 
-def check_spans(
-    prompt: Sequence[int], media: Sequence[PromptMedium], turn: TurnFormat, max_step_tokens: int | None
-) -> None:
+def check_spans(prompt: Sequence[int], media: Sequence[PromptMedium], turn: TurnFormat, limits: StepLimits) -> None:
     """Checks every dense span of a processed prompt.
 
     Args:
         prompt: Token ids.
         media: Those whose tokens the question chooses, in their order.
         turn: How turns end.
-        max_step_tokens: The scheduler's `max_num_batched_tokens`, if known.
+        limits: Of a step.
 
     Raises:
         PruneConfigError: A medium without text after it, or a span too long for a step.
@@ -28,8 +27,11 @@ def check_spans(
     for span in dense_spans(prompt, [(offset, length) for offset, length, _ in chosen], turn):
         inside = [each for each in chosen if span.start <= each[0] < span.end]
         _check_question(span, [(offset, length) for offset, length, _ in inside])
-        if max_step_tokens is not None:
-            _check_length(span, [counts for *_, counts in inside], max_step_tokens)
+        counts = [each for *_, each in inside]
+        if limits.dense_tokens is not None:
+            _check_dense_tokens(span, counts, limits.dense_tokens)
+        if limits.tokens is not None:
+            _check_step_tokens(span, counts, limits.tokens)
 
 
 def _check_question(span: Span, videos: list[tuple[int, int]]) -> None:
@@ -40,12 +42,21 @@ def _check_question(span: Span, videos: list[tuple[int, int]]) -> None:
         )
 
 
-def _check_length(span: Span, counts: list[TokenCounts], max_step_tokens: int) -> None:
-    rows = span.end - span.start + sum(c.entering - c.kept for c in counts)
-    if rows > max_step_tokens:
+def _check_dense_tokens(span: Span, counts: list[TokenCounts], max_dense_tokens: int) -> None:
+    tokens = span.end - span.start + sum(c.entering - c.kept for c in counts)
+    if tokens > max_dense_tokens:
         raise PruneConfigError(
-            f"max_num_batched_tokens={max_step_tokens}: a video and its question need {rows} rows in one step "
-            f"({sum(c.entering for c in counts)} video tokens before the question chooses); start the server with "
-            f"--max-num-batched-tokens {rows} or more, or send fewer frames, a smaller stage1.cluster_ratio or a "
-            f"shorter question"
+            f"dense_tokens={max_dense_tokens}: a video and its question have {tokens} tokens before the question "
+            f"chooses ({sum(c.entering for c in counts)} of the video); start the server with --prune-dense-tokens "
+            f"{tokens} or more, or send fewer frames, a smaller stage1.cluster_ratio or a shorter question"
+        )
+
+
+def _check_step_tokens(span: Span, counts: list[TokenCounts], max_step_tokens: int) -> None:
+    tokens = span.end - span.start
+    if tokens > max_step_tokens:
+        raise PruneConfigError(
+            f"max_num_batched_tokens={max_step_tokens}: what is kept of a video and its question are {tokens} tokens, "
+            f"prefilled in one step ({sum(c.kept for c in counts)} of the video); start the server with "
+            f"--max-num-batched-tokens {tokens} or more, or keep fewer tokens"
         )

@@ -9,6 +9,7 @@ from typing import Any
 from vllm_prune.serving.core.encoder_accounting import begin_request, release
 from vllm_prune.serving.core.spans import RequestSpan, dense_request_spans
 from vllm_prune.serving.wire.request_spec import read_spec
+from vllm_prune.serving.wire.settings import read_step_limits
 from vllm_prune.spans import clip_hit, clip_to_spans
 
 EncoderSchedule = tuple[Any, ...]
@@ -42,7 +43,11 @@ def schedule_encoder_inputs(
 
 def _allowed_tokens(scheduler: Any, spans: list[RequestSpan], computed: int, num_new_tokens: int) -> int:
     end = clip_to_spans([item.span for item in spans], computed, computed + num_new_tokens)
-    used, limit = _dense_step(scheduler).rows, scheduler.scheduler_config.max_num_batched_tokens
+    used, limit = (
+        _dense_step(scheduler).rows,
+        read_step_limits(scheduler.vllm_config.model_config.hf_config).dense_tokens,
+    )
+    assert limit is not None  # written with the engine's configuration
     for item in spans:
         if computed < item.span.end <= end and used and used + item.extra_rows > limit:
             # The rows that earlier requests have in this step's dense prefix leave no memory for these.

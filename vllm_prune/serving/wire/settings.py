@@ -7,10 +7,10 @@ model.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 from vllm_prune.config import PruneConfig, PruneConfigError, check_override_policy
-from vllm_prune.override import ServerSettings
+from vllm_prune.override import ServerSettings, check_dense_tokens
 from vllm_prune.trace_limits import TraceLimits
 
 HF_CONFIG_KEY = "vllm_prune"
@@ -20,8 +20,8 @@ TRACE_KEY = "prune_trace_key"
 """Under which the processor keeps a request's trace key, apart from the resolved configuration."""
 SHARE_KEY = "prune_image_share"
 """Under which the processor keeps what a total over a request's images means for each."""
-_KEYS = ("config", "override", "trace", "trace_limits", "selector", "log")
-_MAX_STEP_TOKENS = "vllm_prune_max_step_tokens"
+_KEYS = ("config", "override", "trace", "trace_limits", "selector", "dense_tokens", "log")
+_STEP_LIMITS = "vllm_prune_step_limits"
 _HIDDEN_ENCODER = "vllm_prune_hidden_encoder"
 _SELECTOR_DIGEST = "vllm_prune_selector_digest"
 
@@ -48,7 +48,13 @@ def read_settings(hf_config: Any) -> ServerSettings:
         raise PruneConfigError(f"hf_overrides.{HF_CONFIG_KEY}.log={log!r}: must be true or false")
     override = check_override_policy(value.get("override", "tighten"))
     return ServerSettings(
-        config=config, override=override, trace=trace, trace_limits=limits, selector=selector, log=log
+        config=config,
+        override=override,
+        trace=trace,
+        trace_limits=limits,
+        selector=selector,
+        dense_tokens=check_dense_tokens(value.get("dense_tokens")),
+        log=log,
     )
 
 
@@ -77,19 +83,30 @@ def settings_to_hf_override(settings: ServerSettings) -> dict[str, Any]:
         fields["trace_limits"] = dataclasses.asdict(settings.trace_limits)
     if settings.selector is not None:
         fields["selector"] = settings.selector
+    if settings.dense_tokens is not None:
+        fields["dense_tokens"] = settings.dense_tokens
     if settings.log:
         fields["log"] = True
     return {HF_CONFIG_KEY: fields}
 
 
-def write_max_step_tokens(hf_config: Any, value: int) -> None:
-    """Leaves the scheduler's `max_num_batched_tokens` where the processor, which knows no scheduler, finds it."""
-    setattr(hf_config, _MAX_STEP_TOKENS, value)
+class StepLimits(NamedTuple):
+    """What fits one step; None where no engine was configured."""
+
+    tokens: int | None
+    """Prompt tokens: the scheduler's `max_num_batched_tokens`."""
+    dense_tokens: int | None
+    """Tokens of dense prefixes before the question chooses."""
 
 
-def read_max_step_tokens(hf_config: Any) -> int | None:
-    """What `write_max_step_tokens` left there; None where no engine was configured."""
-    return getattr(hf_config, _MAX_STEP_TOKENS, None)
+def write_step_limits(hf_config: Any, limits: StepLimits) -> None:
+    """Leaves a step's limits where those who know no scheduler find them: processor and workers."""
+    setattr(hf_config, _STEP_LIMITS, tuple(limits))
+
+
+def read_step_limits(hf_config: Any) -> StepLimits:
+    """What `write_step_limits` left there."""
+    return StepLimits(*getattr(hf_config, _STEP_LIMITS, (None, None)))
 
 
 def write_hidden_encoder(hf_config: Any, reason: str) -> None:

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from vllm.config import VllmConfig
 from vllm.distributed import get_tensor_model_parallel_rank
-from vllm.forward_context import get_forward_context
 from vllm.multimodal.inputs import MultiModalFeatureSpec
 from vllm.utils.gpu_sync_debug import gpu_sync_allowed
 
@@ -71,11 +70,9 @@ class PruningModelMixin(Hooked):
         self._encoder_rows = EncoderRows(trace, width, embed_text)
         self._ask_first = AskFirst(vllm_config, self._encoder_rows.media, self._row_width, embed_text, trace)
         self._dense_prefix: DensePrefix | None = None
-        self._max_dense_rows = 0
         if settings.may_query:
             self._dense_prefix = DensePrefix(vllm_config, self.decoder_view(), trace)
             self._dense_prefix.check_supported()
-            self._max_dense_rows = vllm_config.scheduler_config.max_num_batched_tokens
         # Of every medium with rows in the step being prepared.
         self._gathered: list[Gathered] = []
         self.notes = StepRecorder()
@@ -234,16 +231,10 @@ class PruningModelMixin(Hooked):
             step = plan_step(videos, self._is_media_row, self._dense_prefix.batch(), len(inputs_embeds))
             with self.notes.dense_prefix(inputs_embeds.device, self._dense_prefix.attention_shapes(step)):
                 return self._dense_prefix.run(step, inputs_embeds, positions)
-        reserved = self._reserve_while_profiling(inputs_embeds)
+        # Held by vLLM's dummy step, by which it finds out how much its paged cache may have.
+        reserved = None if self._dense_prefix is None else self._dense_prefix.reserve_while_profiling(inputs_embeds)
         hidden = super().forward(  # type: ignore[misc]
             input_ids, positions, intermediate_tensors, inputs_embeds=inputs_embeds, **kwargs
         )
         del reserved
         return hidden
-
-    def _reserve_while_profiling(self, inputs_embeds: torch.Tensor | None) -> torch.Tensor | None:
-        """Memory of a dense prefix, in the dummy step by which vLLM finds out how much its paged cache may have."""
-        if self._dense_prefix is None or inputs_embeds is None or len(inputs_embeds) < self._max_dense_rows:
-            return None
-        profiling = get_forward_context().attn_metadata is None
-        return self._dense_prefix.reserve_memory(self._max_dense_rows, inputs_embeds) if profiling else None

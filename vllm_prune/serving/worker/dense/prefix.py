@@ -8,10 +8,12 @@ import time
 import torch
 from vllm.config import VllmConfig
 from vllm.distributed import get_tensor_model_parallel_world_size
+from vllm.forward_context import get_forward_context
 from vllm.utils.gpu_sync_debug import gpu_sync_allowed
 
 from vllm_prune.config import PruneConfigError
 from vllm_prune.serving.refusals import check_resolved, check_windows
+from vllm_prune.serving.wire.settings import read_settings, read_step_limits
 from vllm_prune.serving.worker.dense.decoder_view import DecoderView
 from vllm_prune.serving.worker.dense.drop import RowDropper
 from vllm_prune.serving.worker.dense.fused_layers import fused_layers, has_fused_kernels, rotary_embeddings
@@ -35,6 +37,8 @@ class DensePrefix:
         self._decoder = decoder
         self._paged = PagedCache(vllm_config)
         self._rotary = rotary_embeddings(decoder.layers)
+        self.rows_at_once: int = vllm_config.scheduler_config.max_num_batched_tokens
+        """Rows that a layer computes in one call, vLLM's own budget for it."""
 
     def check_supported(self) -> None:
         """Raises for a configuration without dense prefixes, or a backend whose cache is not written on its own."""
@@ -48,19 +52,38 @@ class DensePrefix:
                     f"one with --attention-backend, or a query-free method and --prune-override tighten"
                 )
 
+    def reserve_while_profiling(self, embeds: torch.Tensor | None) -> torch.Tensor | None:
+        """Memory of as many dense rows as a step may have, if this is vLLM's largest dummy step.
+
+        Args:
+            embeds: What enters the step, [n, C].
+        """
+        if embeds is None or len(embeds) < self.rows_at_once or get_forward_context().attn_metadata is not None:
+            return None
+        return self.reserve_memory(read_step_limits(self._config.model_config.hf_config).dense_tokens or 0, embeds)
+
     def reserve_memory(self, num_rows: int, embeds: torch.Tensor) -> torch.Tensor:
         """What a step with `num_rows` dense rows takes beside the rows that vLLM schedules, in one allocation.
 
+        Hidden states, keys and values of all of them, and what a layer takes while it runs over some (`rows_at_once`).
         Held during vLLM's memory profiling, it is what the paged cache leaves free for such a step.
 
         Args:
             num_rows: Dense rows.
             embeds: Any embeddings [n, C] of the model.
         """
-        kv_widths = [2 * attention.num_kv_heads * attention.head_size for attention in self._decoder.attention]
-        inner = max(inner_width(layer) for layer in self._decoder.layers)
-        per_row = inner + (6 + self._decoder.levels) * embeds.shape[1] + sum(kv_widths) + max(kv_widths)
-        return embeds.new_empty(num_rows * per_row)
+        layers = self._most_dense_layers()
+        kv_widths = [2 * attention.num_kv_heads * attention.head_size for attention in self._decoder.attention[:layers]]
+        inner = max(inner_width(layer) for layer in self._decoder.layers[:layers])
+        per_row = (6 + self._decoder.levels) * embeds.shape[1] + sum(kv_widths) + max(kv_widths)
+        return embeds.new_empty(num_rows * per_row + min(num_rows, self.rows_at_once) * inner)
+
+    def _most_dense_layers(self) -> int:
+        """How many of the first layers a dense prefix may run."""
+        settings = read_settings(self._config.model_config.hf_config)
+        if settings.override == "any" or not settings.config.chooses_inside:
+            return len(self._decoder.layers)
+        return max(self._decoder.pruning_layers(settings.config)) + 1
 
     def batch(self) -> Batch:
         """What vLLM scheduled in the step under way."""
@@ -93,7 +116,8 @@ class DensePrefix:
         """
         begin = time.perf_counter()
         dropper = RowDropper(step, self._decoder, self._paged)
-        run = StepRun(self._decoder, step, dropper, ScratchCaches(self._paged, step), inputs_embeds, positions)
+        scratch = ScratchCaches(self._paged, step)
+        run = StepRun(self._decoder, step, dropper, scratch, inputs_embeds, positions, self.rows_at_once)
         with fused_layers(self._rotary) if has_fused_kernels() else contextlib.nullcontext():
             hidden = run.run()
         if self._trace is not None:

@@ -7,6 +7,7 @@ attends to that: the same kernels, whatever its layout and packing, and several 
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from vllm.model_executor.layers.attention import Attention
 from vllm.v1.attention.backend import CommonAttentionMetadata
 
 from vllm_prune.serving.worker.dense.paged_cache import PagedCache, step_metadata
+from vllm_prune.serving.worker.dense.parts import Range
 from vllm_prune.serving.worker.dense.step import DenseStep
 from vllm_prune.serving.worker.upload import upload
 
@@ -54,13 +56,19 @@ class ScratchCache:
         targets = [torch.arange(f, f + n) for f, n in zip(first, self._context_blocks, strict=True)]
         self._targets = upload(torch.cat(targets), device)
         self.slots = upload(torch.cat(slots), device)
-        self._metadata = self._build(lengths, seq_lens, upload(table, device))
+        self._table, self._starts = upload(table, device), [0, *itertools.accumulate(lengths)]
+        self._whole = self._build([(0, n) for n in lengths])
         if self._cache is None or len(self._cache) < sum(blocks):
             # Zeros, since a kernel reads whole blocks, and NaN in rows it masks would spread.
             self._cache = torch.zeros_like(self._like[:1]).repeat(sum(blocks), *([1] * (self._like.dim() - 1)))
 
-    def _build(self, lengths: list[int], seq_lens: list[int], table: torch.Tensor) -> Any:
-        device = table.device
+    def _build(self, ranges: list[Range]) -> tuple[Any, torch.Tensor]:
+        """The backend's metadata for dense rows at `ranges` of every request, and their slots [n]."""
+        device = self._table.device
+        there = [index for index, (start, end) in enumerate(ranges) if start < end]
+        lengths = [ranges[i][1] - ranges[i][0] for i in there]
+        seq_lens = [self._contexts[i] + ranges[i][1] for i in there]
+        slots = torch.cat([self.slots[self._starts[i] + ranges[i][0] : self._starts[i] + ranges[i][1]] for i in there])
         starts = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
         lens = torch.tensor(seq_lens, dtype=torch.int32)
         common = CommonAttentionMetadata(
@@ -71,29 +79,41 @@ class ScratchCache:
             num_actual_tokens=sum(lengths),
             max_query_len=max(lengths),
             max_seq_len=max(seq_lens),
-            block_table_tensor=table,
-            slot_mapping=self.slots,
+            block_table_tensor=self._table[upload(torch.tensor(there), device)],
+            slot_mapping=slots,
             causal=True,
             seq_lens_cpu_upper_bound=lens,
         )
-        return self._builder.build(common_prefix_len=0, common_attn_metadata=common)
+        return self._builder.build(common_prefix_len=0, common_attn_metadata=common), slots
 
-    def attend(self, layer: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        """Causal attention of all dense rows to their contexts and each other.
+    def attend(
+        self,
+        layer: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        ranges: list[Range] | None = None,
+    ) -> torch.Tensor:
+        """Causal attention of dense rows to their contexts, to each other and to those before them.
 
         Args:
             layer: vLLM's `Attention` of this layer.
             query: [n, H, D]; key, value: [n, G, D].
+            ranges: Of every request, which of its dense rows these are, the ones before them having been here; None for
+                all.
 
         Returns:
             [n, H * D].
         """
         assert self._cache is not None
-        if len(self._source):
+        if len(self._source) and (ranges is None or all(start == 0 for start, _ in ranges)):
             self._cache[self._targets] = layer.kv_cache[self._source]
-        layer.impl.do_kv_cache_update(layer, key, value, self._cache, self.slots)
         output = torch.empty_like(query)
-        layer.impl.forward(layer, query, key, value, self._cache, self._metadata, output)
+        if len(query):
+            # Built for every call, since a backend may keep a part of it in buffers of its own.
+            metadata, slots = self._whole if ranges is None else self._build(ranges)
+            layer.impl.do_kv_cache_update(layer, key, value, self._cache, slots)
+            layer.impl.forward(layer, query, key, value, self._cache, metadata, output)
         return output.flatten(1)
 
 
@@ -110,8 +130,15 @@ class ScratchCaches:
         """Gives every request room for its context and `lengths` dense rows."""
         self._lengths = lengths
 
-    def attend(self, attention: Attention, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        """Causal attention of all dense rows to their contexts and each other; see `ScratchCache.attend`."""
+    def attend(
+        self,
+        attention: Attention,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        ranges: list[Range] | None,
+    ) -> torch.Tensor:
+        """Causal attention of dense rows; see `ScratchCache.attend`."""
         metadata = step_metadata(attention)
         group = id(metadata)
         if group not in self._caches:
@@ -120,7 +147,7 @@ class ScratchCaches:
         if self._laid_out.get(group) is not self._lengths:
             cache.lay_out(self._lengths)
             self._laid_out[group] = self._lengths
-        return cache.attend(attention, query, key, value)
+        return cache.attend(attention, query, key, value, ranges)
 
     def _make(self, attention: Attention, metadata: Any) -> ScratchCache:
         layout = self._paged.layout(attention)

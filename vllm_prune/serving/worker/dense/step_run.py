@@ -18,6 +18,7 @@ from vllm.model_executor.layers.attention import Attention
 from vllm_prune.serving.worker.dense.attention import taken_over
 from vllm_prune.serving.worker.dense.decoder_view import DecoderView
 from vllm_prune.serving.worker.dense.drop import RowDropper
+from vllm_prune.serving.worker.dense.parts import Part, make_parts
 from vllm_prune.serving.worker.dense.rows import DenseRows
 from vllm_prune.serving.worker.dense.scratch import ScratchCaches
 from vllm_prune.serving.worker.dense.step import DenseStep, DenseVideo, VideoRows
@@ -36,10 +37,11 @@ class StepRun:
         scratch: ScratchCaches,
         embeds: torch.Tensor,
         positions: torch.Tensor,
+        most_rows: int,
     ) -> None:
-        """Of the step: embeds [batch rows, C], positions [3, batch rows]."""
+        """Of the step: embeds [batch rows, C], positions [3, batch rows]; a layer gets `most_rows` rows at a time."""
         self._decoder, self._step, self._dropper, self._scratch = decoder, step, dropper, scratch
-        self._num_other = len(step.other_rows)
+        self._num_other, self._most_rows = len(step.other_rows), most_rows
         self._other = upload(step.other_rows, embeds.device)
         self._batch_positions = positions
         self._rows = DenseRows.of(step)
@@ -51,6 +53,8 @@ class StepRun:
         self._residual: torch.Tensor | None = None
         self._kept_kv: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
         self._query: torch.Tensor | None = None
+        self._key: torch.Tensor | None = None
+        self._value: torch.Tensor | None = None
         self._leading_rows = self._rows.leading()
         self._leading_batch_rows = upload(step.leading_batch_rows, embeds.device)
         self._lay_out()
@@ -92,8 +96,16 @@ class StepRun:
     def _run_dense_layer(self, index: int) -> None:
         """One decoder layer over other rows and dense rows; drops rows behind it if it is a pruning layer."""
         attention = self._decoder.attention[index]
-        with taken_over(attention, functools.partial(self._attend, attention, attention.forward)):
-            self._run_layer(index)
+        self._query = self._key = self._value = None
+        hidden, residual = self._hidden, self._residual
+        for part in self._parts:
+            with taken_over(attention, functools.partial(self._attend, attention, attention.forward, part)):
+                before = None if residual is None else part.take(residual)
+                done = self._decoder.run_layer(index, part.take(self._positions, 1), part.take(hidden), before)
+            # In place where there are several parts: nobody reads what their rows were before the layer.
+            self._hidden = part.put(done[0], self._hidden, len(hidden))
+            self._residual = part.put(done[1], self._residual, len(hidden))
+        self._kept_kv.append((self._key, self._value, self._rows.alive))
         if self._level_rows:
             self._hidden = self._hidden + self._level_rows.pop(0)
         if self._dropper.prunes_at(index):
@@ -103,21 +115,25 @@ class StepRun:
         self,
         attention: Attention,
         attend_paged: Callable[..., torch.Tensor],
+        part: Part,
         q: torch.Tensor,
         k: torch.Tensor,
         v: torch.Tensor,
     ) -> torch.Tensor:
         """Attention of other rows through vLLM's paged cache, of dense rows through the scratch cache."""
-        n, dim = self._num_other, attention.head_size
+        n, dim = part.num_other, attention.head_size
         output = torch.empty_like(q)
         if n:
             output[:n] = attend_paged(*(self._to_batch(x) for x in (q, k, v)))[self._other]
         key, value = (x[n:].unflatten(1, (attention.num_kv_heads, dim)).contiguous() for x in (k, v))
-        if not n:
+        if not n and part is self._parts[0]:
             self._write_slots(attention, key[self._leading], value[self._leading], self._leading_batch_rows)
-        self._query = q[n:].unflatten(1, (attention.num_heads, dim)).contiguous()
-        output[n:] = self._scratch.attend(attention, self._query, key, value)
-        self._kept_kv.append((key, value, self._rows.alive))
+        query = q[n:].unflatten(1, (attention.num_heads, dim)).contiguous()
+        output[n:] = self._scratch.attend(attention, query, key, value, part.ranges)
+        length = len(self._rows.alive)
+        self._query = part.put_dense(query, self._query, length)
+        self._key = part.put_dense(key, self._key, length)
+        self._value = part.put_dense(value, self._value, length)
         return output
 
     def _to_batch(self, rows: torch.Tensor) -> torch.Tensor:
@@ -128,13 +144,17 @@ class StepRun:
         return batch
 
     def _lay_out(self) -> None:
-        """Follows a change of the dense rows: room in the scratch cache, and where the leading rows are now.
+        """Follows a change of the dense rows: room in the scratch cache, parts, and the leading rows in the first.
 
         Leading rows are those before the first video of each request. Their blocks may already serve other requests of
         this step as a cached prefix, so every layer writes their keys and values before it attends.
         """
         self._scratch.lay_out(self._rows.lengths)
-        self._leading = upload(torch.searchsorted(self._rows.alive, self._leading_rows), self._hidden.device)
+        leading = [request.num_leading for request in self._step.requests]
+        device = self._hidden.device
+        self._parts = make_parts(self._num_other, leading, self._rows.lengths, self._most_rows, device)
+        now = upload(torch.searchsorted(self._rows.alive, self._leading_rows), device)
+        self._leading = torch.searchsorted(self._parts[0].dense, now)
 
     def _drop(self, index: int) -> None:
         """Goes on with other rows and those dense rows that stay behind pruning layer `index`."""
