@@ -36,7 +36,7 @@ CONFIGS: dict[str, Any] = {
 QUESTION = "what is in the images?"
 
 
-def make_engine(folder: str, images: int, stock: bool) -> Any:
+def make_engine(folder: str, images: int, size: int, stock: bool) -> Any:
     """In this process, without any cache that would save work."""
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "4")
@@ -46,8 +46,9 @@ def make_engine(folder: str, images: int, stock: bool) -> Any:
     from vllm_prune import engine_args
 
     options: dict[str, Any] = {
-        "max_model_len": 16384,
-        "max_num_batched_tokens": 16384,
+        "max_model_len": 4096,
+        "max_num_batched_tokens": 4096,
+        "mm_processor_kwargs": {"max_pixels": size**2},  # or vLLM profiles its start with far larger images
         "enable_prefix_caching": False,
         "mm_processor_cache_gb": 0,
         "limit_mm_per_prompt": {"video": 0, "image": images},
@@ -102,7 +103,7 @@ def measure_server(args: argparse.Namespace) -> dict[str, list[dict[str, float]]
     """All configurations of one engine in turn, `repeats` times over; the first round warms up."""
     stock = args.server == STOCK
     configs = {STOCK: None} if stock else CONFIGS
-    llm = make_engine(args.model, args.images, stock)
+    llm = make_engine(args.model, args.images, args.size, stock)
     held = HeldBlocks(llm)
     samples: dict[str, list[dict[str, float]]] = {name: [] for name in configs}
     for repeat in range(args.repeats + 1):

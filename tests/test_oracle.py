@@ -11,6 +11,7 @@ from oracle import Prompt, load_model, run_oracle
 from oracle.from_vllm import to_prompt
 from oracle.masked import MaskedVideo, masked_run
 from oracle.micro_model import write_micro_model
+from oracle.own_config import own_configs
 from oracle.rows import TEXT, Layout, join, lay_out, text_row
 from oracle.vision import entering_tokens
 from PIL import Image
@@ -139,9 +140,14 @@ def masked_videos(prompt: Prompt, layout: Layout, config: PruneConfig, im_end: i
     return found
 
 
+def entering(model, prompt: Prompt, config: PruneConfig):
+    configs = own_configs(model, prompt, config)
+    return [entering_tokens(model, medium, own) for medium, own in zip(prompt.media, configs, strict=True)]
+
+
 def run_masked(model, prompt: Prompt, config: PruneConfig, generated: list[int]):
     """Logits of the last prompt row and of each generated row but the last; kept tokens of each video."""
-    layout = lay_out(model, prompt, [entering_tokens(model, medium, config) for medium in prompt.media])
+    layout = lay_out(model, prompt, entering(model, prompt, config))
     decoded = [text_row(model, token, layout.next_position + step) for step, token in enumerate(generated[:-1])]
     rows = join([layout.rows, *decoded])
     videos = masked_videos(prompt, layout, config, model.config.text_config.eos_token_id)
