@@ -17,14 +17,17 @@ _ADDRESSES = ("http://", "https://", "data:")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options."""
-    parser.add_argument("video", help="file, http(s) URL or data URL")
+    parser.add_argument("video", help="file, http(s) URL or data URL; also of a picture (PNG, JPEG, ...)")
     parser.add_argument("-o", "--output", metavar="FILE", help="ends in .png, .html or .mp4")
     parser.add_argument("--facts", action="store_true", help="print what was decided; the picture may be left out then")
     parser.add_argument("--json", action="store_true", help="with --facts: print one JSON object")
     parser.add_argument("--question", help="what to ask; left out of the picture where it decides nothing")
     parser.add_argument("--model", default=DEFAULT, help=f"{LISTED}, a folder or a hub name (default: %(default)s)")
     parser.add_argument(
-        "--prune", action="append", metavar="PRESET|JSON", help=f"repeatable; default: {', '.join(_DEFAULT_PRUNES)}"
+        "--prune",
+        action="append",
+        metavar="PRESET|JSON",
+        help=f'repeatable; default: {", ".join(_DEFAULT_PRUNES)}; of a picture, what "image" says counts',
     )
     parser.add_argument("--trace", metavar="NPZ", help="draw what a server traced (serve --prune-trace); runs no model")
     parser.add_argument("--trace-video", type=int, default=0, metavar="N", help="which video of the trace, from 0")
@@ -92,12 +95,13 @@ def _check_output(args: argparse.Namespace) -> Path | None:
 
 
 def _from_model(args: argparse.Namespace) -> Any:
+    from vllm_prune.show.picture import DEFAULT_PRUNES, is_picture
     from vllm_prune.show.run import run_model
 
     return run_model(
         args.video,
         args.question,
-        args.prune or _DEFAULT_PRUNES,
+        args.prune or (DEFAULT_PRUNES if is_picture(args.video) else _DEFAULT_PRUNES),
         model=resolve(args.model),
         max_tokens=at_least_one("max_tokens", args.max_tokens),
         media_io_kwargs=parse_object("media_io_kwargs", args.media_io_kwargs),
@@ -111,6 +115,7 @@ def _from_trace(args: argparse.Namespace) -> Any:
     if not Path(args.trace).is_file():
         raise ValueError(f"trace={args.trace!r}: no such file; give one that a server with --prune-trace wrote")
     from vllm_prune.show.media import load_video, to_frames
+    from vllm_prune.show.picture import frames_of, is_picture, load_picture
     from vllm_prune.show.run import make_story
     from vllm_prune.show.story import label_of, make_panel
     from vllm_prune.show.trace_file import read_trace
@@ -122,9 +127,12 @@ def _from_trace(args: argparse.Namespace) -> Any:
         )
     video = videos[args.trace_video]
     model = resolve(args.model)
-    images, metadata = load_video(args.video, model, parse_object("media_io_kwargs", args.media_io_kwargs))
-    panel = make_panel(label_of(video.config), video)
-    return make_story(model, to_frames(args.video, images, metadata), args.question, [panel])
+    if is_picture(args.video):
+        frames = frames_of(args.video, load_picture(args.video))
+    else:
+        images, metadata = load_video(args.video, model, parse_object("media_io_kwargs", args.media_io_kwargs))
+        frames = to_frames(args.video, images, metadata)
+    return make_story(model, frames, args.question, [make_panel(label_of(video.config), video)])
 
 
 def _save(story: Any, path: Path, args: argparse.Namespace) -> None:

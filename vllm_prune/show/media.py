@@ -31,13 +31,13 @@ def load_video(
     from vllm_prune.patches import apply_all
 
     apply_all()  # the server's checks of videos, also where no engine has loaded the plugin
-    url, folder = _locate(video)
+    url, folder = locate(video)
     connector = MediaConnector(media_io_kwargs or {}, allowed_local_media_path=folder)
     processor = get_video_processor_cls_name_from_config(model)
     try:
         frames, metadata = connector.fetch_video(url, video_processor=processor).media
     except Exception as error:  # decoders raise what they like; all of it is about the file
-        raise ShowError(f"video={_shorten(video)!r}: cannot be decoded: {_reason(error)}") from error
+        raise ShowError(f"video={shorten(video)!r}: cannot be decoded: {_reason(error)}") from error
     return np.asarray(frames), metadata
 
 
@@ -52,7 +52,7 @@ def _reason(error: Exception) -> str:
     return f"{str(error) or type(error).__name__}; give a video such as mp4"
 
 
-def _locate(video: str) -> tuple[str, str]:
+def locate(video: str) -> tuple[str, str]:
     """A URL for vLLM, and the folder it may read."""
     if video.startswith(("http://", "https://", "data:")):
         return video, ""
@@ -67,13 +67,13 @@ def to_frames(video: str, images: np.ndarray, metadata: dict[str, Any]) -> Frame
     fps = metadata.get("fps") or 1.0
     indices = metadata.get("frames_indices") or range(len(images))
     seconds = np.array(list(indices)[: len(images)], dtype=np.float64) / fps
-    return Frames(images, seconds, _shorten(video))
+    return Frames(images, seconds, shorten(video))
 
 
-def _shorten(video: str) -> str:
+def shorten(video: str) -> str:
     """A name for titles.
 
-    >>> _shorten("/a/b.mp4"), _shorten("data:video/mp4;base64,AAAA")
+    >>> shorten("/a/b.mp4"), shorten("data:video/mp4;base64,AAAA")
     ('b.mp4', 'video')
     """
     return "video" if video.startswith("data:") else video.rstrip("/").rpartition("/")[2]

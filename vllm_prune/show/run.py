@@ -19,6 +19,8 @@ from vllm_prune.estimate.video import read_limits
 from vllm_prune.serving.wire.architectures import variant_of
 from vllm_prune.show.errors import ShowError
 from vllm_prune.show.media import load_video, to_frames
+from vllm_prune.show.picture import DEFAULT_QUESTION as PICTURE_QUESTION
+from vllm_prune.show.picture import frames_of, grid_of, is_picture, load_picture, name_picture_configs
 from vllm_prune.show.story import Frames, Panel, Story, label_of, make_panel
 from vllm_prune.show.trace_file import TracedVideo, read_trace
 
@@ -40,7 +42,7 @@ def run_model(
     """Asks `question` under every configuration of `prunes`.
 
     Args:
-        video: A file, an http(s) URL or a data URL.
+        video: A file, an http(s) URL or a data URL; or that of a picture.
         question: What to ask; None where no question matters: then a configuration that needs one gets a general one,
             and the picture shows neither question nor answer if none does.
         prunes: Presets or JSON objects, as `--prune` takes them.
@@ -53,16 +55,21 @@ def run_model(
         ShowError: The video or the model cannot be used.
         PruneConfigError: A configuration is wrong.
     """
-    configs = name_configs(prunes)
+    is_image = is_picture(video)
+    configs = name_picture_configs(prunes) if is_image else name_configs(prunes)
     check_model(model)
-    images, metadata = load_video(video, model, media_io_kwargs)
-    grid = _grid(model, images)
+    medium: tuple[str, Any]
+    if is_image:
+        picture = load_picture(video)
+        medium, frames, grid = ("image", picture), frames_of(video, picture), grid_of(model, picture)
+    else:
+        images, metadata = load_video(video, model, media_io_kwargs)
+        medium, frames, grid = ("video", (images, metadata)), to_frames(video, images, metadata), _grid(model, images)
     with tempfile.TemporaryDirectory(prefix="vllm-prune-show-") as folder:
-        asked = question or DEFAULT_QUESTION
-        runner = _Runner(model, Path(folder), images, metadata, asked, grid, max_tokens, engine or {})
+        asked = question or (PICTURE_QUESTION if is_image else DEFAULT_QUESTION)
+        runner = _Runner(model, Path(folder), medium, asked, grid, max_tokens, engine or {})
         panels = [runner.run(label, config) for label, config in configs.items()]
-    frames = to_frames(video, images, metadata)
-    if question is None and not any(config.query_aware for config in configs.values()):
+    if question is None and not any(part.query_aware for config in configs.values() for part in config.parts):
         return make_story(model, frames, None, [replace(panel, answer=None) for panel in panels])
     return make_story(model, frames, asked, panels)
 
@@ -70,7 +77,8 @@ def run_model(
 def make_story(model: str, frames: Frames, question: str | None, panels: list[Panel]) -> Story:
     """The story of `panels`, with the sizes of the model's tokens."""
     vision = read_dims(model).vision
-    return Story(frames, question, panels, frames_per_step=vision.temporal_patch, token_pixels=vision.token_pixels)
+    per_step = 1 if frames.is_picture else vision.temporal_patch
+    return Story(frames, question, panels, frames_per_step=per_step, token_pixels=vision.token_pixels)
 
 
 def check_model(model: str) -> None:
@@ -110,20 +118,21 @@ class _Runner:
         self,
         model: str,
         folder: Path,
-        images: np.ndarray,
-        metadata: dict[str, Any],
+        medium: tuple[str, Any],
         question: str,
         grid: tuple[int, int, int],
         max_tokens: int,
         engine: dict[str, Any],
     ) -> None:
         self._folder, self._grid, self._max_tokens = folder, grid, max_tokens
-        self._llm = _start(model, folder, grid[0] * (grid[1] * grid[2] + read_dims(model).step_text_most), engine)
-        content = [{"type": "video"}, {"type": "text", "text": question}]
+        modality, item = medium
+        length = grid[0] * (grid[1] * grid[2] + read_dims(model).step_text_most)
+        self._llm = _start(model, folder, length, modality, engine)
+        content = [{"type": modality}, {"type": "text", "text": question}]
         prompt = self._llm.get_tokenizer().apply_chat_template(
             [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
         )
-        self._prompt = {"prompt": prompt, "multi_modal_data": {"video": [(images, metadata)]}}
+        self._prompt = {"prompt": prompt, "multi_modal_data": {modality: [item]}}
 
     def run(self, label: str, config: PruneConfig) -> Panel:
         from vllm import SamplingParams
@@ -139,12 +148,12 @@ class _Runner:
             raise ShowError(f"prune={config.to_json()}: {error}") from error
         seconds = time.perf_counter() - begin
         written = sorted(set(self._folder.glob("*.npz")) - known)
-        structure = output.prune.structure
+        structure = 0 if output.prune is None else output.prune.structure
         traced = read_trace(written[-1])[0] if written else TracedVideo.unpruned(self._grid, config, structure)
         return make_panel(label, traced, output.outputs[0].text.strip(), seconds)
 
 
-def _start(model: str, folder: Path, video_tokens: int, engine: dict[str, Any]) -> Any:
+def _start(model: str, folder: Path, media_tokens: int, modality: str, engine: dict[str, Any]) -> Any:
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # vLLM warns at every request that it keeps its threads
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
@@ -153,12 +162,12 @@ def _start(model: str, folder: Path, video_tokens: int, engine: dict[str, Any]) 
 
     from vllm_prune.engine import engine_args
 
-    length = min(video_tokens + _TEXT_ROOM, _longest_prompt(model))
+    length = min(media_tokens + _TEXT_ROOM, _longest_prompt(model))
     options: dict[str, Any] = {
         "max_model_len": length,
         "max_num_batched_tokens": length,
         "max_num_seqs": 1,
-        "limit_mm_per_prompt": {"video": 1, "image": 0},
+        "limit_mm_per_prompt": {"video": 0, "image": 0, modality: 1},
         "enable_prefix_caching": False,
         "enforce_eager": True,
         "seed": 0,

@@ -114,12 +114,14 @@ def _draw_header(canvas: Canvas, story: Story) -> None:
         f"{story.frames.name}: {len(story.frames.images)} frames sampled by vLLM, a grid of {t} x {h} x {w} = "
         f"{t * h * w:,} tokens; each covers {story.frames_per_step} frames x {side} x {side} pixels"
     )
+    if story.frames.is_picture:
+        facts = f"{story.frames.name}: a grid of {h} x {w} = {h * w:,} tokens; each covers {side} x {side} pixels"
     canvas.text(_MARGIN, _MARGIN + 38, canvas.shorten(facts, _NORMAL, room), _NORMAL, colour=FAINT)
 
 
 def _draw_original(canvas: Canvas, y: int, story: Story, layout: _Layout) -> int:
     for index, step in enumerate(layout.steps):
-        label = f"{story.second_of(step):.1f} s"
+        label = "" if story.frames.is_picture else f"{story.second_of(step):.1f} s"
         canvas.text(layout.left(index) + 1, y + 6, label, _SMALL, colour=FAINT)
     _draw_row(canvas, y + _SMALL + 4, story, layout, lambda image, step: image)
     return y + _SMALL + 10 + layout.tile_height

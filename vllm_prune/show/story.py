@@ -20,11 +20,13 @@ class Frames:
     images: [F, height, width, 3] uint8 RGB, before the model's own resizing.
     seconds: [F], where each is in the video.
     name: of the video.
+    is_picture: there is one, and it came as an image.
     """
 
     images: np.ndarray
     seconds: np.ndarray
     name: str
+    is_picture: bool = False
 
 
 @dataclass(frozen=True)
