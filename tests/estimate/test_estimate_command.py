@@ -34,6 +34,27 @@ def test_json_has_every_configuration_asked_for(capsys):
     assert default["before"]["kv"] == {"tokens": 576, "blocks": 36, "bytes": 36 * 16 * 2 * 6 * 2 * 32 * 2}
 
 
+def test_images_are_counted_each_by_itself(capsys):
+    image = {"method": "dpp", "keep_ratio": 0.5, "total": 100}
+    arguments = ("--images", "8", "--size", "224x112", "--prune", json.dumps({"image": image}), "--prune", "default")
+    arguments += ("--prune", '{"image": {"method": "attention", "keep_ratio": 0.25}}')
+    shared, whole, asked = json.loads(answer(capsys, *arguments, "--json"))
+    assert shared["grid"] == whole["grid"] == [8, 4, 8]
+    assert (shared["tokens"]["image"], shared["tokens"]["kept"]) == (256, 96)
+    assert shared["after"]["kv"]["tokens"] == 64 + 96
+    assert whole["before"] == whole["after"], "a preset says nothing of images"
+    assert (asked["tokens"]["entering"], asked["tokens"]["layers"]) == (256, {"2": 64})
+    text = answer(capsys, "--images", "8", "--size", "224x112")
+    assert "8 images of 224x112: a grid of 4 x 8 tokens each" in text
+    assert "image tokens" in text
+
+
+def test_an_image_costs_the_encoder_what_a_frame_does(capsys):
+    images = json.loads(answer(capsys, "--images", "4", "--size", "112x112", "--json"))[0]
+    video = json.loads(answer(capsys, "--frames", "8", "--size", "112x112", "--json"))[0]
+    assert images["before"]["flops"] == video["before"]["flops"]
+
+
 def test_the_table_has_a_column_for_each(capsys):
     text = answer(capsys, "--prune", "baseline", "--prune", "aggressive")
     header = text.splitlines()[2].split()
@@ -79,6 +100,9 @@ def test_the_choices_are_the_scenarios():
         (["--size", "9000x1"], "size=9000x1"),
         (["--frames", "0"], "frames=0"),
         (["--text-tokens", "0"], "text_tokens=0"),
+        (["--images", "-1"], "images=-1"),
+        (["--images", "2", "--scenario", "edge"], "images=2: --scenario"),
+        (["--images", "2", "--prune", '{"image": {"method": "dpp", "total": 1}}'], "image.total=1"),
         (["--block-size", "-1"], "block_size=-1"),
         (["--kv-dtype", "int3"], "dtype='int3'"),
         (["--prune", "nope"], "preset='nope'"),

@@ -12,6 +12,11 @@ from vllm_prune.embedded import LISTED, resolve
 
 SCENARIOS = ("edge", "cloud", "realtime", "research")
 _DEFAULT = ("stage1_only", "default", "aggressive")
+_DEFAULT_IMAGES = (
+    '{"image": {"method": "dpp", "keep_ratio": 0.5}}',
+    '{"image": {"method": "dpp", "keep_ratio": 0.25}}',
+    '{"image": {"method": "attention", "keep_ratio": 0.25}}',
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help=f"{LISTED}, a folder or file with config.json, or a name on the Hugging Face hub")
     parser.add_argument("--frames", type=int, default=64, help="frames that the model gets (default: %(default)s)")
     parser.add_argument("--size", default="448x448", metavar="WxH", help="of a frame in pixels (default: %(default)s)")
+    parser.add_argument("--images", type=int, default=0, metavar="N", help="so many images of --size, and no video")
     parser.add_argument(
         "--text-tokens", type=int, default=64, help="of the prompt beside the video (default: %(default)s)"
     )
@@ -59,17 +65,20 @@ def _answer(args: argparse.Namespace) -> str:
         raise ValueError(
             f"scenario={args.scenario!r} and prune={args.prune!r}: give one of the two, as a scenario proposes one"
         )
-    dims, limits = read_dims(args.model), read_limits(args.model)
+    if args.images and (args.scenario or args.calibrate):
+        raise ValueError(f"images={args.images!r}: --scenario and --calibrate know videos only; leave one of them out")
+    dims, limits = read_dims(args.model), read_limits(args.model, of_images=args.images > 0)
     request = Request(
         video=VideoShape.parse(args.frames, args.size),
         text_tokens=args.text_tokens,
+        images=args.images,
         block_size=args.block_size,
         kv_bytes=bytes_of(args.kv_dtype) if args.kv_dtype else None,
     )
     speed = _calibrate(args, dims, request, limits) if args.calibrate else args.speed and load_speed(args.speed)
     if args.scenario:
         return _proposal(args, dims, request, limits)
-    labels = args.prune or list(_DEFAULT)
+    labels = args.prune or list(_DEFAULT_IMAGES if args.images else _DEFAULT)
     estimates = [estimate(dims, request, PruneConfig.parse(label), limits) for label in labels]
     device = read_device(args.memory)
     place = OnDevice(device=device, kv_space=kv_space(device, dims.parameters * dims.dtype_bytes), speed=speed)

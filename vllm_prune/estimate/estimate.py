@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vllm_prune.budget import TokenCounts, plan_counts
+from vllm_prune.budget_images import config_of_image, total_share
 from vllm_prune.config import ATTENTION, PruneConfig
 from vllm_prune.estimate.dims import EstimateError, ModelDims
 from vllm_prune.estimate.flops import Flops, decoder_flops, encoder_flops, head_flops, importance_flops
@@ -15,17 +16,19 @@ from vllm_prune.estimate.video import PixelLimits, VideoShape
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What is asked: one video and some text."""
+    """What is asked: one video, or images, and some text."""
 
     video: VideoShape
     text_tokens: int = 64
     """Of the prompt apart from the video: template and question, taken to stand after the video."""
+    images: int = 0
+    """So many images of the video's height and width in its place."""
     block_size: int = 16
     kv_bytes: int | None = None
     """Bytes of a number in the KV cache; None: as in the model."""
 
     def __post_init__(self) -> None:
-        for name, least in (("text_tokens", 1), ("block_size", 1)):
+        for name, least in (("text_tokens", 1), ("images", 0), ("block_size", 1)):
             value = getattr(self, name)
             if not isinstance(value, int) or value < least:
                 raise EstimateError(f"{name}={value!r}: must be an integer of {least} or more")
@@ -77,6 +80,7 @@ class Estimate:
     """Decoder layers at which the question chooses."""
     before: Cost
     after: Cost
+    of_images: bool = False
 
     @property
     def prefill_ratio(self) -> float:
@@ -105,7 +109,7 @@ class Estimate:
             "prune": self.config.to_dict(),
             "grid": list(self.grid),
             "tokens": {
-                "video": counts.total,
+                "image" if self.of_images else "video": counts.total,
                 "stage1": counts.stage1,
                 "entering": counts.entering,
                 "layers": {str(layer): count for layer, count in zip(self.layers, counts.layers, strict=True)},
@@ -130,10 +134,12 @@ def estimate(dims: ModelDims, request: Request, config: PruneConfig, limits: Pix
         EstimateError: The video or the text is out of range.
         PruneConfigError: A pruning layer is beyond the model's depth.
     """
+    if request.images:
+        return _estimate_images(dims, request, config, limits)
     grid = request.video.grid(dims.vision, limits)
     num_tokens = grid[0] * grid[1] * grid[2]
     pinned = grid[0] * dims.step_text
-    counts = plan_counts(config, num_tokens, None, pinned)
+    counts = plan_counts(config.of_videos, num_tokens, None, pinned)
     layers = config.resolved_layers(dims.text.layers, dims.vision.levels) if config.method == ATTENTION else ()
     encoder = encoder_flops(dims.vision, grid)
     nothing = plan_counts(PruneConfig(), num_tokens, None, pinned)
@@ -144,6 +150,42 @@ def estimate(dims: ModelDims, request: Request, config: PruneConfig, limits: Pix
         layers=layers,
         before=_cost(dims, request, encoder, nothing, ()),
         after=_cost(dims, request, encoder, counts, layers),
+    )
+
+
+def _estimate_images(dims: ModelDims, request: Request, config: PruneConfig, limits: PixelLimits | None) -> Estimate:
+    """To the vision encoder, images of one size are the frames of a video; each is pruned by itself."""
+    _, height, width = VideoShape(1, request.video.height, request.video.width).grid(dims.vision, limits)
+    grid = (request.images, height, width)
+    sizes = [height * width] * request.images
+    choice, own = PruneConfig(), [PruneConfig()] * request.images
+    if config.image is not None:
+        share = total_share(config.image, sizes)
+        choice, own = config.image.choice, [config_of_image(config.image, size, share) for size in sizes]
+    layers = choice.resolved_layers(dims.text.layers, dims.vision.levels) if choice.method == ATTENTION else ()
+    encoder = encoder_flops(dims.vision, grid)
+    counts = _together([plan_counts(each, size) for each, size in zip(own, sizes, strict=True)])
+    nothing = plan_counts(PruneConfig(), sum(sizes))
+    return Estimate(
+        config=config,
+        grid=grid,
+        counts=counts,
+        layers=layers if counts.layers else (),
+        before=_cost(dims, request, encoder, nothing, ()),
+        after=_cost(dims, request, encoder, counts, layers if counts.layers else ()),
+        of_images=True,
+    )
+
+
+def _together(counts: list[TokenCounts]) -> TokenCounts:
+    """Of several media by one configuration."""
+    return TokenCounts(
+        total=sum(each.total for each in counts),
+        encoded=sum(each.encoded for each in counts),
+        stage1=sum(each.stage1 for each in counts),
+        entering=sum(each.entering for each in counts),
+        layers=tuple(map(sum, zip(*(each.layers for each in counts), strict=True))),
+        by_question=counts[0].by_question,
     )
 
 

@@ -56,9 +56,14 @@ def table(labels: Sequence[str], estimates: Sequence[Estimate], request: Request
     if place is not None:
         rows += _device_rows(place, costs, estimates)
     t, h, w = estimates[0].grid
+    what, grid = (
+        (f"{request.images} images", f"{h} x {w}")
+        if request.images
+        else (f"{request.video.frames} frames", f"{t} x {h} x {w}")
+    )
     head = (
-        f"{request.video.frames} frames of {request.video.width}x{request.video.height}: "
-        f"a grid of {t} x {h} x {w} tokens; {request.text_tokens} tokens of text; "
+        f"{what} of {request.video.width}x{request.video.height}: "
+        f"a grid of {grid} tokens{' each' if request.images else ''}; {request.text_tokens} tokens of text; "
         f"KV blocks of {request.block_size} tokens"
     )
     notes = ["Predicted prefill times are ratios of FLOPs, not measurements."]
@@ -74,7 +79,11 @@ def table(labels: Sequence[str], estimates: Sequence[Estimate], request: Request
 def _token_rows(estimates: Sequence[Estimate]) -> list[list[str]]:
     total = str(estimates[0].counts.total)
     return [
-        ["video tokens", total, *(str(estimate.counts.total) for estimate in estimates)],
+        [
+            "image tokens" if estimates[0].of_images else "video tokens",
+            total,
+            *(str(estimate.counts.total) for estimate in estimates),
+        ],
         ["  after stage 1", total, *(str(estimate.counts.stage1) for estimate in estimates)],
         ["  entering the LLM", total, *(str(estimate.counts.entering) for estimate in estimates)],
         ["  kept", total, *(_kept(estimate) for estimate in estimates)],

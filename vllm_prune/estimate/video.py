@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from vllm_prune.estimate.dims import EstimateError, VisionDims, config_path
 
+_IMAGES_FILE = "preprocessor_config.json"
 _MAX_ASPECT = 200  # of Qwen's processor
 _SIZES_ALL_FRAMES = ("Qwen3VLVideoProcessor",)
 """Video processors of transformers whose limits are those of all frames together."""
@@ -104,10 +105,10 @@ def _fit(height: int, width: int, side: int, limits: PixelLimits | None) -> tupl
     return rows, columns
 
 
-def read_limits(model: str) -> PixelLimits | None:
+def read_limits(model: str, of_images: bool = False) -> PixelLimits | None:
     """What the processor files beside a local model's config.json say; None without such files."""
     config = config_path(model)
-    for name in ("video_preprocessor_config.json", "preprocessor_config.json"):
+    for name in (_IMAGES_FILE,) if of_images else ("video_preprocessor_config.json", _IMAGES_FILE):
         path = config.parent / name if config else None
         if path is not None and path.is_file():
             fields = json.loads(path.read_text(encoding="utf-8"))
