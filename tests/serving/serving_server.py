@@ -20,7 +20,7 @@ START_TIMEOUT_S = 300
 OPTIONS = (
     *("--host", "127.0.0.1", "--dtype", "float32", "--enforce-eager", "--gpu-memory-utilization", "0.1"),
     *("--max-model-len", str(MAX_MODEL_LEN), "--block-size", str(BLOCK_SIZE), "--max-num-seqs", "16"),
-    *("--limit-mm-per-prompt", '{"video": 2, "image": 1}'),
+    *("--limit-mm-per-prompt", '{"video": 2, "image": 2}'),
 )
 
 
