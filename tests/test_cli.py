@@ -57,6 +57,12 @@ def settings_of(line: list[str]):
     return read_settings(SimpleNamespace(**overrides_of(line)))
 
 
+def test_several_selectors(capsys, model):
+    given = ["--prune-selector", "a.safetensors", "--prune-selector=b.safetensors"]
+    assert settings_of(dry_run(capsys, model, *given)).selectors == ("a.safetensors", "b.safetensors")
+    assert settings_of(dry_run(capsys, model)).selectors == ()
+
+
 @pytest.mark.parametrize("name", PRESETS)
 @pytest.mark.parametrize("override", ["none", "tighten", "any"])
 def test_the_line_carries_the_settings(capsys, model, name, override):

@@ -158,7 +158,29 @@ class TestValues:
             ({"method": "random", "params": [1]}, "params=.*an object"),
             ({"method": ATTENTION, "params": {"text": "loud"}}, "params.text='loud': must be one of max, mean"),
             ({"method": ATTENTION, "params": {"text": ["max"]}}, "params.text"),
-            ({"method": ATTENTION, "params": {"texts": "max"}}, "'texts'; known keys: text"),
+            ({"method": ATTENTION, "params": {"texts": "max"}}, "'texts'; known keys: relevance, text"),
+            (
+                {"method": ATTENTION, "params": {"relevance": "text"}},
+                "params.relevance='text': must be one of attention",
+            ),
+            (
+                {"method": ATTENTION, "params": {"relevance": "learned", "heads": "max"}},
+                "params.heads: needs relevance",
+            ),
+            (
+                {"method": ATTENTION, "params": {"relevance": "learned", "quota": "frame"}},
+                "params.quota: needs relevance",
+            ),
+            ({"method": ATTENTION, "params": {"scope": "frame"}}, 'params.scope: needs relevance "learned"'),
+            ({"method": ATTENTION, "params": {"exponent": 1, "selector": "dpp"}}, "params.exponent: needs relevance"),
+            (
+                {"method": ATTENTION, "params": {"relevance": "learned", "exponent": 1}},
+                "params.exponent: has no effect",
+            ),
+            (
+                {"method": ATTENTION, "params": {"relevance": "learned", "selector": "dpp", "exponent": 17}},
+                "params.exponent=17: must be a number from 0 to 16",
+            ),
             ({"params": {"seed": 1}}, "needs a method"),
             ({"keep_ratio": 0.5}, "needs stage1 or a method"),
             ({"target_token_num": 5}, "needs stage1 or a method"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ def engine_args(
     trace: str | None = None,
     trace_limits: TraceLimits | None = None,
     log: bool = False,
-    selector: str | None = None,
+    selector: str | Sequence[str] | None = None,
     dense_tokens: int | None = None,
     **others: Any,
 ) -> dict[str, Any]:
@@ -35,8 +36,8 @@ def engine_args(
         trace: Folder for a trace of what was decided about every video (see `serving/worker/trace.py`).
         trace_limits: What that folder may hold; the oldest traces make room.
         log: Whether every request with videos is described in the log.
-        selector: File of a learned selector (see `vllm_prune/selector`), for method "question"; the embedded models
-            have one each.
+        selector: File of a learned selector (see `vllm_prune/selector`), or files of several that read at different
+            places; the embedded models have one each, for method "question".
         dense_tokens: Most tokens that the dense prefixes of a step may have, for method "attention"; they take memory
             of their own. By default twice vLLM's `max_num_batched_tokens`.
         others: Any further argument of `vllm.LLM`; a dictionary of `hf_overrides` is merged.
@@ -64,20 +65,21 @@ def hf_overrides(
     trace: str | None = None,
     log: bool = False,
     trace_limits: TraceLimits | None = None,
-    selector: str | None = None,
+    selector: str | Sequence[str] | None = None,
     dense_tokens: int | None = None,
 ) -> dict[str, Any]:
     """The `hf_overrides` that select the variant of `model` and carry its settings."""
     policy = check_override_policy(override)
     limits = trace_limits or TraceLimits()
     parsed = PruneConfig.parse(config)
-    selector = selector or shipped_selector(model)
+    found = selector or shipped_selector(model) or ()
+    selectors = (found,) if isinstance(found, str) else tuple(found)
     settings = ServerSettings(
         config=parsed,
         override=policy,
         trace=trace,
         trace_limits=limits,
-        selector=selector,
+        selectors=selectors,
         dense_tokens=check_dense_tokens(dense_tokens),
         log=log,
     )

@@ -26,8 +26,8 @@ class ServerSettings:
     trace: str | None = None
     """Folder for traces (see `serving/worker/trace.py`)."""
     trace_limits: TraceLimits = dataclasses.field(default_factory=TraceLimits)
-    selector: str | None = None
-    """File of the learned selector (see `vllm_prune/selector`)."""
+    selectors: tuple[str, ...] = ()
+    """Files of learned selectors (see `vllm_prune/selector`), which read at different places."""
     dense_tokens: int | None = None
     """Most tokens that the dense prefixes of a step may have; None for twice the step's budget of tokens."""
     log: bool = False

@@ -28,6 +28,22 @@ def question_ids(prompt: Sequence[int], start: int, end: int, turn: TurnFormat) 
     return asked or _text(prompt[_last_reply_end(prompt, start, turn) : start], turn)
 
 
+def question_places(prompt: Sequence[int], behind: Sequence[int], turn: TurnFormat) -> list[int]:
+    """Of the prompt indices `behind`, which are text behind a video, increasing, at least one: the question's.
+
+    They are those before the reply that are no special tokens; where there are none, all of `behind`: what stands
+    between the question and the reply has read, inside the decoder, whatever was asked before the video.
+
+    >>> turn = TurnFormat(reply_start=(2, 9), num_more=1, special=(0, 2, 6))
+    >>> prompt = [7, 0, 6, 6, 0, 8, 5, 2, 9, 4]
+    >>> question_places(prompt, [4, 5, 6, 7, 8, 9], turn), question_places(prompt, [4, 7, 8, 9], turn)
+    ([5, 6], [4, 7, 8, 9])
+    """
+    header = find_reply(prompt, behind[0], turn)
+    end, special = len(prompt) if header is None else header, set(turn.special)
+    return [place for place in behind if place < end and prompt[place] not in special] or list(behind)
+
+
 def _text(ids: Sequence[int], turn: TurnFormat) -> list[int]:
     special = set(turn.special)
     return [token for token in ids if token not in special]

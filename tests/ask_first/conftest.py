@@ -18,10 +18,8 @@ from allowed import EVERYTHING, LEARNED
 from dense_cases import Case, Oracle, random_case
 from dense_engine import RemoteEngine, forgetful
 from oracle import load_model
-from oracle.micro_model import TEXT, micro_selector, write_micro_model
+from oracle.micro_model import load_by_place, micro_selector, write_micro_model
 from transformers import AutoProcessor
-
-from vllm_prune.selector import load_selector
 
 
 @pytest.fixture(scope="session")
@@ -41,8 +39,7 @@ def _one_thread(one_thread: None) -> None:
 
 @pytest.fixture(scope="session")
 def oracle(micro: str, selector: str) -> Oracle:
-    network = load_selector(selector, width=TEXT["hidden_size"]).selector
-    return Oracle(load_model(micro), AutoProcessor.from_pretrained(micro), LEARNED, network)
+    return Oracle(load_model(micro), AutoProcessor.from_pretrained(micro), LEARNED, load_by_place([selector]))
 
 
 @pytest.fixture(scope="session")

@@ -58,7 +58,7 @@ def test_adapters_keep_the_same_tokens_and_answer_as_merged_models(engine, oracl
     """
     case = ask(QUESTIONS[0])
     models = [merged(oracle.model, folder) for folder in adapters]
-    oracles = [Oracle(model, oracle.processor, LEARNED, oracle.selector) for model in models]
+    oracles = [Oracle(model, oracle.processor, LEARNED, oracle.selectors) for model in models]
     for _ in range(2):
         answers = engine.run([case.prompt()] * 2, adapters=adapters)
         for answer, expected in zip(answers, oracles, strict=True):

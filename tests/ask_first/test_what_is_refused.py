@@ -81,6 +81,38 @@ def test_selectors_of_other_models(micro, tmp_path):
         configure(micro, LEARNED, selector=str(other))
 
 
+def inside(**fields: Any) -> dict[str, Any]:
+    return {"method": "attention", "keep_ratio": 0.3, "params": {"relevance": "learned"}, **fields}
+
+
+@pytest.mark.parametrize(
+    ("config", "places", "said"),
+    [
+        (inside(), ["input"], r"reads the output of layer 2, and this server has one that reads what enters layer 0;"),
+        (inside(layers=[3]), [2], r"output of layer 3, .*has one that reads the output of layer 2; .*--layer 3` makes"),
+        (inside(layers=[2, 3]), [2], "reads the output of layer 3, and this server has one that reads the output of l"),
+        (inside(), [], "reads the output of layer 2, and this server has no selector; start it with --prune-selector"),
+        (LEARNED, [2], "reads what enters layer 0, and this server has one that reads the output of layer 2; "),
+        (inside(), [2, 2], r"--prune-selector: .*match-2\.safetensors and .* both read the output of layer 2"),
+    ],
+    ids=["before", "other layer", "one of two", "none", "inside", "twice"],
+)
+def test_selectors_that_read_elsewhere(micro, config, places, said):
+    files = [str(write_micro_selector(Path(micro), place=place)) for place in places]
+    with pytest.raises(Exception, match=said):
+        configure(micro, config, selector=files)
+
+
+def test_selectors_of_all_places_that_are_needed(micro):
+    files = [str(write_micro_selector(Path(micro), place=place)) for place in (2, 3, "input")]
+    for config in (inside(), inside(layers=[2, 3]), LEARNED):
+        configure(micro, config, selector=files)
+
+
+def test_a_configuration_that_needs_no_selector_may_have_one(micro):
+    configure(micro, UNIFORM, selector=str(write_micro_selector(Path(micro), place=2)))
+
+
 @pytest.mark.parametrize("damage", ["truncated", "text", "missing", "nothing"])
 def test_damaged_selectors(micro, selector, tmp_path, damage):
     path = tmp_path / "selector.safetensors"
@@ -99,18 +131,17 @@ def test_selectors_that_hold_no_numbers(tmp_path):
 
 
 def test_another_file_on_another_node_is_refused_there(micro, selector, tmp_path):
-    from vllm_prune.serving.wire.selector_file import load_checked_selector
+    from vllm_prune.serving.wire.selector_file import load_checked_selectors
 
     path = str(shutil.copy(selector, tmp_path))
     config = configure(micro, LEARNED, selector=path)
-    loaded = load_checked_selector(config.model_config)
-    assert loaded is not None
+    (loaded,) = load_checked_selectors(config.model_config).values()
     shutil.copy(write_micro_selector(Path(micro), "joint"), path)
     with pytest.raises(ValueError, match=f"--prune-selector .*{loaded.digest[:16]}.* where the server was started"):
-        load_checked_selector(config.model_config)
+        load_checked_selectors(config.model_config)
     Path(path).unlink()
     with pytest.raises(ValueError, match=r"--prune-selector: .*No such file"):
-        load_checked_selector(config.model_config)
+        load_checked_selectors(config.model_config)
 
 
 @pytest.mark.parametrize("exponent", [float("nan"), float("inf"), -1, 17, 1e9, True, "x", None, [1]])

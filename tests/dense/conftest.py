@@ -13,9 +13,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from dense_cases import Oracle
 from dense_engine import DENSE_TOKENS, RemoteEngine, forgetful
 from oracle import load_model
-from oracle.micro_model import TEXT, micro_selector, write_micro_model
-
-from vllm_prune.selector import load_selector
+from oracle.micro_model import load_by_place, micro_selectors, write_micro_model
 
 SERVER_CONFIG = "default"
 COMPILED_BLOCKS = 34
@@ -30,8 +28,8 @@ def micro(tmp_path_factory: pytest.TempPathFactory) -> str:
 def oracle(micro: str) -> Oracle:
     from transformers import AutoProcessor
 
-    selector = load_selector(micro_selector(micro), width=TEXT["hidden_size"]).selector
-    return Oracle(load_model(micro), AutoProcessor.from_pretrained(micro), SERVER_CONFIG, selector)
+    selectors = load_by_place(micro_selectors(micro))
+    return Oracle(load_model(micro), AutoProcessor.from_pretrained(micro), SERVER_CONFIG, selectors)
 
 
 @pytest.fixture(autouse=True)
@@ -41,7 +39,7 @@ def _one_thread(one_thread: None) -> None:
 
 @pytest.fixture(scope="session")
 def shared_eager(micro: str) -> Iterator[RemoteEngine]:
-    options = {"enable_prompt_embeds": True, "selector": micro_selector(micro), "dense_tokens": DENSE_TOKENS}
+    options = {"enable_prompt_embeds": True, "selector": micro_selectors(micro), "dense_tokens": DENSE_TOKENS}
     with RemoteEngine(micro, SERVER_CONFIG, **options) as engine:
         yield engine
 
@@ -49,7 +47,7 @@ def shared_eager(micro: str) -> Iterator[RemoteEngine]:
 @pytest.fixture(scope="session")
 def compiled(micro: str) -> Iterator[RemoteEngine]:
     """Compiled, with a KV cache for little more than the longest request."""
-    options = {"enforce_eager": False, "num_gpu_blocks_override": COMPILED_BLOCKS, "selector": micro_selector(micro)}
+    options = {"enforce_eager": False, "num_gpu_blocks_override": COMPILED_BLOCKS, "selector": micro_selectors(micro)}
     with RemoteEngine(micro, SERVER_CONFIG, **options) as engine:
         yield engine
 
@@ -58,7 +56,7 @@ def compiled(micro: str) -> Iterator[RemoteEngine]:
 def two_ranks(micro: str) -> Iterator[RemoteEngine]:
     """Tensor parallelism over two processes."""
     bind = {"VLLM_CPU_OMP_THREADS_BIND": "0|1"}
-    options = {"tensor_parallel_size": 2, "distributed_executor_backend": "mp", "selector": micro_selector(micro)}
+    options = {"tensor_parallel_size": 2, "distributed_executor_backend": "mp", "selector": micro_selectors(micro)}
     with RemoteEngine(micro, SERVER_CONFIG, bind, **options) as engine:
         engine.call("watch_ranks")
         yield engine

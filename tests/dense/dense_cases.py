@@ -123,6 +123,20 @@ ASK_FIRST: tuple[Any, ...] = (
 """The question chooses before the first layer."""
 
 
+INSIDE: tuple[Any, ...] = tuple(
+    {"method": "attention", "stage1": None, **fields, "params": {"relevance": "learned", **params}}
+    for fields, params in (
+        ({"keep_ratio": 0.3}, {}),
+        ({"keep_ratio": 0.3}, {"selector": "dpp"}),
+        ({"keep_ratio": 0.12, "layers": [4]}, {"selector": "dpp", "exponent": 1.0}),
+        ({"keep_ratio": None, "target_token_num": 7, "layers": [4]}, {}),
+        ({"keep_ratio": 0.5, "stage1": {"cluster_ratio": 0.5}}, {"selector": "dpp"}),
+        ({"keep_ratio": [0.6, 0.5], "layers": [2, 4]}, {}),
+    )
+)
+"""A learned selector chooses inside the decoder."""
+
+
 IMAGE_CONFIGS: tuple[Any, ...] = (
     {"preset": "baseline", "image": {"method": "uniform", "keep_ratio": 0.3}},
     {"preset": "default", "image": {"method": "dpp", "keep_ratio": 0.5, "min_tokens": 6}},
@@ -216,9 +230,9 @@ def _fits(videos: list[Any], images: list[Any]) -> bool:
 class Oracle:
     """The oracle for one model, and one configuration of the server; it remembers what it has computed."""
 
-    def __init__(self, model: Any, processor: Any, config: Any, selector: Any = None) -> None:
+    def __init__(self, model: Any, processor: Any, config: Any, selectors: Any = None) -> None:
         self.model, self.processor, self.config = model, processor, PruneConfig.parse(config)
-        self.selector = selector
+        self.selectors = selectors
         self._known: dict[Any, OracleResult] = {}
 
     def __call__(self, case: Case, max_tokens: int) -> OracleResult:
@@ -226,7 +240,7 @@ class Oracle:
         if key not in self._known:
             config = self.config_of(case)
             prompt = to_prompt(self.processor, case.text, videos=case.videos, images=case.images, typed=True)
-            self._known[key] = run_oracle(self.model, prompt, config, max_tokens, self.selector)
+            self._known[key] = run_oracle(self.model, prompt, config, max_tokens, self.selectors)
         return self._known[key]
 
     def config_of(self, case: Case) -> PruneConfig:

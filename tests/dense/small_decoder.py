@@ -189,7 +189,7 @@ class SmallModel(PruningModelMixin, _Embedding):
         self.embedding = weights(100, WIDTH)
         self._row_width = WIDTH
         self.language_model = SimpleNamespace(model=SimpleNamespace(layers=layers, norm=_Norm(weights)))
-        self._dense_prefix = DensePrefix(VllmConfig(), self.decoder_view(), trace)
+        self._dense_prefix = DensePrefix(VllmConfig(), self.decoder_view(), {}, trace)
         self._encoder_rows, self.notes = EncoderRows(trace, WIDTH, self.embed_input_ids), StepRecorder()
         self._gathered: list[Any] = []
         self._dense_videos: list[Any] = []

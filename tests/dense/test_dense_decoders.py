@@ -154,7 +154,7 @@ def test_a_dense_step_and_the_tokens_after_it_are_hugging_faces(models: Models, 
     positions = torch.cat((other.positions, rows.positions[:, placeholders]), dim=1)
     is_media = torch.zeros(len(embeds), dtype=torch.bool)
     is_media[10:25] = is_media[OTHER + BEFORE : OTHER + BEFORE + kept] = True
-    prefix = DensePrefix(served.config, DeepstackView(served.model), None)
+    prefix = DensePrefix(served.config, DeepstackView(served.model), {}, None)
     with served.step([0, 0], [OTHER, length], tables):
         served.set_levels(list(torch.cat((other.levels, rows.levels[:, placeholders]), dim=1)))
         step = plan_step([video.at_row(OTHER + BEFORE)], is_media, prefix.batch(), len(embeds))

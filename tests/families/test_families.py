@@ -101,7 +101,8 @@ def test_a_family_may_say_itself_how_a_reply_begins(tokenizer):
 )
 def test_what_a_model_cannot_do_is_refused(able, config, said):
     able = {"turn": TurnFormat(reply_start=(1,), num_more=0), "plans_on_pixels": True} | able
-    able["info"] = SimpleNamespace(get_hf_config=SimpleNamespace)
+    served = SimpleNamespace(hf_config=SimpleNamespace())
+    able["info"] = SimpleNamespace(get_hf_config=SimpleNamespace, ctx=SimpleNamespace(model_config=served))
     processor: Any = SimpleNamespace(**able)
     FamilyProcessor.check_can_serve(processor, PruneConfig.parse({"method": "uniform"}))
     with pytest.raises(PruneConfigError, match=said):

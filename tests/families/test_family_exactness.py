@@ -35,13 +35,12 @@ from dense_cases import video as clip
 from dense_engine import BLOCK_SIZE, RemoteEngine, forgetful
 from oracle import load_model
 from oracle.micro_model import FAMILIES as FAMILY_CONFIGS
-from oracle.micro_model import TEXT, micro_selector, write_micro_model
+from oracle.micro_model import load_by_place, micro_selectors, write_micro_model
 from pixel_cases import random_cases as pixel_cases
 from stock import RATE, SIDE, StockAnswer, StockMask, answer_by_stock, masks_of_ours
 from transformers import AutoProcessor
 
 from vllm_prune.methods import VideoTokens, registry
-from vllm_prune.selector import load_selector
 
 QUESTION = "What colour is the flash?"
 QUERY_FREE = [name for name in registry.names() if getattr(registry.load(name), "relevance", "unused") != "required"]
@@ -66,7 +65,7 @@ def model(tmp_path_factory: pytest.TempPathFactory, family: str) -> str:
 
 @pytest.fixture(scope="module")
 def started(model: str) -> Iterator[RemoteEngine]:
-    with RemoteEngine(model, "default", selector=micro_selector(model)) as engine:
+    with RemoteEngine(model, "default", selector=micro_selectors(model)) as engine:
         yield engine
 
 
@@ -80,8 +79,8 @@ def engine(started: RemoteEngine) -> Iterator[RemoteEngine]:
 def oracle(model: str) -> Iterator[Oracle]:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    selector = load_selector(micro_selector(model), width=TEXT["hidden_size"]).selector
-    yield Oracle(load_model(model), AutoProcessor.from_pretrained(model), "default", selector)
+    selectors = load_by_place(micro_selectors(model))
+    yield Oracle(load_model(model), AutoProcessor.from_pretrained(model), "default", selectors)
     torch.set_num_threads(before)
 
 

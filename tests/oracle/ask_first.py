@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from transformers import PreTrainedModel
 from vllm_prune.budget import plan_counts
 from vllm_prune.config import QUESTION, PruneConfig
 from vllm_prune.methods import VideoTokens
-from vllm_prune.selector import Selector
+from vllm_prune.selector import INPUT, Selector
 
 from .prompt import Prompt
 
@@ -24,7 +25,7 @@ def choose(
     prompt: Prompt,
     configs: list[PruneConfig],
     tokens: list[VideoTokens],
-    selector: Selector | None,
+    selectors: Mapping[str | int, Selector],
 ) -> tuple[list[VideoTokens], dict[int, tuple[Tensor, Tensor]]]:
     """What is left of every medium, and of those chosen from the kept indices [K] and the scores [N1].
 
@@ -38,7 +39,7 @@ def choose(
             continue
         places = prompt.places
         assert places is not None
-        scores = _score(model, _question(prompt, places[index]), config, tokens[index], selector)
+        scores = _score(model, _question(prompt, places[index]), config, tokens[index], selectors)
         kept = _pick(model, config, tokens[index], scores, count)
         left[index] = VideoTokens(tokens[index].features[kept], tokens[index].grid[kept], tokens[index].grid_thw)
         chosen[index] = kept, scores
@@ -56,7 +57,11 @@ def _question(prompt: Prompt, place: int) -> list[int]:
 
 
 def _score(
-    model: PreTrainedModel, question: list[int], config: PruneConfig, tokens: VideoTokens, selector: Selector | None
+    model: PreTrainedModel,
+    question: list[int],
+    config: PruneConfig,
+    tokens: VideoTokens,
+    selectors: Mapping[str | int, Selector],
 ) -> Tensor:
     """[N1] float32."""
     if not question:
@@ -64,8 +69,7 @@ def _score(
     text = model.get_input_embeddings()(torch.tensor(question))
     features = tokens.features[:, : text.shape[1]]
     if config.question_param("relevance") == "learned":
-        assert selector is not None
-        return selector.score(features, text, tokens.grid, tokens.grid_thw)
+        return selectors[INPUT].score(features, text, tokens.grid, tokens.grid_thw)
     unit = torch.nn.functional.normalize
     cosine = unit(features.double(), dim=1) @ unit(text.double(), dim=1).T
     return (cosine.mean(1) if config.question_param("text") == "mean" else cosine.amax(1)).float()
@@ -76,14 +80,29 @@ def _pick(model: PreTrainedModel, config: PruneConfig, tokens: VideoTokens, scor
         raise NotImplementedError("the oracle chooses from whole videos")
     values = scores.double()
     if config.question_param("selector") == "topk" and values.unique().numel() > 1:
-        return torch.tensor(sorted(sorted(range(len(values)), key=lambda i: (-values[i], i))[:count]))
+        return most_relevant(values, count)
     if config.question_param("relevance") == "learned":
-        relevance = (config.exponent * (values - values.max())).exp().clamp(min=_LEAST)
+        relevance = by_log_relevance(values, config.exponent)
     else:
         low, high = values.min(), values.max()
         share = (values - low) / (high - low) if high > low else torch.ones_like(values)
         relevance = ((_LEAST + (1 - _LEAST) * share) ** config.exponent).clamp(min=_LEAST)
-    units = torch.nn.functional.normalize(tokens.features[:, : model.config.text_config.hidden_size].double(), dim=1)
+    return diverse(tokens.features[:, : model.config.text_config.hidden_size], relevance, count)
+
+
+def most_relevant(values: Tensor, count: int) -> Tensor:
+    """Indices [count], increasing, of the highest `values`; of equal ones the earlier."""
+    return torch.tensor(sorted(sorted(range(len(values)), key=lambda i: (-values[i], i))[:count]))
+
+
+def by_log_relevance(values: Tensor, exponent: float) -> Tensor:
+    """Relevance [N] of log-relevance [N] in float64."""
+    return (exponent * (values - values.max())).exp().clamp(min=_LEAST)
+
+
+def diverse(features: Tensor, relevance: Tensor, count: int) -> Tensor:
+    """Indices [count], increasing, by greedy MAP of the DPP over `features` [N, C] with `relevance` [N]."""
+    units = torch.nn.functional.normalize(features.double(), dim=1)
     return _greedy(relevance[:, None] * (units @ units.T) * relevance, units, count)
 
 

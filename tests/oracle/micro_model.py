@@ -24,7 +24,7 @@ from transformers import (
     Qwen3VLMoeConfig,
 )
 
-from vllm_prune.selector import Header, ModelIdentity, Selector, SelectorConfig, write_selector
+from vllm_prune.selector import INPUT, Header, ModelIdentity, Selector, SelectorConfig, load_selector, write_selector
 from vllm_prune.selector.storage import probe_ids
 
 FAMILY = os.environ.get("PRUNE_TEST_FAMILY", "qwen2_5_vl")
@@ -43,6 +43,8 @@ TEXT = {
     "num_attention_heads": 6,
     "num_key_value_heads": 2,
 }
+INSIDE_LAYERS = (2, 4)
+"""Whose output selectors read."""
 QWEN2_VISION = {"depth": 2, "embed_dim": 128, "num_heads": 4, "mlp_ratio": 2, "patch_size": 14, "spatial_merge_size": 2}
 QWEN3_TEXT = {
     "head_dim": 64,
@@ -159,7 +161,11 @@ FAMILIES: dict[str, tuple[Callable[[], PreTrainedConfig], dict[str, str]]] = {
 
 
 def write_micro_selector(
-    model: Path, kind: Literal["match", "joint"] = "match", seed: int = 0, bias: float | None = None
+    model: Path,
+    kind: Literal["match", "joint"] = "match",
+    seed: int = 0,
+    bias: float | None = None,
+    place: str | int = INPUT,
 ) -> Path:
     """A random selector for the micro model in `model`, in a folder there, where vLLM looks for no weights."""
     config = json.loads((model / "config.json").read_text())
@@ -177,16 +183,30 @@ def write_micro_selector(
     )
     tables = (load_file(file) for file in model.glob("*.safetensors"))
     (table,) = (values for file in tables for name, values in file.items() if name.endswith("embed_tokens.weight"))
-    path = model / "selector" / f"{kind}.safetensors"
+    path = model / "selector" / (f"{kind}.safetensors" if place == INPUT else f"{kind}-{place}.safetensors")
     path.parent.mkdir(exist_ok=True)
-    write_selector(path, selector, Header(config=selector.config, model=identity), table[probe_ids(text["vocab_size"])])
+    header = Header(config=selector.config, model=identity, place=place)
+    write_selector(path, selector, header, table[probe_ids(text["vocab_size"])])
     return path
 
 
 def micro_selector(model: str) -> str:
-    """File of the selector that servers of the micro model in `model` have."""
+    """File of the selector before layer 0 that servers of the micro model in `model` have."""
     path = Path(model) / "selector" / "match.safetensors"
     return str(path if path.exists() else write_micro_selector(Path(model)))
+
+
+def micro_selectors(model: str) -> list[str]:
+    """Files of that one and of those inside the decoder, at `INSIDE_LAYERS`."""
+    kinds: dict[int, Literal["match", "joint"]] = dict(zip(INSIDE_LAYERS, ("match", "joint"), strict=True))
+    inside = [write_micro_selector(Path(model), kind, seed=place, place=place) for place, kind in kinds.items()]
+    return [micro_selector(model), *map(str, inside)]
+
+
+def load_by_place(files: list[str]) -> dict[str | int, Selector]:
+    """The selectors in `files`, by where they read."""
+    loaded = [load_selector(file, width=TEXT["hidden_size"], place=None) for file in files]
+    return {each.header.place: each.selector for each in loaded}
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from .decoder import KVCache, run_layer
 from .importance import importance, question_rows, top_k
+from .learned import Learned
 from .rows import Rows
 
 
@@ -23,6 +24,8 @@ class Choice:
     """How importance goes over the question: "max", "mean" or "last"."""
     heads: str = "max"
     """And then over heads: "max" or "mean"."""
+    learned: Learned | None = None
+    """Who chooses in place of attention."""
 
 
 @dataclass
@@ -47,31 +50,36 @@ def run_rows(model: PreTrainedModel, rows: Rows, cache: KVCache, pruning: Prunin
         if layer < len(rows.levels):
             hidden = hidden + rows.levels[layer]
         if pruning is not None and any(layer in choice.targets for choice in pruning.choices.values()):
-            kept = choose_rows(weights, start, rows.medium, pruning, layer)
+            kept = choose_rows(weights, hidden, start, rows, pruning, layer)
             hidden, rows = hidden[kept], rows.select(kept)
             for compacted in range(layer + 1):
                 cache.compact(compacted, start, kept)
     return hidden, rows
 
 
-def choose_rows(weights: Tensor, start: int, medium: Tensor, pruning: Pruning, layer: int) -> Tensor:
+def choose_rows(weights: Tensor, hidden: Tensor, start: int, rows: Rows, pruning: Pruning, layer: int) -> Tensor:
     """[R] bool: which rows stay after `layer`.
 
     Args:
         weights: Attention [heads, R, start + R].
+        hidden: [R, C] after the layer.
         start: Rows in the cache before these.
-        medium: [R], as in `Rows`.
+        rows: Themselves, as they came in.
     """
-    kept = torch.ones(len(medium), dtype=torch.bool)
+    kept = torch.ones(len(rows), dtype=torch.bool)
     for index, choice in pruning.choices.items():
         if layer not in choice.targets:
             continue
-        tokens = (medium == index).nonzero().squeeze(1)
+        tokens = (rows.medium == index).nonzero().squeeze(1)
         if len(tokens) == 0:
             continue  # in another span
-        questions = question_rows(medium, index)
-        scores = importance(weights[:, questions][:, :, start + tokens], choice.text, choice.heads)
+        if choice.learned is not None:
+            chosen, scores = choice.learned.choose(layer, hidden, rows, index, choice.targets[layer])
+        else:
+            questions = question_rows(rows.medium, index)
+            scores = importance(weights[:, questions][:, :, start + tokens], choice.text, choice.heads)
+            chosen = top_k(scores, choice.targets[layer])
         pruning.scores.setdefault(index, []).append(scores)
         kept[tokens] = False
-        kept[tokens[top_k(scores, choice.targets[layer])]] = True
+        kept[tokens[chosen]] = True
     return kept

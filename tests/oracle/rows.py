@@ -25,7 +25,7 @@ class Rows:
     embeds: [R, C].
     positions: [3, R] int64.
     medium: [R] int64, index of the row's medium in the prompt, or TEXT, or PINNED.
-    token: [R] int64, index of the row among its medium's N1 tokens; 0 for text.
+    token: [R] int64, index of the row among its medium's N1 tokens; the token id of text.
     levels: [levels, R, C], what is added to the rows after each of the first layers.
     """
 
@@ -133,7 +133,7 @@ def text_row(model: PreTrainedModel, token_id: int, position: int) -> Rows:
     """The row of one text token."""
     embeds = model.get_input_embeddings()(torch.tensor([token_id]))
     levels = torch.zeros(num_levels(model), 1, embeds.shape[1])
-    return Rows(embeds, torch.full((3, 1), position), torch.tensor([TEXT]), torch.tensor([0]), levels)
+    return Rows(embeds, torch.full((3, 1), position), torch.tensor([TEXT]), torch.tensor([token_id]), levels)
 
 
 def num_levels(model: PreTrainedModel) -> int:

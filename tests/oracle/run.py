@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from vllm_prune.selector import Selector
 
 from .ask_first import choose
 from .decoder import KVCache, logits_of
+from .learned import Learned
 from .own_config import own_configs
 from .prefill import Choice, Pruning, run_rows
 from .prompt import Prompt
@@ -53,14 +55,18 @@ def load_model(folder: str | Path) -> PreTrainedModel:
 
 @torch.no_grad()
 def run_oracle(
-    model: PreTrainedModel, prompt: Prompt, config: PruneConfig, max_new_tokens: int, selector: Selector | None = None
+    model: PreTrainedModel,
+    prompt: Prompt,
+    config: PruneConfig,
+    max_new_tokens: int,
+    selectors: Mapping[str | int, Selector] | None = None,
 ) -> OracleResult:
-    """Prefill under `config` and `max_new_tokens` (>= 1) greedy steps. `selector`: that of the server."""
+    """Prefill under `config` and `max_new_tokens` (>= 1) greedy steps; `selectors` of the server by where they read."""
     configs = own_configs(model, prompt, config)
     tokens = [entering_tokens(model, medium, own) for medium, own in zip(prompt.media, configs, strict=True)]
-    tokens, chosen = choose(model, prompt, configs, tokens, selector)
+    tokens, chosen = choose(model, prompt, configs, tokens, selectors or {})
     layout = lay_out(model, prompt, tokens)
-    pruning = plan_pruning(model, configs, tokens)
+    pruning = plan_pruning(model, prompt, configs, tokens, selectors or {})
     cache = KVCache(len(model.model.language_model.layers))
     hidden, rows = prefill(model, prompt, layout, pruning, cache)
     generated, logits = decode(model, hidden[-1], layout.next_position, cache, max_new_tokens)
@@ -75,21 +81,28 @@ def run_oracle(
     )
 
 
-def plan_pruning(model: PreTrainedModel, configs: list[PruneConfig], tokens: list[VideoTokens]) -> Pruning | None:
+def plan_pruning(
+    model: PreTrainedModel,
+    prompt: Prompt,
+    configs: list[PruneConfig],
+    tokens: list[VideoTokens],
+    selectors: Mapping[str | int, Selector],
+) -> Pruning | None:
     """Stages 2 and 3 of the media's `configs`, or None where the question decides nothing."""
     choices: dict[int, Choice] = {}
     for index, config in enumerate(configs):
         if config.method != ATTENTION:
             continue
         unknown = {"quota", "selector"} & set(config.params)
-        if config.params.get("selector") == "topk":
+        if config.params.get("selector") == "topk" or config.needs_selector:
             unknown.discard("selector")
         if unknown:
             raise NotImplementedError(f"the oracle has no params {sorted(unknown)}")
         layers = config.resolved_layers(len(model.model.language_model.layers))
         targets = plan_counts(dataclasses.replace(config, stage1=None), tokens[index].num_tokens).layers
         text, heads = config.params.get("text", "max"), config.params.get("heads", "max")
-        choices[index] = Choice(dict(zip(layers, targets, strict=True)), text, heads)
+        learned = Learned(config, prompt, tokens, selectors) if config.needs_selector else None
+        choices[index] = Choice(dict(zip(layers, targets, strict=True)), text, heads, learned)
     return Pruning(choices) if choices else None
 
 

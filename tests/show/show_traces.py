@@ -64,7 +64,7 @@ def _choose(trace: VideoTrace, config: PruneConfig) -> VideoOutcome:
         layers, counts = (BEFORE_LAYERS,), (trace.counts.kept,)
     for layer, count in zip(layers, counts, strict=True):
         importance[layer] = torch.rand(len(left), generator=torch.Generator().manual_seed(layer + 1)) ** 4
-        if layer == BEFORE_LAYERS:
+        if layer == BEFORE_LAYERS or config.needs_selector:
             importance[layer] = 3 * importance[layer] - 5
         left = left[select_top(importance[layer], count)]
     return VideoOutcome(trace, left, torch.zeros(3, len(left), dtype=torch.long), importance)

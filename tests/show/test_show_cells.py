@@ -34,8 +34,9 @@ def test_states_agree_with_tokens_and_counts(tmp_path, prune):
     assert not np.isin(cells.token[cells.state == State.UNASKED], tokens).any()
 
 
-def test_importance_decides_at_the_first_pruning_layer(tmp_path):
-    cells = map_cells(read_trace(write_trace(tmp_path, "default"))[0])
+@pytest.mark.parametrize("params", [{}, {"relevance": "learned"}], ids=["attention", "learned"])
+def test_importance_decides_at_the_first_pruning_layer(tmp_path, params):
+    cells = map_cells(read_trace(write_trace(tmp_path, {"preset": "default", "params": params}))[0])
     assert cells.heat is not None
     assert cells.heat.max() == 1
     asked = np.isin(cells.state, (State.KEPT, State.MERGED))

@@ -59,9 +59,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--prune-selector",
+        action="append",
         metavar="FILE",
-        help='learned selector that method "question" scores tokens by (see `vllm-prune train-selector`); '
-        "the embedded models have one each",
+        help='learned selector that scores tokens where "relevance" is "learned" (see `vllm-prune train-selector`); '
+        'give one for each place that asks; the embedded models have one each for method "question"',
     )
     parser.add_argument(
         "--prune-dense-tokens",
@@ -135,7 +136,7 @@ def serve_command(
     trace: str | None = None,
     log: bool = False,
     trace_limits: TraceLimits | None = None,
-    selector: str | None = None,
+    selector: list[str] | None = None,
     dense_tokens: int | None = None,
 ) -> list[str]:
     """The equivalent `vllm serve` command line.

@@ -13,20 +13,26 @@ ATTENTION = "attention"
 QUESTION = "question"
 
 ATTENTION_PARAMS: Mapping[str, tuple[str, ...]] = {
+    "relevance": ("attention", "learned"),
     "text": ("max", "mean", "last"),
     "heads": ("max", "mean"),
     "selector": ("topk", "dpp"),
     "quota": ("global", "segment", "frame"),
+    "scope": ("video", "segment", "frame"),
 }
-"""Parameters of method "attention" with their values, the default first.
+"""Parameters of method "attention" with their values, the default first; and `exponent`, a number.
 
+relevance: by the attention that the question pays each token; or by a learned selector that reads hidden states.
 text, heads: how weights are reduced over the text's positions, then over heads.
-selector: the most important tokens; or a conditional DPP per frame, with importance as relevance and hidden states as
-features.
+selector: the most important tokens; or a conditional DPP over hidden states, per frame where attention says what is
+relevant.
+scope, exponent: of learned relevance, as of method "question".
 quota: tokens compete within the whole video; or, after stage 1, within the static and the dynamic part of each segment,
 which share the budget by size; or, as in PruneVid's code, within the static part of each segment and the dynamic part
 of each frame.
 """
+
+_OF_ATTENTION, _OF_LEARNED = ("text", "heads", "quota"), ("scope", "exponent")
 
 QUESTION_PARAMS: Mapping[str, tuple[str, ...]] = {
     "relevance": ("learned", "text"),
@@ -51,10 +57,14 @@ _SAID = 300  # characters of a method's own message
 
 def check_attention(params: Mapping[str, Any], *, finds_segments: bool) -> None:
     """Refuses unusable parameters of method "attention". `finds_segments`: whether stage 1 cuts the video into some."""
-    require_known_keys('params of method "attention"', params, tuple(ATTENTION_PARAMS))
-    for name, value in params.items():
-        if value not in ATTENTION_PARAMS[name]:
-            raise PruneConfigError(f"params.{name}={brief(value)}: must be one of {', '.join(ATTENTION_PARAMS[name])}")
+    require_known_keys('params of method "attention"', params, (*ATTENTION_PARAMS, "exponent"))
+    _check_named(params, ATTENTION_PARAMS)
+    learned = params.get("relevance") == "learned"
+    for name in _OF_ATTENTION if learned else _OF_LEARNED:
+        if name in params:
+            needed = "attention" if learned else "learned"
+            raise PruneConfigError(f'params.{name}: needs relevance "{needed}"; leave it out')
+    _check_exponent(params, "topk")
     quota = params.get("quota", "global")
     if quota == "global":
         return
@@ -69,17 +79,25 @@ def check_attention(params: Mapping[str, Any], *, finds_segments: bool) -> None:
 def check_question(params: Mapping[str, Any]) -> None:
     """Refuses unusable parameters of method "question"."""
     require_known_keys('params of method "question"', params, (*QUESTION_PARAMS, "exponent"))
-    for name, values in QUESTION_PARAMS.items():
+    _check_named(params, QUESTION_PARAMS)
+    _check_exponent(params, "dpp")
+    if "text" in params and params.get("relevance") != "text":
+        raise PruneConfigError('params.text: needs relevance "text"; leave it out, or give "relevance": "text"')
+
+
+def _check_named(params: Mapping[str, Any], known: Mapping[str, tuple[str, ...]]) -> None:
+    for name, values in known.items():
         if name in params:
             require_choice(f"params.{name}", params[name], values)
+
+
+def _check_exponent(params: Mapping[str, Any], default_selector: str) -> None:
     exponent = params.get("exponent", 0)
     is_number = isinstance(exponent, int | float) and not isinstance(exponent, bool)
     if not is_number or not 0 <= exponent <= MAX_EXPONENT:
         raise PruneConfigError(f"params.exponent={brief(exponent)}: must be a number from 0 to {MAX_EXPONENT:g}")
-    if "exponent" in params and params.get("selector") == "topk":
+    if "exponent" in params and params.get("selector", default_selector) == "topk":
         raise PruneConfigError('params.exponent: has no effect with selector "topk"; leave it out, or take "dpp"')
-    if "text" in params and params.get("relevance") != "text":
-        raise PruneConfigError('params.text: needs relevance "text"; leave it out, or give "relevance": "text"')
 
 
 def check_query_free(method: str, params: Mapping[str, Any], *, merged_before: bool) -> None:

@@ -136,8 +136,9 @@ class PruneConfig:
 
     @property
     def exponent(self) -> float:
-        """Of method "question"."""
-        return float(self.params.get("exponent", EXPONENTS[self.question_param("relevance")]))
+        """Of method "question", and of learned relevance inside the decoder."""
+        relevance = self.question_param("relevance") if self.method == QUESTION else "learned"
+        return float(self.params.get("exponent", EXPONENTS[relevance]))
 
     @property
     def parts(self) -> tuple[PruneConfig, ...]:
@@ -191,8 +192,9 @@ class PruneConfig:
 
     @property
     def needs_selector(self) -> bool:
-        """Whether the server's learned selector scores the tokens."""
-        return self.method == QUESTION and self.question_param("relevance") == "learned" and not self._keeps_its_input
+        """Whether learned selectors of the server score the tokens."""
+        param = {QUESTION: self.question_param, ATTENTION: self.attention_param}.get(self.method)
+        return param is not None and param("relevance") == "learned" and not self._keeps_its_input
 
     @property
     def _keeps_its_input(self) -> bool:

@@ -97,7 +97,7 @@ def write_selector(path: str | Path, selector: Selector, header: Header, probes:
 
 
 def load_selector(
-    path: str | Path, *, width: int, model: ModelIdentity | None = None, place: str | int = INPUT
+    path: str | Path, *, width: int, model: ModelIdentity | None = None, place: str | int | None = INPUT
 ) -> LoadedSelector:
     """The selector in a file, in float32 on the CPU, for inference.
 
@@ -105,7 +105,7 @@ def load_selector(
         path: The file.
         width: C of the model that is served.
         model: What is served; None leaves it unchecked.
-        place: Where the selector is to read.
+        place: Where the selector is to read; None: wherever it does.
 
     Raises:
         SelectorFileError: Unreadable, truncated, not a selector, of another version; made for another width, model or
@@ -115,7 +115,7 @@ def load_selector(
     header, payload, body = parse(path, data)
     if header.config.width != width:
         raise SelectorFileError(path, f"width={header.config.width}; the model's hidden size is {width}")
-    if header.place != place:
+    if place is not None and header.place != place:
         raise SelectorFileError(path, f"place={header.place!r}; it is to read at {place!r}")
     if model is not None and (difference := header.model.difference(model)):
         raise SelectorFileError(path, difference)

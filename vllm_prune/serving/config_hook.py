@@ -16,7 +16,7 @@ from vllm_prune.override import ServerSettings
 from vllm_prune.serving.combinations import check_pruning
 from vllm_prune.serving.refusals import check_requested, hidden_encoder
 from vllm_prune.serving.wire.decoder_layers import pruning_layers
-from vllm_prune.serving.wire.selector_file import check_selector
+from vllm_prune.serving.wire.selector_file import check_selectors, needed_digests
 from vllm_prune.serving.wire.settings import (
     REQUEST_KEY,
     StepLimits,
@@ -51,7 +51,7 @@ class PruneConfigHook(Hooked, VerifyAndUpdateConfig):
             )
         if settings.may_prune:
             mm_config.video_pruning_rate = _PRUNING_ENABLED
-        check_selector(model_config)
+        check_selectors(model_config)
 
     @staticmethod
     @hook
@@ -65,6 +65,8 @@ class PruneConfigHook(Hooked, VerifyAndUpdateConfig):
             check_requested(vllm_config)
             for part in settings.config.parts:
                 pruning_layers(part, vllm_config.model_config)
+        for part in settings.config.parts:
+            needed_digests(part, vllm_config.model_config)
         hidden = hidden_encoder(vllm_config)
         for part in settings.config.parts:
             if hidden and part.needs_encoder_attention:

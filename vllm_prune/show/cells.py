@@ -92,7 +92,8 @@ def _heat(video: TracedVideo, inside: np.ndarray) -> np.ndarray | None:
     if not video.layers:
         return None
     importance = video.importance[video.layers[0]]
-    if video.layers[0] == BEFORE_LAYERS:  # similarities or logarithms, of which differences count
+    # Similarities or logarithms, of which differences count.
+    if video.layers[0] == BEFORE_LAYERS or video.config.needs_selector:
         importance = importance - importance.min()
     share = importance / max(float(importance.max()), np.finfo(np.float32).tiny)
     return np.where(video.slot < 0, 0.0, share[inside]).astype(np.float32)

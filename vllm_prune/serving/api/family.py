@@ -15,7 +15,8 @@ from vllm_prune.serving.api.encoder_check import check_encoder_is_readable
 from vllm_prune.serving.api.pixel_plan import PixelFormat
 from vllm_prune.serving.api.turn_format import derive_turn_format
 from vllm_prune.serving.wire.request_spec import VideoSpec
-from vllm_prune.serving.wire.settings import read_selector_digest, read_settings
+from vllm_prune.serving.wire.selector_file import needed_digests
+from vllm_prune.serving.wire.settings import read_settings
 
 
 class FamilyProcessor(BaseMultiModalProcessor[Any]):
@@ -91,14 +92,13 @@ class FamilyProcessor(BaseMultiModalProcessor[Any]):
         self, config: PruneConfig, layout: MediumLayout, per_frame: tuple[int, ...] | None, trace_key: str | None
     ) -> VideoSpec:
         """What was decided about one medium."""
-        selector = read_selector_digest(self.info.get_hf_config()) if config.needs_selector else None
         return VideoSpec(
             config=config,
             layout=layout,
             per_frame=per_frame,
             turn=self.turn,
             trace_key=trace_key,
-            selector=selector,
+            selectors=tuple(needed_digests(config, self.info.ctx.model_config)),
         )
 
     def check_can_serve(self, config: PruneConfig) -> None:
@@ -113,11 +113,7 @@ class FamilyProcessor(BaseMultiModalProcessor[Any]):
                 f"prune.method={config.method!r}: the model's chat template yields no end of a question's turn, so "
                 f"where a question ends cannot be told; choose a query-free method, or mend the chat template"
             )
-        if config.needs_selector and read_selector_digest(self.info.get_hf_config()) is None:
-            raise PruneConfigError(
-                'params.relevance="learned": this server has no selector; start it with --prune-selector FILE, which '
-                '`vllm-prune train-selector` makes, or give "relevance": "text"'
-            )
+        needed_digests(config, self.info.ctx.model_config)
         if config.plans_on_pixels and not self.plans_on_pixels:
             raise PruneConfigError(
                 'stage1.where="processor": this model\'s vision encoder takes whole frames only; use '

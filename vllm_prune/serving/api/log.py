@@ -86,6 +86,8 @@ def _importance(report: RequestReport) -> str:
     config = report.facts.config
     if config.method == ATTENTION:
         text, heads, selector, quota = (config.attention_param(name) for name in ("text", "heads", "selector", "quota"))
+        if config.needs_selector:
+            return f"learned relevance to the question; {selector} over each {config.attention_param('scope')}"
         return (
             f"attention weights of the question on the video's tokens, {text} over text positions, then {heads} over "
             f"heads; {selector}, quota {quota}"

@@ -59,7 +59,7 @@ def _describe(span: Span, request: Any, videos: list[tuple[Any, VideoSpec]]) -> 
     extra_rows = sum(spec.counts.entering - spec.counts.kept for spec in inside)
     dense = any(spec.config.chooses_inside for spec in inside)
     # What a learned selector makes of a question is part of what decides.
-    selectors = sorted({spec.selector for spec in inside if spec.selector})
+    selectors = sorted({digest for spec in inside for digest in spec.selectors})
     media = [
         (feature.mm_position.offset - span.start, feature.identifier)
         for feature in request.mm_features

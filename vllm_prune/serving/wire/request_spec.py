@@ -39,8 +39,8 @@ class VideoSpec:
     """How the model's chat template ends a question; None where that could not be found out."""
     trace_key: str | None = None
     """The identity that the request gave its trace (see `trace_key.py`)."""
-    selector: str | None = None
-    """Digest of the learned selector that scores its tokens, if one does."""
+    selectors: tuple[str, ...] = ()
+    """Digests of the learned selectors that score its tokens, in the order of the choices."""
 
     @property
     def num_tokens(self) -> int:
@@ -61,7 +61,7 @@ class VideoSpec:
         """uint8 [L]; `decode` reads it back."""
         turn = None if self.turn is None else asdict(self.turn)
         fields: dict[str, Any] = {"layout": self.layout.to_dict(), "per_frame": self.per_frame, "turn": turn}
-        fields |= {"config": self.config.to_dict(), "trace_key": self.trace_key, "selector": self.selector}
+        fields |= {"config": self.config.to_dict(), "trace_key": self.trace_key, "selectors": self.selectors}
         return torch.frombuffer(bytearray(json.dumps(fields).encode()), dtype=torch.uint8)
 
     @classmethod
@@ -93,5 +93,5 @@ def _decode(data: bytes) -> VideoSpec:
         per_frame=None if fields["per_frame"] is None else tuple(fields["per_frame"]),
         turn=turn and _read_turn(turn),
         trace_key=None if fields["trace_key"] is None else checked(fields["trace_key"]),
-        selector=fields["selector"],
+        selectors=tuple(fields["selectors"]),
     )

@@ -1,4 +1,4 @@
-"""The server's learned selector: one file, read in every process that needs it, and the same in all of them."""
+"""The server's learned selectors: files, read in every process that needs them, and the same in all of them."""
 
 from __future__ import annotations
 
@@ -7,41 +7,76 @@ from collections.abc import Callable
 import torch
 from vllm.config import ModelConfig
 
-from vllm_prune.config import PruneConfigError
-from vllm_prune.selector import LoadedSelector, ModelIdentity, SelectorFileError, load_selector
+from vllm_prune.config import QUESTION, PruneConfig, PruneConfigError
+from vllm_prune.selector import INPUT, LoadedSelector, ModelIdentity, SelectorFileError, load_selector
 from vllm_prune.serving.wire.architectures import variants
-from vllm_prune.serving.wire.settings import read_selector_digest, read_settings, write_selector_digest
+from vllm_prune.serving.wire.decoder_layers import pruning_layers
+from vllm_prune.serving.wire.settings import read_selector_digests, read_settings, write_selector_digests
 
 OPTION = "--prune-selector"
 
-
-def check_selector(model_config: ModelConfig) -> None:
-    """Reads the file that the settings name, if any, and leaves its digest with the model's configuration.
-
-    Raises:
-        PruneConfigError: It cannot be used with this model.
-    """
-    found = _load(model_config)
-    if found is not None:
-        write_selector_digest(model_config.hf_config, found.digest)
+Place = str | int
+"""Where a selector reads: INPUT, or the index of the layer whose output it reads."""
 
 
-def load_checked_selector(model_config: ModelConfig) -> LoadedSelector | None:
-    """The selector, for a worker.
+def check_selectors(model_config: ModelConfig) -> None:
+    """Reads the files that the settings name, and leaves their digests with the model's configuration.
 
     Raises:
-        PruneConfigError: The file is another one here than where the server was started, or is unreadable here.
+        PruneConfigError: One cannot be used with this model, or two read at the same place.
     """
     found = _load(model_config)
-    if found is None:
-        return None
-    expected = read_selector_digest(model_config.hf_config)
-    if found.digest != expected:
-        raise PruneConfigError(
-            f"{OPTION} {found.path}: has the SHA-256 {found.digest[:16]}... on this node, and "
-            f"{str(expected)[:16]}... where the server was started; put the same file on every node"
-        )
+    if found:
+        write_selector_digests(model_config.hf_config, {place: loaded.digest for place, loaded in found.items()})
+
+
+def load_checked_selectors(model_config: ModelConfig) -> dict[Place, LoadedSelector]:
+    """The selectors by where they read, for a worker.
+
+    Raises:
+        PruneConfigError: A file is another one here than where the server was started, or is unreadable here.
+    """
+    found = _load(model_config)
+    expected = read_selector_digests(model_config.hf_config)
+    for place, loaded in found.items():
+        if loaded.digest != expected.get(place):
+            raise PruneConfigError(
+                f"{OPTION} {loaded.path}: has the SHA-256 {loaded.digest[:16]}... on this node, and "
+                f"{str(expected.get(place))[:16]}... where the server was started; put the same file on every node"
+            )
     return found
+
+
+def needed_digests(config: PruneConfig, model_config: ModelConfig) -> list[str]:
+    """SHA-256 of the files that `config` chooses by, in the order of its choices.
+
+    Raises:
+        PruneConfigError: The server has no selector that reads where one is needed.
+    """
+    if not config.needs_selector:
+        return []
+    digests = read_selector_digests(model_config.hf_config)
+    inside = config.method != QUESTION
+    places: tuple[Place, ...] = pruning_layers(config, model_config) if inside else (INPUT,)
+    for place in places:
+        if place not in digests:
+            raise PruneConfigError(_missing(place, list(digests)))
+    return [digests[place] for place in places]
+
+
+def _missing(place: Place, given: list[Place]) -> str:
+    option, otherwise = ("", '"relevance": "text"')
+    if place != INPUT:
+        option, otherwise = f" --layer {place}", 'other layers, or "relevance": "attention"'
+    has = " and ".join(f"one that reads {_describe(other)}" for other in given) or "no selector"
+    return (
+        f'params.relevance="learned": needs a selector that reads {_describe(place)}, and this server has {has}; start '
+        f"it with {OPTION} FILE, which `vllm-prune train-selector{option}` makes, or give {otherwise}"
+    )
+
+
+def _describe(place: Place) -> str:
+    return "what enters layer 0" if place == INPUT else f"the output of layer {place}"
 
 
 def check_embeddings(found: LoadedSelector, embed_text: Callable[[torch.Tensor], torch.Tensor]) -> None:
@@ -55,14 +90,22 @@ def check_embeddings(found: LoadedSelector, embed_text: Callable[[torch.Tensor],
         raise PruneConfigError(f"{OPTION}: {error}") from error
 
 
-def _load(model_config: ModelConfig) -> LoadedSelector | None:
-    path = read_settings(model_config.hf_config).selector
-    if path is None:
-        return None
-    try:
-        return load_selector(path, width=model_config.get_inputs_embeds_size(), model=_identity(model_config))
-    except SelectorFileError as error:
-        raise PruneConfigError(f"{OPTION}: {error}") from error
+def _load(model_config: ModelConfig) -> dict[Place, LoadedSelector]:
+    found: dict[Place, LoadedSelector] = {}
+    for path in read_settings(model_config.hf_config).selectors:
+        try:
+            loaded = load_selector(
+                path, width=model_config.get_inputs_embeds_size(), model=_identity(model_config), place=None
+            )
+        except SelectorFileError as error:
+            raise PruneConfigError(f"{OPTION}: {error}") from error
+        place = loaded.header.place
+        if place in found:
+            raise PruneConfigError(
+                f"{OPTION}: {found[place].path} and {path} both read {_describe(place)}; give one of the two"
+            )
+        found[place] = loaded
+    return found
 
 
 def _identity(model_config: ModelConfig) -> ModelIdentity:

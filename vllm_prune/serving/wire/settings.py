@@ -7,6 +7,7 @@ model.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from vllm_prune.config import PruneConfig, PruneConfigError, check_override_policy
@@ -23,7 +24,7 @@ SHARE_KEY = "prune_image_share"
 _KEYS = ("config", "override", "trace", "trace_limits", "selector", "dense_tokens", "log")
 _STEP_LIMITS = "vllm_prune_step_limits"
 _HIDDEN_ENCODER = "vllm_prune_hidden_encoder"
-_SELECTOR_DIGEST = "vllm_prune_selector_digest"
+_SELECTOR_DIGESTS = "vllm_prune_selector_digests"
 
 
 def read_settings(hf_config: Any) -> ServerSettings:
@@ -41,7 +42,9 @@ def read_settings(hf_config: Any) -> ServerSettings:
         if key not in _KEYS:
             raise PruneConfigError(f"hf_overrides.{HF_CONFIG_KEY}: unknown key {key!r}; known: {', '.join(_KEYS)}")
     config = PruneConfig.parse(value.get("config", {}))
-    trace, selector = (_read_path(value, name) for name in ("trace", "selector"))
+    trace = value.get("trace")
+    if trace is not None and not isinstance(trace, str):
+        raise PruneConfigError(f"hf_overrides.{HF_CONFIG_KEY}.trace={trace!r}: must be a path")
     limits = _read_limits(value.get("trace_limits", {}))
     log = value.get("log", False)
     if not isinstance(log, bool):
@@ -52,17 +55,17 @@ def read_settings(hf_config: Any) -> ServerSettings:
         override=override,
         trace=trace,
         trace_limits=limits,
-        selector=selector,
+        selectors=_read_selectors(value.get("selector", [])),
         dense_tokens=check_dense_tokens(value.get("dense_tokens")),
         log=log,
     )
 
 
-def _read_path(value: dict[str, Any], name: str) -> str | None:
-    path = value.get(name)
-    if path is not None and not isinstance(path, str):
-        raise PruneConfigError(f"hf_overrides.{HF_CONFIG_KEY}.{name}={path!r}: must be a path")
-    return path
+def _read_selectors(value: Any) -> tuple[str, ...]:
+    paths = [value] if isinstance(value, str) else value
+    if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
+        raise PruneConfigError(f"hf_overrides.{HF_CONFIG_KEY}.selector={value!r}: must be a path or a list of paths")
+    return tuple(paths)
 
 
 def _read_limits(value: Any) -> TraceLimits:
@@ -81,8 +84,8 @@ def settings_to_hf_override(settings: ServerSettings) -> dict[str, Any]:
         fields["trace"] = settings.trace
     if settings.trace_limits != TraceLimits():
         fields["trace_limits"] = dataclasses.asdict(settings.trace_limits)
-    if settings.selector is not None:
-        fields["selector"] = settings.selector
+    if settings.selectors:
+        fields["selector"] = list(settings.selectors)
     if settings.dense_tokens is not None:
         fields["dense_tokens"] = settings.dense_tokens
     if settings.log:
@@ -119,11 +122,11 @@ def read_hidden_encoder(hf_config: Any) -> str:
     return getattr(hf_config, _HIDDEN_ENCODER, "")
 
 
-def write_selector_digest(hf_config: Any, digest: str) -> None:
-    """Leaves the SHA-256 of the learned selector's file where the processor and the workers find it."""
-    setattr(hf_config, _SELECTOR_DIGEST, digest)
+def write_selector_digests(hf_config: Any, digests: Mapping[str | int, str]) -> None:
+    """Leaves the SHA-256 of learned selectors' files, by where they read, where processor and workers find them."""
+    setattr(hf_config, _SELECTOR_DIGESTS, list(digests.items()))  # pairs: JSON would make strings of the layers
 
 
-def read_selector_digest(hf_config: Any) -> str | None:
-    """What `write_selector_digest` left there; None where the server has no selector."""
-    return getattr(hf_config, _SELECTOR_DIGEST, None)
+def read_selector_digests(hf_config: Any) -> dict[str | int, str]:
+    """What `write_selector_digests` left there; nothing where the server has no selector."""
+    return dict(getattr(hf_config, _SELECTOR_DIGESTS, ()))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,8 +26,9 @@ from vllm_prune.methods.question import (
     weigh_similarity,
 )
 from vllm_prune.question import question_ids
+from vllm_prune.selector import INPUT, Selector
 from vllm_prune.serving.wire.clock import Stopwatch
-from vllm_prune.serving.wire.selector_file import check_embeddings, load_checked_selector
+from vllm_prune.serving.wire.selector_file import Place
 from vllm_prune.serving.worker import carrier
 from vllm_prune.serving.worker.medium_info import MediumInfo, MediumTable
 from vllm_prune.serving.worker.rank_check import check_same_on_ranks
@@ -62,6 +63,7 @@ class AskFirst:
         self,
         vllm_config: VllmConfig,
         media: MediumTable,
+        selectors: Mapping[Place, Selector],
         row_width: int,
         embed_text: Callable[[torch.Tensor], torch.Tensor],
         trace: TraceWriter | None,
@@ -69,26 +71,17 @@ class AskFirst:
         """Of the model.
 
         Args:
-            vllm_config: vLLM's; its settings may name a learned selector.
+            vllm_config: vLLM's.
             media: What is known of the videos in the encoder cache.
+            selectors: The learned ones, by where they read.
             row_width: W, of a row with what later layers get.
             embed_text: Token ids [Q] to embeddings [Q, C].
             trace: Where to write choices.
         """
-        self._media, self._trace, self._embed_text = media, trace, embed_text
+        self._media, self._selectors, self._trace, self._embed_text = media, selectors, trace, embed_text
         self._width, self._row_width = vllm_config.model_config.get_inputs_embeds_size(), row_width
         self._device = torch.device(vllm_config.device_config.device)
-        self._loaded = load_checked_selector(vllm_config.model_config)
-        self._selector = None if self._loaded is None else self._loaded.selector.to(self._device)
         self._choices: OrderedDict[tuple[int, tuple[int, ...]], _Choice] = OrderedDict()
-
-    def check_embeddings(self) -> None:
-        """Holds the selector against the embeddings of the model, once these are loaded."""
-        if self._loaded is not None:
-            check_embeddings(self._loaded, self._embed)
-
-    def _embed(self, ids: torch.Tensor) -> torch.Tensor:
-        return self._embed_text(upload(ids, self._device))
 
     def take(
         self, part: carrier.PartOfMedium, num_rows: int, prompt: Sequence[int], first: int, position: int
@@ -156,12 +149,11 @@ class AskFirst:
         if not question:  # nothing is asked: every token has as much to do with it
             score = video.features.new_zeros(video.num_tokens, dtype=torch.float32)
         else:
-            text = self._embed(torch.tensor(question))
+            text = self._embed_text(upload(torch.tensor(question), self._device))
             if by_text:
                 score = similarity_to_text(video.features, text, config.question_param("text"))
             else:
-                assert self._selector is not None  # the processor refuses such requests of servers without
-                score = self._selector.score(video.features, text, video.grid, video.grid_thw)
+                score = self._selectors[INPUT].score(video.features, text, video.grid, video.grid_thw)
         if config.question_param("selector") == "topk" and question:
             return choose_most_relevant(video, count, score, scope), score
         weight = (

@@ -41,6 +41,7 @@ from vllm_prune.serving.worker.positions import (
     pruned_rows_from,
     remember,
 )
+from vllm_prune.serving.worker.selectors import Selectors
 from vllm_prune.serving.worker.trace import TraceWriter
 from vllm_prune.serving.worker.upload import upload
 
@@ -67,11 +68,12 @@ class PruningModelMixin(Hooked):
         folder = settings.trace if get_tensor_model_parallel_rank() == 0 else None
         self._trace = trace = None if folder is None else TraceWriter(folder, settings.trace_limits)
         embed_text = base_embedding(self.language_model)
-        self._encoder_rows = EncoderRows(trace, width, embed_text)
-        self._ask_first = AskFirst(vllm_config, self._encoder_rows.media, self._row_width, embed_text, trace)
+        self._encoder_rows = rows = EncoderRows(trace, width, embed_text)
+        self._selectors = selectors = Selectors(vllm_config, embed_text)
+        self._ask_first = AskFirst(vllm_config, rows.media, selectors.by_place, self._row_width, embed_text, trace)
         self._dense_prefix: DensePrefix | None = None
         if settings.may_query:
-            self._dense_prefix = DensePrefix(vllm_config, self.decoder_view(), trace)
+            self._dense_prefix = DensePrefix(vllm_config, self.decoder_view(), selectors.by_place, trace)
             self._dense_prefix.check_supported()
         # Of every medium with rows in the step being prepared.
         self._gathered: list[Gathered] = []
@@ -80,9 +82,9 @@ class PruningModelMixin(Hooked):
 
     @hook
     def load_weights(self, *args: Any, **kwargs: Any) -> Any:
-        """vLLM's own way; then a learned selector is held against the embeddings that were loaded."""
+        """vLLM's own way; then learned selectors are held against the embeddings that were loaded."""
         loaded = super().load_weights(*args, **kwargs)  # type: ignore[misc]
-        self._ask_first.check_embeddings()
+        self._selectors.check_embeddings()
         return loaded
 
     def decoder_view(self) -> DecoderView:

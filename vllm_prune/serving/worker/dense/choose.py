@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from vllm.distributed import get_tensor_model_parallel_world_size, tensor_model_parallel_all_gather
 from vllm.utils.gpu_sync_debug import gpu_sync_allowed
@@ -10,6 +12,7 @@ from vllm_prune.config import PruneConfig
 from vllm_prune.methods.attention_importance import attention_importance, select_top, select_top_by_group
 from vllm_prune.methods.base import VideoTokens
 from vllm_prune.methods.dpp import DPP
+from vllm_prune.methods.question import choose_diverse, choose_most_relevant, weigh_log_relevance
 from vllm_prune.serving.worker.dense.step import DenseVideo
 
 
@@ -51,14 +54,21 @@ def choose_tokens(
     Args:
         video: The video.
         rows: Of its rows, those of these tokens, [n].
-        importance: Of those, [n].
+        importance: Of those, [n]; of a learned selector, log-relevance.
         hidden: Their hidden states after the layer, [n, C].
         count: 1..n.
     """
     config = video.info.config
     with gpu_sync_allowed():  # the selectors wait for sizes that depend on values
-        if config.attention_param("selector") == "dpp":
+        by_dpp, learned = config.attention_param("selector") == "dpp", config.needs_selector
+        if by_dpp or learned:
             tokens = VideoTokens(hidden, video.info.places(video.slots[rows]), video.info.grid)
+        if learned:
+            scope: Any = config.attention_param("scope")
+            if by_dpp:
+                return choose_diverse(tokens, count, weigh_log_relevance(importance, config.exponent), scope)
+            return choose_most_relevant(tokens, count, importance, scope)
+        if by_dpp:
             return DPP(scope="frame").assign(tokens, count, relevance=importance).anchor
         if config.attention_param("quota") != "global":
             return select_top_by_group(importance, video.groups[rows], count)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Mapping
 
 import torch
 from vllm.config import VllmConfig
@@ -12,7 +13,9 @@ from vllm.forward_context import get_forward_context
 from vllm.utils.gpu_sync_debug import gpu_sync_allowed
 
 from vllm_prune.config import PruneConfigError
+from vllm_prune.selector import Selector
 from vllm_prune.serving.refusals import check_resolved, check_windows
+from vllm_prune.serving.wire.selector_file import Place
 from vllm_prune.serving.wire.settings import read_settings, read_step_limits
 from vllm_prune.serving.worker.dense.decoder_view import DecoderView
 from vllm_prune.serving.worker.dense.drop import RowDropper
@@ -31,9 +34,14 @@ SUPPORTED_BACKENDS = ("FLASH_ATTN", "TRITON_ATTN", "CPU_ATTN")
 class DensePrefix:
     """Dense prefixes for one decoder."""
 
-    def __init__(self, vllm_config: VllmConfig, decoder: DecoderView, trace: TraceWriter | None) -> None:
-        self._config = vllm_config
-        self._trace = trace
+    def __init__(
+        self,
+        vllm_config: VllmConfig,
+        decoder: DecoderView,
+        selectors: Mapping[Place, Selector],
+        trace: TraceWriter | None,
+    ) -> None:
+        self._config, self._selectors, self._trace = vllm_config, selectors, trace
         self._decoder = decoder
         self._paged = PagedCache(vllm_config)
         self._rotary = rotary_embeddings(decoder.layers)
@@ -94,13 +102,15 @@ class DensePrefix:
         return Batch(both[len(lens) :], both[: len(lens)])
 
     def attention_shapes(self, step: DenseStep) -> dict[int, list[list[int]]]:
-        """By the first batch row of every request: layer, heads, question rows and tokens of every choice."""
+        """By the first batch row of every request: layer, heads, question rows and tokens of every choice by it."""
         heads = [attention.num_heads * get_tensor_model_parallel_world_size() for attention in self._decoder.attention]
         shapes: dict[int, list[list[int]]] = {}
         for request in step.requests:
             own = shapes.setdefault(request.batch_start, [])
             for rows in request.videos:
                 counts = rows.video.info.counts
+                if rows.video.info.config.needs_selector:
+                    continue
                 layers = self._decoder.pruning_layers(rows.video.info.config)
                 for layer, count in zip(layers, (counts.entering, *counts.layers), strict=False):
                     own.append([layer, heads[layer], len(rows.question), count])
@@ -115,7 +125,7 @@ class DensePrefix:
             positions: [3, batch rows]; likewise.
         """
         begin = time.perf_counter()
-        dropper = RowDropper(step, self._decoder, self._paged)
+        dropper = RowDropper(step, self._decoder, self._paged, self._selectors)
         scratch = ScratchCaches(self._paged, step)
         run = StepRun(self._decoder, step, dropper, scratch, inputs_embeds, positions, self.rows_at_once)
         with fused_layers(self._rotary) if has_fused_kernels() else contextlib.nullcontext():

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import torch
 
+from vllm_prune.question import question_places
 from vllm_prune.serving.worker.medium_info import MediumInfo
 
 
@@ -73,7 +74,8 @@ class VideoRows:
     video: DenseVideo
     start: int
     question: torch.Tensor
-    """Rows of the text that asks about it, relative to the request's first dense row, [Q]."""
+    """Rows of the text that asks about it, relative to the request's first dense row, [Q]: all text behind it in the
+    step, or what a learned selector reads (`question_places`)."""
 
     @property
     def end(self) -> int:
@@ -153,12 +155,21 @@ def _plan_request(index: int, videos: list[DenseVideo], is_media: torch.Tensor, 
         ends.append(video.batch_row - start + counts.rows)
         grown += counts.entering - counts.kept
         rows.append(VideoRows(video, first, text))
+    context = batch.seq_lens[index] - (end - start)
     placed = [
-        dataclasses.replace(row, question=_dense_question(text[text >= own_end], videos, start))
+        dataclasses.replace(row, question=_dense_question(_question(row.video, text, own_end, context), videos, start))
         for row, own_end in zip(rows, ends, strict=True)
     ]
-    context = batch.seq_lens[index] - (end - start)
     return DenseRequest(index, context, start, end, end - start + grown, placed)
+
+
+def _question(video: DenseVideo, text: torch.Tensor, end: int, context: int) -> torch.Tensor:
+    """Of a request's text rows `text` in the batch, those that ask about a video that ends before row `end`."""
+    behind = text[text >= end]
+    if not video.info.config.needs_selector:
+        return behind
+    assert video.info.turn is not None  # the processor refuses such requests of models without
+    return torch.tensor(question_places(video.prompt, (behind + context).tolist(), video.info.turn)) - context
 
 
 def _dense_question(text: torch.Tensor, videos: list[DenseVideo], request_start: int) -> torch.Tensor:
