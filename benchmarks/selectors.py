@@ -1,4 +1,4 @@
-"""What chooses best before layer 0: answers of the embedded model from a part of the tokens.
+"""What chooses best, before layer 0 or behind a layer: answers of the embedded model from a part of the tokens.
 
     python -m benchmarks.selectors -o benchmarks/results/selectors --n 20 --selector match=FILE joint=FILE
 
@@ -14,7 +14,7 @@ import argparse
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.selectors_report import write_report
+from benchmarks.selectors_ways import Scene, Way, learned_ways, plain_ways
 from benchmarks.tiny_model.clips import HELD_OUT_SEED, make_clip
 from benchmarks.tiny_model.config import FPS
 from benchmarks.tiny_model.degrade import named_degradation
@@ -32,24 +33,17 @@ from vllm_prune.bench.json_log import JsonLog
 from vllm_prune.budget import count_kept
 from vllm_prune.config import PruneConfig
 from vllm_prune.embedded import model_path
-from vllm_prune.methods import registry
 from vllm_prune.methods.attention_importance import select_top
-from vllm_prune.methods.base import VideoTokens
-from vllm_prune.methods.question import choose_diverse, similarity_to_text, weigh_similarity
 from vllm_prune.selector import LoadedSelector, load_selector
-from vllm_prune.training.backbone import Asked, Backbone, Clip, Seen
-from vllm_prune.training.choosing import answers, diverse, first_token, kept_positions, top
+from vllm_prune.training.backbone import Backbone
+from vllm_prune.training.choosing import answers, first_token
 
 RATIOS = (0.25, 0.12, 0.06, 0.03)
 LENGTHS, NOISES = (16, 32, 64), ("clean", "all")
 _FIRST_SEED = 300  # of `evaluation_set`, apart from those of `bench accuracy`
-_QUERY_FREE = ("vidcom2", "evs", "random")
 _RECALL_AT = 0.12
 _PLAIN = "plain"
 UNPRUNED = "unpruned"
-
-Choice = Callable[[int, int], Tensor]
-"""From (question, count) to the indices that are kept."""
 
 
 @dataclass(frozen=True)
@@ -64,20 +58,6 @@ class Case:
     @property
     def key(self) -> str:
         return f"{self.seed}-{self.frames}-{self.noise}-{self.number}"
-
-
-@dataclass(frozen=True)
-class Scene:
-    """A case as the model sees it, with one question of each type."""
-
-    case: Case
-    clip: Clip
-    asked: list[Asked]
-    truth: Tensor
-    """[Q] first token of the right answers."""
-    seen: list[Seen]
-    """The teacher's view."""
-    types: list[str]
 
 
 def cases(n: int, seeds: Sequence[int]) -> Iterator[Case]:
@@ -95,7 +75,7 @@ def main() -> None:
     backbone = Backbone(args.model, name="embedded")
     groups: dict[str, LoadedSelector | None] = {_PLAIN: None}
     for name, path in (entry.split("=", 1) for entry in args.selector):
-        groups[name] = load_selector(path, width=backbone.identity.hidden_size, model=backbone.identity)
+        groups[name] = load_selector(path, width=backbone.identity.hidden_size, model=backbone.identity, place=None)
     header = {
         "schema": 1,
         "model": args.model if args.model != str(model_path()) else "embedded",
@@ -155,20 +135,17 @@ def _evaluate(
     scene = _prepare(backbone, case, layer)
     for name, loaded in groups.items():
         ways = (
-            _plain_ways(backbone, scene, exponent)
+            plain_ways(backbone, scene, exponent)
             if loaded is None
-            else _learned(backbone, scene, name, loaded, exponent)
+            else learned_ways(backbone, scene, name, loaded, exponent)
         )
         right: dict[str, Any] = {}
         recall: dict[str, Any] = {}
-        for way, choose in ways.items():
-            right[way], recall[way] = _try(backbone, scene, choose)
+        for label, way in ways.items():
+            right[label], recall[label] = _try(backbone, scene, way)
         if loaded is None:
             everything = [torch.arange(len(scene.clip.features))] * len(scene.asked)
             right[UNPRUNED] = {"1.0": _are_right(scene, answers(backbone, scene.clip, scene.asked, everything))}
-            right["attention at layer L"] = {
-                str(ratio): _are_right(scene, _answer_inside(backbone, scene, layer, ratio)) for ratio in RATIOS
-            }
         yield {
             "case": case.key,
             "group": name,
@@ -188,16 +165,17 @@ def _prepare(backbone: Backbone, case: Case, layer: int) -> Scene:
     clip = backbone.encode(Frames(made.frames, tuple(range(case.frames)), case.frames, FPS))
     asked = [backbone.ask(text) for _, text, _ in chosen]
     truth = torch.tensor([first_token(backbone, answer) for _, _, answer in chosen])
-    return Scene(case, clip, asked, truth, backbone.see(clip, asked, layer), [kind for kind, _, _ in chosen])
+    types = [kind for kind, _, _ in chosen]
+    return Scene(clip, asked, truth, backbone.see(clip, asked, layer), types, layer, _seed(case))
 
 
-def _try(backbone: Backbone, scene: Scene, choose: Choice) -> tuple[dict[str, list[bool]], list[float]]:
+def _try(backbone: Backbone, scene: Scene, way: Way) -> tuple[dict[str, list[bool]], list[float]]:
     """Right answers by share of tokens; recall of the teacher's top tokens at `_RECALL_AT`, by question."""
     right, recall = {}, []
     for ratio in RATIOS:
         count = count_kept(len(scene.clip.features), ratio)
-        kept = [choose(index, count) for index in range(len(scene.asked))]
-        right[str(ratio)] = _are_right(scene, answers(backbone, scene.clip, scene.asked, kept))
+        kept = [way.choose(index, count) for index in range(len(scene.asked))]
+        right[str(ratio)] = _are_right(scene, way.answer(backbone, scene, kept))
         if ratio == _RECALL_AT:
             wanted = [select_top(each.importance, count) for each in scene.seen]
             pairs = zip(wanted, kept, strict=True)
@@ -221,61 +199,6 @@ def _one_of_each(case: Case, every: Sequence[tuple[str, str, str]]) -> list[tupl
     for question in every:
         by_type.setdefault(question[0], []).append(question)
     return [questions[rng.integers(len(questions))] for questions in by_type.values()]
-
-
-def _plain_ways(backbone: Backbone, scene: Scene, exponent: float) -> dict[str, Choice]:
-    """All that choose before layer 0 without a learned selector."""
-    clip = scene.clip
-    tokens = VideoTokens.from_features(clip.features, clip.grid)
-    cosine = [similarity_to_text(clip.features, backbone.embed(each.question), "mean") for each in scene.asked]
-    by_text = [weigh_similarity(each, 1.0, clip.features) for each in cosine]
-    logs = [each.importance.clamp_min(1e-6).log() for each in scene.seen]
-    ways: dict[str, Choice] = {
-        "attention at layer L, its tokens from layer 0": lambda q, k: top(logs[q], k),
-        "the same scores, DPP": lambda q, k: diverse(clip, k, logs[q], exponent),
-        "DPP, no question": _once(lambda k: diverse(clip, k)),
-        "text cosine, top-k": lambda q, k: top(cosine[q], k),
-        "text cosine, DPP": lambda q, k: choose_diverse(tokens, k, by_text[q], "video"),
-    }
-    for name in _QUERY_FREE:
-        params = {"seed": _seed(scene.case)} if name == "random" else {}
-        method = registry.create(name, **params)
-        ways[name] = _once(lambda k, method=method: method.assign(tokens, k).anchor)
-    return ways
-
-
-def _learned(backbone: Backbone, scene: Scene, name: str, loaded: LoadedSelector, exponent: float) -> dict[str, Choice]:
-    """Those of a selector."""
-    clip = scene.clip
-    words = [backbone.embed(each.question) for each in scene.asked]
-    scores = [loaded.selector.score(clip.features, each, None, clip.grid) for each in words]
-    return {
-        f"{name}, top-k": lambda q, k: top(scores[q], k),
-        f"{name}, DPP": lambda q, k: diverse(clip, k, scores[q], exponent),
-    }
-
-
-def _once(choose: Callable[[int], Tensor]) -> Choice:
-    """A choice that no question changes, made once for each count."""
-    made: dict[int, Tensor] = {}
-
-    def chosen(_: int, count: int) -> Tensor:
-        if count not in made:
-            made[count] = choose(count)
-        return made[count]
-
-    return chosen
-
-
-def _answer_inside(backbone: Backbone, scene: Scene, layer: int, ratio: float) -> Tensor:
-    """First tokens where `attention` picks behind its layer, as the query-aware path does."""
-    count = count_kept(len(scene.clip.features), ratio)
-    kept = [select_top(each.importance, count) for each in scene.seen]
-    clip = scene.clip
-    pairs = zip(scene.seen, kept, strict=True)
-    rows = [torch.cat([each.head, each.medium[clip.places(those)], each.tail]) for each, those in pairs]
-    places = [kept_positions(backbone, clip, *pair) for pair in zip(scene.asked, kept, strict=True)]
-    return backbone.answer(rows, places, layer + 1)
 
 
 if __name__ == "__main__":
