@@ -32,7 +32,7 @@ def prompts(cases: list[Case]) -> list[dict[str, Any]]:
     return [case.prompt() for case in cases]
 
 
-@pytest.mark.parametrize("start", range(0, 24, 12))
+@pytest.mark.parametrize("start", [0, pytest.param(12, marks=pytest.mark.long)])
 def test_random_requests_equal_the_oracle(eager: RemoteEngine, oracle: Oracle, start: int) -> None:
     """Cold, warm, and in steps that leave the prompts' other parts in pieces."""
     batch = all_cases()[start : start + 12]
