@@ -104,6 +104,7 @@ def test_what_a_model_cannot_do_is_refused(able, config, said):
     served = SimpleNamespace(hf_config=SimpleNamespace())
     able["info"] = SimpleNamespace(get_hf_config=SimpleNamespace, ctx=SimpleNamespace(model_config=served))
     processor: Any = SimpleNamespace(**able)
+    processor._check_part = lambda part: FamilyProcessor._check_part(processor, part)
     FamilyProcessor.check_can_serve(processor, PruneConfig.parse({"method": "uniform"}))
     with pytest.raises(PruneConfigError, match=said):
         FamilyProcessor.check_can_serve(processor, PruneConfig.parse(config))
