@@ -150,6 +150,13 @@ def test_blocks_of_a_span_are_no_hit_in_the_step_that_computes_it():
     assert hit_of(scheduler, second, 64) == 64
 
 
+def test_a_server_of_another_model_schedules_media_as_vllm_does():
+    """Which the plugin is loaded in as well, and nobody wrote a limit for."""
+    scheduler = fake_scheduler()
+    scheduler.vllm_config.model_config.hf_config = SimpleNamespace()
+    assert schedule_encoder_inputs(scheduler, fake_request(), 0, 40, unchanged)[1] == 40
+
+
 def test_dense_rows_of_a_step_are_limited():
     scheduler = fake_scheduler(limit=100)
     requests = [fake_request((10, 30), extra=extra) for extra in (90, 20, 10)]

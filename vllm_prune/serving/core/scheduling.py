@@ -42,6 +42,8 @@ def schedule_encoder_inputs(
 
 
 def _allowed_tokens(scheduler: Any, spans: list[RequestSpan], computed: int, num_new_tokens: int) -> int:
+    if not spans:  # as on a server of another model, which nobody wrote a limit for
+        return num_new_tokens
     end = clip_to_spans([item.span for item in spans], computed, computed + num_new_tokens)
     used, limit = (
         _dense_step(scheduler).rows,
