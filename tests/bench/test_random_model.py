@@ -15,7 +15,7 @@ from vllm_prune.estimate.dims import parse_dims
 def test_dimensions_fit_together(name):
     dims = DIMS[name]
     assert dims.head_width or dims.head_dim * dims.heads == dims.hidden
-    assert 2 * sum(dims.mrope_section) == dims.head_dim
+    assert 2 * sum(dims.mrope_section) == dims.head_dim * dims.rotary_share
     assert max(dims.levels, default=0) < dims.vision_depth
     assert dims.vision_hidden % dims.vision_heads == 0
     assert max(dims.vision_full_attention, default=0) < dims.vision_depth
@@ -38,6 +38,16 @@ def test_transformers_reads_the_experts(tmp_path):
     assert parse_dims(json.loads((tmp_path / "config.json").read_text())).text.layer_parameters * dims.layers == (
         dims.llm_parameters
     )
+
+
+def test_transformers_reads_the_layers_that_keep_a_state(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    dims = DIMS["cpu-qwen3-5"]
+    write_random_model(tmp_path, dims)
+    text = transformers.AutoConfig.from_pretrained(tmp_path).text_config
+    assert text.layer_types == (["linear_attention"] * 3 + ["full_attention"]) * (dims.layers // 4)
+    found = parse_dims(json.loads((tmp_path / "config.json").read_text())).text
+    assert found.layer_parameters * dims.layers == dims.llm_parameters
 
 
 def test_transformers_reads_what_is_written(tmp_path):

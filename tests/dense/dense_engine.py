@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import multiprocessing
 import os
 import shutil
@@ -48,6 +49,17 @@ OPTIONS: dict[str, Any] = {
     "enable_prefix_caching": True,
     "seed": 0,
 }
+
+
+def options_of(model: str) -> dict[str, Any]:
+    """What engines of the model in the folder `model` need beside `OPTIONS`."""
+    import runner
+
+    text = json.loads((Path(model) / "config.json").read_text()).get("text_config", {})
+    linear = "linear_attention" in (text.get("layer_types") or ())
+    return runner.OPTIONS | (
+        {"worker_extension_cls": "float32_deltanet.Worker"} if linear and not runner.ON_GPU else {}
+    )
 
 
 @dataclass
@@ -88,13 +100,14 @@ class DenseEngine:
         from vllm_prune import engine_args
 
         self.trace = Path(tempfile.mkdtemp(prefix="dense-trace-"))
-        merged = {"override": "any", **OPTIONS, **runner.OPTIONS, **options}
+        merged = {"override": "any", **OPTIONS, **options_of(model), **options}
         self.llm = LLM(**engine_args(model, config, trace=str(self.trace), **merged))
         self.engine = self.llm.llm_engine
         self.core = self.engine.engine_core.engine_core
         runner.check(self.core)
         self.scheduler = self.core.scheduler
         self.pool = self.scheduler.kv_cache_manager.block_pool
+        self.keyed = _group_of_keys(self.scheduler.kv_cache_config)
         self.max_step_tokens = self.scheduler.max_num_scheduled_tokens
         self.steps: dict[str, list[Step]] = {}
         self.blocks: dict[str, int] = {}
@@ -119,8 +132,8 @@ class DenseEngine:
                 self.preempted[_client_id(request_id)] = request.num_preemptions
                 if start + count == request.num_prompt_tokens:
                     groups = self.scheduler.kv_cache_manager.get_block_ids(request_id)
-                    self.blocks.setdefault(_client_id(request_id), len(groups[0]))
-                    self.block_ids.setdefault(_client_id(request_id), groups[0])
+                    self.blocks.setdefault(_client_id(request_id), len(groups[self.keyed]))
+                    self.block_ids.setdefault(_client_id(request_id), groups[self.keyed])
             return output
 
         self.scheduler.schedule = watching
@@ -348,6 +361,14 @@ class DenseEngine:
     def close(self) -> None:
         shutil.rmtree(self.trace, ignore_errors=True)
         self.engine.engine_core.shutdown()
+
+
+def _group_of_keys(config: Any) -> int:
+    """Index of the group of layers that have keys and values; a hybrid has others, of states."""
+    from vllm.v1.kv_cache_interface import FullAttentionSpec
+
+    found = [isinstance(group.kv_cache_spec, FullAttentionSpec) for group in config.kv_cache_groups]
+    return found.index(True)
 
 
 def _watch_rank(worker: Any) -> None:

@@ -18,7 +18,7 @@ from oracle.micro_model import FAMILIES, randomize
 
 
 @pytest.fixture(
-    scope="session", params=[name for name in FAMILIES if not name.endswith("_moe")]
+    scope="session", params=[name for name in FAMILIES if not name.endswith("_moe") and name != "qwen3_5"]
 )  # see test_estimate_kv
 def model(request: pytest.FixtureRequest) -> PreTrainedModel:
     config: Any = FAMILIES[request.param][0]()

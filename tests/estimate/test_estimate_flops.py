@@ -8,10 +8,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vllm_prune.config import PruneConfig
 from vllm_prune.estimate import VideoShape, estimate
-from vllm_prune.estimate.dims import TextDims, parse_dims
+from vllm_prune.estimate.dims import parse_dims
 from vllm_prune.estimate.estimate import Request
 from vllm_prune.estimate.flops import decoder_flops, encoder_flops, head_flops
 from vllm_prune.estimate.saving import attention_saving
+from vllm_prune.estimate.text_dims import TextDims
 
 TEXT_BEFORE, TEXT_AFTER = 2, 40
 PIXELS = 28  # of a token's side

@@ -105,6 +105,24 @@ def test_of_many_experts_all_are_stored_and_a_row_goes_through_some():
     assert kinds == (text.num_experts - text.num_experts_per_tok) * expert
 
 
+@pytest.mark.parametrize("family", ["qwen3_5", "qwen3_5_moe"])
+def test_layers_that_keep_a_state_have_no_keys(family):
+    config = FAMILIES[family][0]()
+    model = AutoModelForImageTextToText.from_config(config)
+    dims = parse_dims(config.to_dict())
+    assert dims.parameters == pytest.approx(sum(p.numel() for p in model.parameters()), rel=0.02)
+    text = config.text_config
+    keyed = text.layer_types.count("full_attention")
+    assert 0 < dims.text.keyed_layers == keyed < text.num_hidden_layers
+    assert token_bytes(dims.text, 2) == 4 * keyed * text.num_key_value_heads * text.head_dim
+    published = {**config.to_dict()["text_config"], "layer_types": None, "full_attention_interval": 3}
+    assert parse_dims({**config.to_dict(), "text_config": published}) == dims
+    request = Request(video=VideoShape(64, 448, 448))
+    with pytest.raises(ValueError, match="keep one state of all tokens so far"):
+        estimate(dims, request, PruneConfig.parse("default"))
+    assert estimate(dims, request, PruneConfig.parse({"method": "question", "keep_ratio": 0.25})).prefill_ratio < 1
+
+
 def test_text_around_the_steps_of_a_video_is_counted_and_stays():
     dims = parse_dims(FAMILIES["qwen3_vl"][0]().to_dict())
     request = Request(video=VideoShape(64, 448, 448), text_tokens=20)

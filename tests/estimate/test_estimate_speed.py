@@ -11,9 +11,9 @@ import pytest
 from vllm_prune.cli.main import main
 from vllm_prune.config import PRESETS, PruneConfig
 from vllm_prune.estimate import VideoShape, estimate, read_dims
-from vllm_prune.estimate.dims import EstimateError
 from vllm_prune.estimate.estimate import Request
 from vllm_prune.estimate.speed import Sample, Speed, fit_speed, load_speed, save_speed
+from vllm_prune.estimate.text_dims import EstimateError
 
 MEASURED = json.loads((Path(__file__).parents[2] / "benchmarks/results/estimate-check.json").read_text())
 TRUE = Speed(

@@ -13,6 +13,19 @@ for folder in ("", "dense", "pixels"):
     sys.path.insert(0, str(Path(__file__).parents[1] / folder))
 
 
+ALWAYS = ("random_requests", "questions_before", "everything_is_stock", "preempted", "history", "hybrid_refuses")
+"""Of the tests of a hybrid, those that are not long, each with its first cases."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        params = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+        short = params.get("start", 0) == 0 and any(name in item.name for name in ALWAYS)
+        if params.get("family") == "qwen3_5" and not short:
+            item.add_marker(pytest.mark.long)
+
+
 @pytest.fixture(scope="module")
 def alone():
     """A process without a group for tensor parallelism."""

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from dense_engine import ENVIRONMENT, OPTIONS
+from dense_engine import ENVIRONMENT, OPTIONS, options_of
 
 from vllm_prune.budget import TokenCounts
 from vllm_prune.config import PruneConfig
@@ -73,7 +73,8 @@ def answer_by_stock(
     prompts = [{**case.prompt(), "mm_processor_kwargs": {}} for case in cases]
     requests, answers = folder / "requests.pickle", folder / "answers.pickle"
     requests.write_bytes(pickle.dumps((prompts, max_tokens)))
-    path = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(Path(__file__).parents[1] / "dense")]))
+    tests = Path(__file__).parents[1]
+    path = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(tests), str(tests / "dense")]))
     command = [sys.executable, __file__, str(requests), str(answers), model]
     done = subprocess.run(
         command, env=os.environ | ENVIRONMENT | {"PYTHONPATH": path}, capture_output=True, text=True, timeout=400
@@ -86,7 +87,7 @@ def answer_by_stock(
 def _answer(prompts: Sequence[Mapping[str, Any]], model: str, max_tokens: int) -> tuple[list[Any], list[Any]]:
     from vllm import LLM, SamplingParams
 
-    llm = LLM(model=model, **OPTIONS)
+    llm = LLM(model=model, **OPTIONS, **options_of(model))
     llm.apply_model(_remember_videos)
     params = SamplingParams(max_tokens=max_tokens, temperature=0.0, logprobs=-1, ignore_eos=True)
     outputs = llm.generate([dict(prompt) for prompt in prompts], params, use_tqdm=False)

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from chat_templates import THINKING
 from dense_cases import LOGPROB_TOLERANCE, Case, chat, video
 from dense_engine import RemoteEngine
 from oracle.micro_model import EMBEDDED_MODEL, write_micro_model
@@ -64,10 +65,12 @@ def turn_of(tokenizer: Any, template: Any) -> TurnFormat | None:
         (QWEN, "<|im_end|>\n<|im_start|>assistant\n"),
         ({"default": QWEN, "rag": NO_TURNS}, "<|im_end|>\n<|im_start|>assistant\n"),
         (QWEN.replace("assistant\n", "assistant\n<think>\n"), "<|im_end|>\n<|im_start|>assistant\n"),
+        (THINKING, "<|im_end|>\n<|im_start|>assistant\n"),
+        (THINKING.replace("enable_thinking", "not enable_thinking"), "<|im_end|>\n<|im_start|>assistant\n"),
         (GLM, "<|vision_start|>assistant\n"),
         (PLAIN, " ASSISTANT:"),
     ],
-    ids=["qwen", "named", "thinking", "no end of turn", "content is text"],
+    ids=["qwen", "named", "thinking", "thinking open", "thinking closed", "no end of turn", "content is text"],
 )
 def test_where_a_reply_begins_is_read_off_the_chat_template(tokenizer, template, header):
     found = turn_of(tokenizer, template)

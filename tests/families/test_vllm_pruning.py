@@ -27,6 +27,8 @@ HAVE_IT = {
     "Qwen2_5_VLForConditionalGeneration": ("evs",),
     "Qwen3VLForConditionalGeneration": ("evs", "vidcom2"),
     "Qwen3VLMoeForConditionalGeneration": ("evs", "vidcom2"),
+    "Qwen3_5ForConditionalGeneration": ("evs", "vidcom2"),
+    "Qwen3_5MoeForConditionalGeneration": ("evs", "vidcom2"),
 }
 """As docs/families.md says."""
 

@@ -1,4 +1,7 @@
-"""Hugging Face's decoder layers, their attention spelled out over an explicit cache of keys and values."""
+"""Hugging Face's decoder layers, their attention spelled out over an explicit cache of keys and values.
+
+Layers of linear attention run as they are: what they keep of the rows so far is a state, which nothing leaves again.
+"""
 
 from __future__ import annotations
 
@@ -8,23 +11,24 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 _NAME = "oracle"
 
 
 class KVCache:
-    """Of each layer the keys (rotated) and values of the rows so far, both [S, kv heads, head dim]."""
+    """Of each layer the keys (rotated) and values of the rows so far, both [S, kv heads, head dim], or its state."""
 
-    def __init__(self, depth: int) -> None:
-        self.keys: list[Tensor | None] = [None] * depth
-        self.values: list[Tensor | None] = [None] * depth
+    def __init__(self, config: Any) -> None:
+        """`config`: of the decoder."""
+        self.keys: list[Tensor | None] = [None] * config.num_hidden_layers
+        self.values: list[Tensor | None] = [None] * config.num_hidden_layers
+        self.states = DynamicCache(config=config)
 
-    def length(self, layer: int) -> int:
-        """S, the number of rows at `layer`."""
-        keys = self.keys[layer]
-        return 0 if keys is None else len(keys)
+    def length(self) -> int:
+        """S, the number of rows at every layer that has keys, between two parts of a prompt."""
+        return max((len(keys) for keys in self.keys if keys is not None), default=0)
 
     def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Adds rows [R, kv heads, head dim] at the end and returns all keys and all values of the layer."""
@@ -38,7 +42,8 @@ class KVCache:
         """Removes from the rows at `start` and after it those that are not `kept` [S - start] (bool)."""
         for stored in (self.keys, self.values):
             rows = stored[layer]
-            assert rows is not None
+            if rows is None:
+                continue  # a state
             stored[layer] = torch.cat([rows[:start], rows[start:][kept]])
 
 
@@ -52,7 +57,8 @@ def run_layer(
         positions: [3, R].
 
     Returns:
-        The rows after the layer [R, C], and the attention weights [heads, R, S] over all S rows in the cache.
+        The rows after the layer [R, C], and the attention weights [heads, R, S] over all S rows in the cache; none,
+        [0, R, S], of linear attention.
     """
     decoder = model.model.language_model
     seen: list[Tensor] = []
@@ -65,13 +71,16 @@ def run_layer(
         seen.append(weights)
         return mixed.unflatten(1, (len(weights), -1))[None], None
 
+    kinds = getattr(decoder.config, "layer_types", None) or ()
+    linear = bool(kinds) and kinds[layer] == "linear_attention"
     with _attention(decoder.config, over_the_cache):
         output = decoder.layers[layer](
             hidden[None],
             attention_mask=None,
             position_embeddings=decoder.rotary_emb(hidden[None], positions[:, None]),
+            **({"past_key_values": cache.states} if linear else {}),
         )
-    return output[0], seen[0]
+    return output[0], seen[0] if seen else hidden.new_empty(0, len(hidden), cache.length())
 
 
 @contextlib.contextmanager

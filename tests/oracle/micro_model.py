@@ -20,6 +20,8 @@ from transformers import (
     PreTrainedConfig,
     Qwen2_5_VLConfig,
     Qwen2VLConfig,
+    Qwen3_5Config,
+    Qwen3_5MoeConfig,
     Qwen3VLConfig,
     Qwen3VLMoeConfig,
 )
@@ -61,6 +63,29 @@ QWEN3_EXPERTS = {
     "moe_intermediate_size": 128,
     "decoder_sparse_step": 1,
     "norm_topk_prob": True,
+}
+QWEN3_5_TEXT = {
+    "layer_types": ["linear_attention", "linear_attention", "full_attention"] * 2,
+    "head_dim": 256,
+    "linear_conv_kernel_dim": 4,
+    "linear_key_head_dim": 64,
+    "linear_value_head_dim": 64,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "mamba_ssm_dtype": "float32",
+    "rope_parameters": {
+        "rope_type": "default",
+        "rope_theta": 1e6,
+        "mrope_section": [11, 11, 10],
+        "mrope_interleaved": True,
+        "partial_rotary_factor": 0.25,
+    },
+}
+QWEN3_5_EXPERTS = {
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 128,
+    "shared_expert_intermediate_size": 128,
 }
 QWEN3_VISION = {
     "depth": 3,
@@ -104,7 +129,9 @@ def write_micro_model(folder: Path, seed: int = 0, family: str = FAMILY) -> Path
 def transpose_experts(file: Path) -> None:
     """Published checkpoints have the experts' projections the other way round."""
     weights = load_file(file)
-    save_file({name: (w.mT if ".experts." in name else w).contiguous() for name, w in weights.items()}, file)
+    save_file(
+        {name: (w.mT if w.ndim == 3 and ".experts." in name else w).contiguous() for name, w in weights.items()}, file
+    )
 
 
 def micro_config() -> Qwen2_5_VLConfig:
@@ -135,6 +162,26 @@ def micro_qwen3_vl_moe() -> Qwen3VLMoeConfig:
     return Qwen3VLMoeConfig(**fields)
 
 
+def micro_qwen3_5() -> Qwen3_5Config:
+    """Qwen3.5: two of three layers are Gated DeltaNet."""
+    return Qwen3_5Config(**_qwen3_5_fields("qwen3_5", "Qwen3_5ForConditionalGeneration"))
+
+
+def micro_qwen3_5_moe() -> Qwen3_5MoeConfig:
+    """The same with experts."""
+    fields = _qwen3_5_fields("qwen3_5_moe", "Qwen3_5MoeForConditionalGeneration")
+    fields["text_config"] |= QWEN3_5_EXPERTS
+    return Qwen3_5MoeConfig(**fields)
+
+
+def _qwen3_5_fields(model_type: str, architecture: str) -> dict[str, Any]:
+    fields = _qwen3_fields(model_type, architecture)
+    fields["text_config"] |= QWEN3_5_TEXT
+    fields["vision_config"]["model_type"] = f"{model_type}_vision"
+    del fields["vision_config"]["deepstack_visual_indexes"]
+    return fields
+
+
 def _qwen3_fields(model_type: str, architecture: str) -> dict[str, Any]:
     fields = _fields()
     for name in ("rope_scaling", "rope_theta", "layer_types"):
@@ -156,6 +203,8 @@ FAMILIES: dict[str, tuple[Callable[[], PreTrainedConfig], dict[str, str]]] = {
     "qwen2_vl": (micro_qwen2_vl, {"processor_class": "Qwen2VLProcessor"}),
     "qwen3_vl": (micro_qwen3_vl, {"processor_class": "Qwen3VLProcessor"}),
     "qwen3_vl_moe": (micro_qwen3_vl_moe, {"processor_class": "Qwen3VLProcessor"}),
+    "qwen3_5": (micro_qwen3_5, {"processor_class": "Qwen3VLProcessor"}),
+    "qwen3_5_moe": (micro_qwen3_5_moe, {"processor_class": "Qwen3VLProcessor"}),
 }
 """By the `model_type` of their configurations: these, and what names their processors."""
 
@@ -217,6 +266,8 @@ def randomize(model: nn.Module, seed: int) -> None:
         noise = torch.randn(parameter.shape, generator=generator)
         if ("norm" in name or "ln_q" in name) and name.endswith("weight"):
             parameter.copy_(1 + 0.1 * noise)
+        elif name.endswith("A_log"):
+            parameter.copy_(noise - 3)  # states that remember for dozens of tokens
         else:
             parameter.copy_(_scale(name) * noise)
 
@@ -224,4 +275,6 @@ def randomize(model: nn.Module, seed: int) -> None:
 def _scale(name: str) -> float:
     if "embed_tokens" in name:
         return 0.5
+    if "conv1d" in name:
+        return 0.4
     return 0.1 if "q_proj" in name or "k_proj" in name or "lm_head" in name else 0.05

@@ -44,7 +44,7 @@ def run_rows(model: PreTrainedModel, rows: Rows, cache: KVCache, pruning: Prunin
     Returns:
         The kept rows after the last layer [K, C], and the same rows as they came in.
     """
-    hidden, start = rows.embeds, cache.length(0)
+    hidden, start = rows.embeds, cache.length()
     for layer in range(len(model.model.language_model.layers)):
         hidden, weights = run_layer(model, layer, hidden, rows.positions, cache)
         if layer < len(rows.levels):

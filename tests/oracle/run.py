@@ -67,7 +67,7 @@ def run_oracle(
     tokens, chosen = choose(model, prompt, configs, tokens, selectors or {})
     layout = lay_out(model, prompt, tokens)
     pruning = plan_pruning(model, prompt, configs, tokens, selectors or {})
-    cache = KVCache(len(model.model.language_model.layers))
+    cache = KVCache(model.config.text_config)
     hidden, rows = prefill(model, prompt, layout, pruning, cache)
     generated, logits = decode(model, hidden[-1], layout.next_position, cache, max_new_tokens)
     pruned = [i for i, medium in enumerate(prompt.media) if medium.kind == "video" or config.image is not None]

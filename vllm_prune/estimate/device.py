@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from vllm_prune.estimate.dims import EstimateError
+from vllm_prune.estimate.text_dims import EstimateError
 from vllm_prune.gpus import list_gpus
 
 GIB = 1 << 30

@@ -8,46 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vllm_prune.estimate.text_dims import EstimateError, TextDims, parse_text, size_of
 from vllm_prune.hub import read_config_fields
 from vllm_prune.serving.wire.architectures import STEP_TEXT, families
 
 _DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "fp8": 1, "float8_e4m3fn": 1, "float8_e5m2": 1}
-
-
-class EstimateError(ValueError):
-    """Something that cannot be estimated; the message names field, value and remedy."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TextDims:
-    """The language model."""
-
-    hidden: int
-    layers: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    mlp: int
-    vocabulary: int
-    tied: bool
-    experts: int = 0
-    """Of each layer, MLPs of width `mlp`; 0: one MLP for all rows."""
-    active_experts: int = 0
-    """How many of them each row goes through."""
-
-    @property
-    def layer_parameters(self) -> int:
-        """Matrix elements of one decoder layer that each row is multiplied with."""
-        return self._outside_mlp + 3 * self.hidden * self.mlp * (self.active_experts if self.experts else 1)
-
-    @property
-    def stored_layer_parameters(self) -> int:
-        """Matrix elements of one decoder layer."""
-        return self._outside_mlp + 3 * self.hidden * self.mlp * max(1, self.experts)
-
-    @property
-    def _outside_mlp(self) -> int:
-        return self.hidden * (self.head_dim * (2 * self.heads + 2 * self.kv_heads) + self.experts)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,7 +132,7 @@ def parse_dims(config: Mapping[str, Any]) -> ModelDims:
     text = config.get("text_config") or config
     dtype = str(config.get("dtype") or config.get("torch_dtype") or text.get("dtype") or "bfloat16")
     return ModelDims(
-        text=_parse_text(text, bool(config.get("tie_word_embeddings", False))),
+        text=parse_text(text, bool(config.get("tie_word_embeddings", False))),
         vision=_parse_vision(config.get("vision_config") or {}),
         dtype_bytes=bytes_of(dtype.removeprefix("torch.")),
         step_text=STEP_TEXT.get(architectures[0], 0),
@@ -181,49 +146,23 @@ def bytes_of(dtype: str) -> int:
     return _DTYPE_BYTES[dtype]
 
 
-def _parse_text(fields: Mapping[str, Any], tied: bool) -> TextDims:
-    heads, hidden = _size(fields, "num_attention_heads"), _size(fields, "hidden_size")
-    experts = next((name for name in ("num_experts", "num_local_experts") if name in fields), None)
-    return TextDims(
-        hidden=hidden,
-        layers=_size(fields, "num_hidden_layers"),
-        heads=heads,
-        kv_heads=_size(fields, "num_key_value_heads", heads),
-        head_dim=_size(fields, "head_dim", hidden // heads),
-        mlp=_size(fields, "moe_intermediate_size" if experts else "intermediate_size"),
-        vocabulary=_size(fields, "vocab_size"),
-        tied=tied,
-        experts=_size(fields, experts) if experts else 0,
-        active_experts=_size(fields, "num_experts_per_tok") if experts else 0,
-    )
-
-
 def _parse_vision(fields: Mapping[str, Any]) -> VisionDims:
-    """Where the width is called `embed_dim`, or later layers get features, every block attends over whole steps."""
+    """Where the width is called `embed_dim`, or places are embedded, every block attends over whole steps."""
     own_width, levels = "embed_dim" in fields, fields.get("deepstack_visual_indexes")
-    depth, hidden = _size(fields, "depth"), _size(fields, "embed_dim" if own_width else "hidden_size")
-    whole = range(depth) if own_width or levels is not None else fields.get("fullatt_block_indexes", (7, 15, 23, 31))
+    placed = "num_position_embeddings" in fields
+    depth, hidden = size_of(fields, "depth"), size_of(fields, "embed_dim" if own_width else "hidden_size")
+    whole = range(depth) if own_width or placed else fields.get("fullatt_block_indexes", (7, 15, 23, 31))
     return VisionDims(
         hidden=hidden,
         depth=depth,
-        mlp=int(hidden * fields.get("mlp_ratio", 4)) if own_width else _size(fields, "intermediate_size"),
-        out=_size(fields, "hidden_size" if own_width else "out_hidden_size"),
-        channels=_size(fields, "in_channels", 3),
-        patch_pixels=_size(fields, "patch_size", 14),
-        temporal_patch=_size(fields, "temporal_patch_size", 2),
-        merge=_size(fields, "spatial_merge_size", 2),
-        window_pixels=_size(fields, "window_size", 112),
+        mlp=int(hidden * fields.get("mlp_ratio", 4)) if own_width else size_of(fields, "intermediate_size"),
+        out=size_of(fields, "hidden_size" if own_width else "out_hidden_size"),
+        channels=size_of(fields, "in_channels", 3),
+        patch_pixels=size_of(fields, "patch_size", 14),
+        temporal_patch=size_of(fields, "temporal_patch_size", 2),
+        merge=size_of(fields, "spatial_merge_size", 2),
+        window_pixels=size_of(fields, "window_size", 112),
         full_attention=frozenset(whole),
         levels=len(levels or ()),
         gated=fields.get("hidden_act", "quick_gelu" if own_width else "silu") == "silu",
     )
-
-
-def _size(fields: Mapping[str, Any], name: str, default: int | None = None) -> int:
-    value = fields.get(name)
-    value = default if value is None else value
-    if not isinstance(value, int) or value < 1:
-        raise EstimateError(
-            f"{name}={value!r} in config.json: must be an integer of 1 or more; give a complete config.json"
-        )
-    return value

@@ -7,10 +7,11 @@ from typing import Any
 
 from vllm_prune.budget import TokenCounts, plan_counts
 from vllm_prune.budget_images import config_of_image, total_share
-from vllm_prune.config import ATTENTION, PruneConfig
-from vllm_prune.estimate.dims import EstimateError, ModelDims
+from vllm_prune.config import ATTENTION, PruneConfig, PruneConfigError
+from vllm_prune.estimate.dims import ModelDims
 from vllm_prune.estimate.flops import Flops, decoder_flops, encoder_flops, head_flops, importance_flops
 from vllm_prune.estimate.kv import KVNeed, kv_need
+from vllm_prune.estimate.text_dims import EstimateError
 from vllm_prune.estimate.video import PixelLimits, VideoShape
 
 
@@ -134,6 +135,11 @@ def estimate(dims: ModelDims, request: Request, config: PruneConfig, limits: Pix
         EstimateError: The video or the text is out of range.
         PruneConfigError: A pruning layer is beyond the model's depth.
     """
+    if dims.text.linear and any(part.method == ATTENTION for part in config.parts):
+        raise PruneConfigError(
+            f"method={ATTENTION!r}: {dims.text.linear.layers} of the model's {dims.text.layers} layers keep one "
+            f'state of all tokens so far, and no server runs it there; choose a query-free method, or "question"'
+        )
     if request.images:
         return _estimate_images(dims, request, config, limits)
     grid = request.video.grid(dims.vision, limits)

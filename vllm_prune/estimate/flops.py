@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vllm_prune.estimate.dims import TextDims, VisionDims
+from vllm_prune.estimate.dims import VisionDims
+from vllm_prune.estimate.text_dims import TextDims
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,11 @@ def _squares(length: int, side: int) -> int:
 
 
 def layer_flops(text: TextDims, rows: int) -> Flops:
-    """One decoder layer over `rows` rows that attend to each other."""
-    return Flops(2 * rows * text.layer_parameters, 4 * text.heads * text.head_dim * rows**2)
+    """One decoder layer, on average over both kinds, over `rows` rows that attend to each other."""
+    attention = text.keyed_layers * 4 * text.heads * text.head_dim * rows**2
+    if text.linear:
+        attention += text.linear.layers * text.linear.row_flops * rows
+    return Flops(2 * rows * text.layer_parameters, attention // text.layers)
 
 
 def decoder_flops(text: TextDims, rows: Sequence[int]) -> Flops:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vllm_prune.estimate.dims import TextDims
+from vllm_prune.estimate.text_dims import TextDims
 
 
 @dataclass(frozen=True)
@@ -21,8 +21,8 @@ class KVNeed:
 
 
 def token_bytes(text: TextDims, dtype_bytes: int) -> int:
-    """Keys and values of one token in all layers."""
-    return 2 * text.layers * text.kv_heads * text.head_dim * dtype_bytes
+    """Keys and values of one token in all layers that keep them; states, which do not grow, are left out."""
+    return 2 * text.keyed_layers * text.kv_heads * text.head_dim * dtype_bytes
 
 
 def kv_need(text: TextDims, dtype_bytes: int, tokens: int, block_size: int) -> KVNeed:

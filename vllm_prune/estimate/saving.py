@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vllm_prune.estimate.dims import TextDims
 from vllm_prune.estimate.flops import decoder_flops
+from vllm_prune.estimate.text_dims import TextDims
 
 
 @dataclass(frozen=True)

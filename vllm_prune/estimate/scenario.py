@@ -12,8 +12,9 @@ from typing import Any
 
 from vllm_prune.config import PRESETS, PruneConfig
 from vllm_prune.estimate.device import GIB, Device, kv_space
-from vllm_prune.estimate.dims import EstimateError, ModelDims
+from vllm_prune.estimate.dims import ModelDims
 from vllm_prune.estimate.estimate import Estimate, Request, estimate
+from vllm_prune.estimate.text_dims import EstimateError
 from vllm_prune.estimate.video import PixelLimits
 
 _GENTLEST_FIRST = ("conservative", "default", "aggressive")

@@ -13,8 +13,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from vllm_prune.estimate.dims import EstimateError, ModelDims
+from vllm_prune.estimate.dims import ModelDims
 from vllm_prune.estimate.estimate import Cost, Estimate, Request, estimate
+from vllm_prune.estimate.text_dims import EstimateError
 from vllm_prune.estimate.video import PixelLimits, VideoShape
 
 SCHEMA = 1

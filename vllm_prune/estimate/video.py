@@ -6,7 +6,8 @@ import json
 import math
 from dataclasses import dataclass
 
-from vllm_prune.estimate.dims import EstimateError, VisionDims, config_path
+from vllm_prune.estimate.dims import VisionDims, config_path
+from vllm_prune.estimate.text_dims import EstimateError
 
 _IMAGES_FILE = "preprocessor_config.json"
 _MAX_ASPECT = 200  # of Qwen's processor

@@ -14,7 +14,7 @@ from vllm_prune.config import PruneConfigError
 from vllm_prune.hook import Hooked, hook
 from vllm_prune.override import ServerSettings
 from vllm_prune.serving.combinations import check_pruning
-from vllm_prune.serving.refusals import check_requested, hidden_encoder
+from vllm_prune.serving.refusals import check_requested, hidden_encoder, undivided_decoder
 from vllm_prune.serving.wire.decoder_layers import pruning_layers
 from vllm_prune.serving.wire.selector_file import check_selectors, needed_digests
 from vllm_prune.serving.wire.settings import (
@@ -23,6 +23,7 @@ from vllm_prune.serving.wire.settings import (
     read_settings,
     write_hidden_encoder,
     write_step_limits,
+    write_undivided_decoder,
 )
 
 _PRUNING_ENABLED = 0.5
@@ -60,8 +61,13 @@ class PruneConfigHook(Hooked, VerifyAndUpdateConfig):
         if not vllm_config.model_config.get_multimodal_config().is_multimodal_pruning_enabled():
             return
         settings = read_settings(vllm_config.model_config.hf_config)
+        undivided = undivided_decoder(vllm_config)
+        for part in settings.config.parts:
+            if undivided and part.chooses_inside:
+                raise PruneConfigError(f"method={part.method!r}: {undivided}")
+        write_undivided_decoder(vllm_config.model_config.hf_config, undivided)
         check_pruning(vllm_config, settings)
-        if settings.may_query:
+        if settings.may_query and not undivided:
             check_requested(vllm_config)
             for part in settings.config.parts:
                 pruning_layers(part, vllm_config.model_config)

@@ -58,6 +58,18 @@ def hidden_encoder(vllm_config: VllmConfig) -> str:
     return ""
 
 
+def undivided_decoder(vllm_config: VllmConfig) -> str:
+    """Why the question cannot choose inside this decoder; "" if it can."""
+    if not vllm_config.model_config.is_hybrid:
+        return ""
+    return (
+        "the model's decoder is a hybrid, most layers of which keep one state of all tokens so far: a token that a "
+        "later layer drops stays in it, and vLLM gives layers that are called one by one no state to start from and "
+        'none to store at its block boundaries; choose a query-free method, or "question", which chooses before the '
+        "first layer"
+    )
+
+
 def check_windows(attention: Sequence[Any]) -> None:
     """Raises for layers with a sliding window, as a checkpoint may have them.
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 PATCH_SIZE, SPATIAL_MERGE, TEMPORAL_PATCH = 14, 2, 2
+LINEAR_WIDTH = 128
+"""Of the heads of Gated DeltaNet, as in all published models."""
 PIXELS_PER_TOKEN = (PATCH_SIZE * SPATIAL_MERGE) ** 2  # of one frame; a token also spans two frames
 PATCHES_PER_TOKEN = SPATIAL_MERGE**2
 
@@ -23,7 +25,7 @@ class ModelDims:
     mlp: int
     vocabulary: int
     tied: bool
-    mrope_section: tuple[int, int, int]  # half of head_dim, over time, height, width
+    mrope_section: tuple[int, int, int]  # half of what of head_dim is rotated, over time, height, width
     vision_depth: int
     vision_hidden: int
     vision_heads: int
@@ -33,6 +35,8 @@ class ModelDims:
     levels: tuple[int, ...] = ()  # vision blocks whose output goes to the decoder's first layers, too
     experts: int = 0  # MLPs of each layer, of width `mlp` each; 0: one MLP for all rows
     active_experts: int = 1  # how many of them each row goes through
+    linear_heads: int = 0  # of the layers with Gated DeltaNet in place of attention, three of four; 0: no such layers
+    rotary_share: float = 1.0  # of head_dim, what is rotated
     family: str = "qwen2_5_vl"
 
     @property
@@ -44,6 +48,10 @@ class ModelDims:
     def llm_parameters(self) -> int:
         """Parameters of the decoder layers: what one token of a prompt is multiplied with."""
         attention = 2 * self.hidden * self.head_dim * (self.heads + self.kv_heads)
+        if self.linear_heads:
+            attention += self.hidden * self.head_dim * self.heads  # its gate
+            width = LINEAR_WIDTH * 5 * self.linear_heads + 2 * self.linear_heads
+            attention = (attention + 3 * self.hidden * width) // 4
         return self.layers * (attention + self.experts * self.hidden + 3 * self.hidden * self.mlp * self.active_experts)
 
     @property
@@ -60,8 +68,9 @@ class ModelDims:
     def describe(self) -> str:
         """One line for reports."""
         mlp = f"{self.active_experts} of {self.experts} experts {self.mlp}" if self.experts else f"MLP {self.mlp}"
+        linear = f", 3 of 4 with Gated DeltaNet of {self.linear_heads} heads" if self.linear_heads else ""
         return (
-            f"{self.summary}; decoder: {self.layers} layers, hidden {self.hidden}, {mlp}, {self.heads} heads, "
+            f"{self.summary}; decoder: {self.layers} layers{linear}, hidden {self.hidden}, {mlp}, {self.heads} heads, "
             f"{self.kv_heads} KV heads, vocabulary {self.vocabulary}, {self.llm_parameters / 1e6:.1f} M parameters "
             f"without embeddings{' that a row goes through' if self.experts else ''}; vision: {self.vision_depth} "
             f"blocks, hidden {self.vision_hidden}, MLP {self.vision_mlp}, {self.vision_heads} heads, "
@@ -98,6 +107,10 @@ def _deepstack_tower(dims: ModelDims) -> dict[str, Any]:
     }
 
 
+def _even_tower(dims: ModelDims) -> dict[str, Any]:
+    return {name: value for name, value in _deepstack_tower(dims).items() if name != "deepstack_visual_indexes"}
+
+
 @dataclass(frozen=True)
 class Family:
     """What the files of a family's models have of their own."""
@@ -126,6 +139,12 @@ _QWEN3_VL = Family(
     interleaved=True,
     sizes_whole_videos=True,
 )
+_QWEN3_5 = replace(
+    _QWEN3_VL,
+    architecture="Qwen3_5ForConditionalGeneration",
+    vision_config=_even_tower,
+    vision_type="qwen3_5_vision",
+)
 FAMILIES = {
     "qwen2_5_vl": Family(
         "Qwen2_5_VLForConditionalGeneration", "Qwen2_5_VLProcessor", _windowed_tower, 3, "qwen2_5_vl_vision"
@@ -133,6 +152,7 @@ FAMILIES = {
     "qwen2_vl": Family("Qwen2VLForConditionalGeneration", "Qwen2VLProcessor", _whole_frame_tower, 2, "qwen2_vl_vision"),
     "qwen3_vl": _QWEN3_VL,
     "qwen3_vl_moe": replace(_QWEN3_VL, architecture="Qwen3VLMoeForConditionalGeneration", vision_type="qwen3_vl_moe"),
+    "qwen3_5": _QWEN3_5,
 }
 """By `model_type`."""
 
@@ -205,6 +225,20 @@ DIMS = {
         experts=16,
         active_experts=4,
         family="qwen3_vl_moe",
+    ),
+    "cpu-qwen3-5": replace(
+        _CPU_QWEN3,
+        summary="decoder in the manner of Qwen3.5's smallest, vision tower of cpu-qwen3-vl without deepstack",
+        layers=24,
+        heads=8,
+        kv_heads=2,
+        head_width=256,
+        mlp=3584,
+        mrope_section=(11, 11, 10),
+        rotary_share=0.25,
+        levels=(),
+        linear_heads=16,
+        family="qwen3_5",
     ),
     "smoke": ModelDims(
         summary="smallest that vLLM runs, for trying the benchmark out",

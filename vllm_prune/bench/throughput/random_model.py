@@ -12,6 +12,7 @@ from typing import Any
 
 from vllm_prune.bench.throughput.model_dims import (
     FAMILIES,
+    LINEAR_WIDTH,
     PATCH_SIZE,
     PIXELS_PER_TOKEN,
     SPATIAL_MERGE,
@@ -92,8 +93,10 @@ def _text_config(dims: ModelDims) -> dict[str, Any]:
             "rope_theta": 1000000.0,
             "mrope_section": list(dims.mrope_section),
             **({"mrope_interleaved": True} if FAMILIES[dims.family].interleaved else {}),
+            **({"partial_rotary_factor": dims.rotary_share} if dims.rotary_share < 1 else {}),
         },
         **_experts(dims),
+        **_linear_attention(dims),
         "use_sliding_window": False,
         "tie_word_embeddings": dims.tied,
         "bos_token_id": _token_id(END_OF_TEXT),
@@ -111,6 +114,20 @@ def _experts(dims: ModelDims) -> dict[str, Any]:
         "moe_intermediate_size": dims.mlp,
         "decoder_sparse_step": 1,
         "norm_topk_prob": True,
+    }
+
+
+def _linear_attention(dims: ModelDims) -> dict[str, Any]:
+    if not dims.linear_heads:
+        return {}
+    return {
+        "full_attention_interval": 4,
+        "linear_conv_kernel_dim": 4,
+        "linear_key_head_dim": LINEAR_WIDTH,
+        "linear_value_head_dim": LINEAR_WIDTH,
+        "linear_num_key_heads": dims.linear_heads,
+        "linear_num_value_heads": dims.linear_heads,
+        "mamba_ssm_dtype": "float32",
     }
 
 

@@ -16,7 +16,7 @@ from vllm_prune.serving.api.pixel_plan import PixelFormat
 from vllm_prune.serving.api.turn_format import derive_turn_format
 from vllm_prune.serving.wire.request_spec import VideoSpec
 from vllm_prune.serving.wire.selector_file import needed_digests
-from vllm_prune.serving.wire.settings import read_settings
+from vllm_prune.serving.wire.settings import read_settings, read_undivided_decoder
 
 
 class FamilyProcessor(BaseMultiModalProcessor[Any]):
@@ -108,6 +108,8 @@ class FamilyProcessor(BaseMultiModalProcessor[Any]):
 
     def _check_part(self, config: PruneConfig) -> None:
         check_encoder_is_readable(config, self.info.get_hf_config())
+        if config.chooses_inside and (undivided := read_undivided_decoder(self.info.get_hf_config())):
+            raise PruneConfigError(f"prune.method={config.method!r}: {undivided}")
         if config.query_aware and self.turn is None:
             raise PruneConfigError(
                 f"prune.method={config.method!r}: the model's chat template yields no end of a question's turn, so "

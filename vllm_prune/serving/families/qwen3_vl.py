@@ -38,8 +38,8 @@ class PruneQwen3VLProcessor(PruningProcessorMixin, Qwen3VLMultiModalProcessor):
         return MediumLayout(self.grid(data, index), tuple(text), rope="per_step")
 
 
-class _DeepstackMixin(PatchMediaMixin):
-    """The encoder's rows hold what the decoder's first layers get, beside the embeddings."""
+class Qwen3VLMediaMixin(PatchMediaMixin):
+    """The encoder's rows hold what the decoder's first layers get, beside the embeddings, where there is deepstack."""
 
     visual: Any
     use_deepstack: bool
@@ -90,12 +90,12 @@ class _PartialGrid:
 @MULTIMODAL_REGISTRY.register_processor(
     PruneQwen3VLProcessor, info=Qwen3VLProcessingInfo, dummy_inputs=Qwen3VLDummyInputsBuilder
 )
-class PruneQwen3VLForConditionalGeneration(_DeepstackMixin, Qwen3VLForConditionalGeneration):
+class PruneQwen3VLForConditionalGeneration(Qwen3VLMediaMixin, Qwen3VLForConditionalGeneration):
     """Dense."""
 
 
 @MULTIMODAL_REGISTRY.register_processor(
     PruneQwen3VLProcessor, info=Qwen3VLMoeProcessingInfo, dummy_inputs=Qwen3VLDummyInputsBuilder
 )
-class PruneQwen3VLMoeForConditionalGeneration(_DeepstackMixin, Qwen3VLMoeForConditionalGeneration):
+class PruneQwen3VLMoeForConditionalGeneration(Qwen3VLMediaMixin, Qwen3VLMoeForConditionalGeneration):
     """With experts."""

@@ -19,9 +19,16 @@ _BUILT_IN = {
     "Qwen2_5_VLForConditionalGeneration": f"{_ROOM}.qwen2_5_vl:PruneQwen2_5_VLForConditionalGeneration",
     "Qwen3VLForConditionalGeneration": f"{_ROOM}.qwen3_vl:PruneQwen3VLForConditionalGeneration",
     "Qwen3VLMoeForConditionalGeneration": f"{_ROOM}.qwen3_vl:PruneQwen3VLMoeForConditionalGeneration",
+    "Qwen3_5ForConditionalGeneration": f"{_ROOM}.qwen3_5:PruneQwen3_5ForConditionalGeneration",
+    "Qwen3_5MoeForConditionalGeneration": f"{_ROOM}.qwen3_5:PruneQwen3_5MoeForConditionalGeneration",
 }
 
-STEP_TEXT = {"Qwen3VLForConditionalGeneration": 9, "Qwen3VLMoeForConditionalGeneration": 9}
+STEP_TEXT = {
+    "Qwen3VLForConditionalGeneration": 9,
+    "Qwen3VLMoeForConditionalGeneration": 9,
+    "Qwen3_5ForConditionalGeneration": 9,
+    "Qwen3_5MoeForConditionalGeneration": 9,
+}
 """Tokens of text around each step of a video, on average: `<12.5 seconds>` is 6 to 8 of Qwen's, and two marks."""
 
 

@@ -24,6 +24,7 @@ SHARE_KEY = "prune_image_share"
 _KEYS = ("config", "override", "trace", "trace_limits", "selector", "dense_tokens", "log")
 _STEP_LIMITS = "vllm_prune_step_limits"
 _HIDDEN_ENCODER = "vllm_prune_hidden_encoder"
+_UNDIVIDED_DECODER = "vllm_prune_undivided_decoder"
 _SELECTOR_DIGESTS = "vllm_prune_selector_digests"
 
 
@@ -120,6 +121,16 @@ def write_hidden_encoder(hf_config: Any, reason: str) -> None:
 def read_hidden_encoder(hf_config: Any) -> str:
     """What `write_hidden_encoder` left there."""
     return getattr(hf_config, _HIDDEN_ENCODER, "")
+
+
+def write_undivided_decoder(hf_config: Any, reason: str) -> None:
+    """Leaves why no question can choose inside the decoder ("" if it can) where processor and workers find it."""
+    setattr(hf_config, _UNDIVIDED_DECODER, reason)
+
+
+def read_undivided_decoder(hf_config: Any) -> str:
+    """What `write_undivided_decoder` left there."""
+    return getattr(hf_config, _UNDIVIDED_DECODER, "")
 
 
 def write_selector_digests(hf_config: Any, digests: Mapping[str | int, str]) -> None:

@@ -24,7 +24,7 @@ from vllm_prune.layout import MediumLayout
 from vllm_prune.serving.wire.clock import Stopwatch
 from vllm_prune.serving.wire.notes import StepRecorder
 from vllm_prune.serving.wire.request_spec import VideoSpec
-from vllm_prune.serving.wire.settings import read_settings
+from vllm_prune.serving.wire.settings import read_settings, read_undivided_decoder
 from vllm_prune.serving.worker import carrier
 from vllm_prune.serving.worker.ask_first import AskFirst
 from vllm_prune.serving.worker.dense.decoder_view import DecoderView
@@ -72,7 +72,7 @@ class PruningModelMixin(Hooked):
         self._selectors = selectors = Selectors(vllm_config, embed_text)
         self._ask_first = AskFirst(vllm_config, rows.media, selectors.by_place, self._row_width, embed_text, trace)
         self._dense_prefix: DensePrefix | None = None
-        if settings.may_query:
+        if settings.may_query and not read_undivided_decoder(vllm_config.model_config.hf_config):
             self._dense_prefix = DensePrefix(vllm_config, self.decoder_view(), selectors.by_place, trace)
             self._dense_prefix.check_supported()
         # Of every medium with rows in the step being prepared.

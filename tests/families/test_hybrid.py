@@ -1,0 +1,88 @@
+"""Qwen3.5, most of whose layers keep a state: what vLLM's hook sets, what is refused, where stock vLLM fails."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dense_engine import ENVIRONMENT
+from oracle.micro_model import write_micro_model
+
+from vllm_prune import engine_args
+
+STATES = "keep one state of all tokens so far"
+STOCK: dict[str, Any] = {
+    "max_model_len": 512,
+    "dtype": "bfloat16",
+    "enforce_eager": True,
+    "limit_mm_per_prompt": {"video": 1, "image": 0},
+}
+
+
+@pytest.fixture(scope="module", params=["qwen3_5", pytest.param("qwen3_5_moe", marks=pytest.mark.long)])
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(write_micro_model(tmp_path_factory.mktemp(request.param) / "micro", family=request.param))
+
+
+def configure(model: str, config: Any, **options: Any) -> Any:
+    from vllm.engine.arg_utils import EngineArgs
+
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    return EngineArgs(**engine_args(model, config, **(STOCK | options))).create_engine_config()
+
+
+def test_states_have_the_precision_that_the_checkpoint_asks_for(model):
+    """vLLM's hook for the architecture says so; were ours in its place, states would be in bfloat16."""
+    cache = configure(model, "stage1_only").cache_config
+    assert cache.mamba_ssm_cache_dtype == "float32"
+    assert cache.mamba_cache_mode == "align"
+
+
+@pytest.mark.parametrize("caching", [True, False])
+@pytest.mark.parametrize("config", ["default", "fastv", {"method": "attention", "keep_ratio": 0.5, "layers": [2]}])
+def test_a_question_inside_the_decoder_ends_the_start(model, config, caching):
+    with pytest.raises(Exception, match=rf"method='attention': .*{STATES}"):
+        configure(model, config, enable_prefix_caching=caching)
+
+
+def test_a_server_may_let_requests_choose_anything_else(model):
+    assert configure(model, "stage1_only", override="any").cache_config.enable_prefix_caching
+
+
+@pytest.mark.parametrize("method", ["mtp", "qwen3_5_mtp"])
+def test_drafts_by_the_checkpoints_own_layers_are_refused_with_what_vllm_lacks(model, method):
+    """Whether the checkpoint has such layers or, as this one, none."""
+    drafts = {"method": method, "num_speculative_tokens": 2}
+    with pytest.raises(Exception, match=r"speculative_config.method='mtp': .* rows one token further on .*\"ngram\""):
+        configure(model, "stage1_only", speculative_config=drafts)
+
+
+FAILS = """
+import sys
+from dense_cases import VIDEO, chat, video
+from dense_engine import OPTIONS, options_of
+from vllm import LLM, SamplingParams
+llm = LLM(model=sys.argv[1], video_pruning_rate=0.5, **OPTIONS, **options_of(sys.argv[1]))
+prompt = {"prompt": chat(VIDEO + "How many?"), "multi_modal_data": {"video": [video(2)]}}
+llm.generate([prompt], SamplingParams(max_tokens=1))
+"""
+
+
+@pytest.mark.long
+def test_stock_vllm_fails_at_the_first_video_that_it_prunes(model):
+    """vllm#54170. `test_family_exactness.py` has what is answered here, `evs` among it."""
+    tests = Path(__file__).parents[1]
+    path = os.pathsep.join([str(tests), str(tests / "dense"), *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = subprocess.run(
+        [sys.executable, "-c", FAILS, model],
+        env=os.environ | ENVIRONMENT | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode != 0
+    assert "object has no attribute 'video_pruning_method'" in done.stderr
