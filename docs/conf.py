@@ -31,7 +31,7 @@ include_patterns = [
     "patches/README.md",
     "benchmarks/results/*.md",
     "benchmarks/*/README.md",
-    "benchmarks/tiny_model/RESULTS.md",
+    "benchmarks/tiny_model/RESULTS*.md",
 ]
 exclude_patterns = [".venv", "build", "dist", "docs/_*", "vllm_prune", "tests", "**/node_modules"]
 

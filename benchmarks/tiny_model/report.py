@@ -1,10 +1,15 @@
-"""RESULTS.md and RESULTS.json of the shipped model: ``python -m benchmarks.tiny_model.report --log LOG``."""
+"""RESULTS.md and RESULTS.json of a shipped model: ``python -m benchmarks.tiny_model.report --log LOG``.
+
+Those of the second model are written by ``--name RESULTS-qwen3-vl --model vllm_prune/embedded/model_qwen3_vl``.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
 import platform
+import shlex
+import sys
 from pathlib import Path
 
 import torch
@@ -40,11 +45,11 @@ def measure(answerer: Answerer, clips: int, seed: int) -> dict[str, dict[str, di
     return tables
 
 
-def write_markdown(record: dict) -> None:
-    """RESULTS.md from the content of RESULTS.json."""
+def write_markdown(record: dict, path: Path) -> None:
+    """The Markdown of a report's JSON."""
     evaluation = record["evaluation"]
     lines = [
-        "# Accuracy of the embedded model",
+        f"# Accuracy of the {record['model']}",
         "",
         f"Per cent of right answers (exact match) ± standard error on {evaluation['clips']} held-out clips a row.",
         "",
@@ -55,25 +60,29 @@ def write_markdown(record: dict) -> None:
         "",
         markdown(record["accuracy"]),
     ]
-    (FOLDER / "RESULTS.md").write_text("\n".join(lines) + "\n")
+    path.write_text("\n".join(lines) + "\n")
 
 
 def main() -> None:
-    """Measure the shipped model under every disturbance and write both files."""
+    """Measure a shipped model under every disturbance and write both files."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--log", type=Path, nargs="+", required=True, help="logs of the training run, in order")
     parser.add_argument("--made-by", default="`python -m benchmarks.tiny_model.train`", help="what made the model")
+    parser.add_argument("--model", type=Path, default=DEFAULT_MODEL, help="its folder")
+    parser.add_argument("--title", default="embedded model")
+    parser.add_argument("--name", default="RESULTS", help="of the files, without suffix")
     parser.add_argument("--clips", type=int, default=200)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    answerer = packed_answerer(DEFAULT_MODEL)
+    answerer = packed_answerer(args.model)
     record = {
+        "model": args.title,
         "made_by": args.made_by,
         "training": training_summary(args.log),
         "evaluation": {
-            "command": "python -m benchmarks.tiny_model.report",
+            "command": shlex.join(["python", "-m", "benchmarks.tiny_model.report", *sys.argv[1:]]),
             "clips": args.clips,
             "seed": args.seed,
             "forward": "packed questions, bf16, vLLM's position rule",
@@ -81,8 +90,8 @@ def main() -> None:
         "machine": f"{platform.machine()}, {args.threads} threads, torch {torch.__version__}",
         "accuracy": measure(answerer, args.clips, args.seed),
     }
-    (FOLDER / "RESULTS.json").write_text(json.dumps(record, indent=1) + "\n")
-    write_markdown(record)
+    (FOLDER / f"{args.name}.json").write_text(json.dumps(record, indent=1) + "\n")
+    write_markdown(record, FOLDER / f"{args.name}.md")
     print(markdown(record["accuracy"]))
 
 

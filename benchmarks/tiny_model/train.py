@@ -28,7 +28,7 @@ from .objective import Objective
 MUON_LR, ADAM_LR = 0.003, 1e-3
 WARM_UP = 80  # steps
 DECAY_SHARE = 0.4  # of the run, at its end, with a falling learning rate
-CHECKPOINT_EVERY = 300  # steps
+CHECKPOINT_EVERY = 150  # steps
 RESIDUAL = ("o_proj.weight", "down_proj.weight", "attn.proj.weight")
 
 
@@ -76,14 +76,15 @@ def learning_rate_factor(step: int, steps: int) -> float:
 class Curriculum:
     """Short clips first: binding is learned fastest there, and a step costs the same at every length."""
 
-    def __init__(self, steps: int):
-        self.steps = steps
+    def __init__(self, steps: int, first: int = 0):
+        self.steps, self.first = steps, first  # of the language model's training
 
     def __call__(self, step: int) -> dict[int, float]:
         """Share of the batches by clip length in frames."""
-        if step < 0.35 * self.steps:
+        done = (step - self.first) / (self.steps - self.first)
+        if done < 0.35:
             return {16: 1.0}
-        if step < 0.55 * self.steps:
+        if done < 0.55:
             return {16: 0.6, 32: 0.4}
         return {16: 0.4, 32: 0.35, 64: 0.25}
 
@@ -136,28 +137,29 @@ def run(args: argparse.Namespace) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     objective = Objective(initial_model(args.architecture, args.seed), args.align)
     objective.auxiliary.bfloat16()
-    optimizer = MixedOptimizer(*split_parameters(objective), muon_lr=MUON_LR * args.rate, adam_lr=ADAM_LR * args.rate)
+    optimizer = MixedOptimizer(*split_parameters(objective), muon_lr=args.muon_lr, adam_lr=args.adam_lr)
     first = 0
     if args.resume:
         state = torch.load(args.resume)
         optimizer.load_state_dict(state["optimizer"])
         first = state["step"]
     compiled = torch.compile(objective, dynamic=False, fullgraph=True) if args.compile else objective
-    curriculum = Curriculum(args.steps)
+    curriculum = Curriculum(args.steps, args.heads_first)
     batches = TrainingBatches(args.seed, first, args.steps - first, curriculum, args.frames_a_step)
     loader = DataLoader(batches, batch_size=None, num_workers=1, prefetch_factor=4, worker_init_fn=_single_thread)
     started = time.perf_counter()
     for step, batch in enumerate(loader, start=first):
         factor = learning_rate_factor(step, args.steps)
-        losses = train_step(objective, compiled, optimizer, batch, factor, step < args.heads_first)
+        heads_only = step < args.heads_first or step % args.answers_every != 0
+        losses = train_step(objective, compiled, optimizer, batch, factor, heads_only)
         done = step + 1
-        if done % 20 == 0:
+        if step % 20 == 0:
             names = ("loss", "answers", "heads", "alignment")
             record = {"step": done, "seconds": round(time.perf_counter() - started), "frames": batch.frames.shape[1]}
             print(json.dumps(record | {n: round(x, 3) for n, x in zip(names, losses, strict=True)}), flush=True)
         if done % CHECKPOINT_EVERY == 0 or done == args.steps:
             save_checkpoint(args.out / "last.pt", objective, optimizer, done)
-            for length in sorted(curriculum(step)):
+            for length in sorted(curriculum(step)) if done > args.heads_first else ():
                 print(
                     json.dumps({"step": done, "frames": length} | held_out_accuracy(objective.model, length)),
                     flush=True,
@@ -185,7 +187,11 @@ def main() -> None:
     parser.add_argument(
         "--heads-first", type=int, default=0, metavar="N", help="steps that train the vision tower only"
     )
-    parser.add_argument("--rate", type=float, default=1.0, help="factor of the learning rates (default: %(default)s)")
+    parser.add_argument("--muon-lr", type=float, default=MUON_LR, help="rate of matrices (default: %(default)s)")
+    parser.add_argument(
+        "--answers-every", type=int, default=1, metavar="N", help="then the vision tower alone but for every N-th step"
+    )
+    parser.add_argument("--adam-lr", type=float, default=ADAM_LR, help="of all else (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--resume", type=Path, help="checkpoint to go on from")
