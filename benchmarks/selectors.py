@@ -175,7 +175,7 @@ def _try(backbone: Backbone, scene: Scene, way: Way) -> tuple[dict[str, list[boo
     for ratio in RATIOS:
         count = count_kept(len(scene.clip.features), ratio)
         kept = [way.choose(index, count) for index in range(len(scene.asked))]
-        right[str(ratio)] = _are_right(scene, way.answer(backbone, scene, kept))
+        right[str(ratio)] = _are_right(scene, way.reading.answer(backbone, kept))
         if ratio == _RECALL_AT:
             wanted = [select_top(each.importance, count) for each in scene.seen]
             pairs = zip(wanted, kept, strict=True)

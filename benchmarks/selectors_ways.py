@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from vllm_prune.methods import registry
 from vllm_prune.methods.attention_importance import select_top
 from vllm_prune.methods.base import VideoTokens
-from vllm_prune.methods.question import choose_diverse, similarity_to_text, weigh_log_relevance, weigh_similarity
+from vllm_prune.methods.question import choose_diverse, similarity_to_text, weigh_similarity
 from vllm_prune.selector import INPUT, LoadedSelector
 from vllm_prune.training.backbone import Backbone
-from vllm_prune.training.choosing import answers, diverse, kept_positions, top
+from vllm_prune.training.choosing import diverse, top
 from vllm_prune.training.clips import Asked, Clip, Seen
+from vllm_prune.training.reading import Reading, read
 
 _QUERY_FREE = ("vidcom2", "evs", "random")
 
@@ -42,22 +42,10 @@ class Scene:
 
 @dataclass(frozen=True)
 class Way:
-    """Who chooses, and where what was not chosen goes."""
+    """Who chooses, and where."""
 
     choose: Choice
-    behind: int | None = None
-    """The layer behind which; None: before layer 0."""
-
-    def answer(self, backbone: Backbone, scene: Scene, kept: Sequence[Tensor]) -> Tensor:
-        """[Q] first token of each answer from the tokens `kept` ([K] increasing)."""
-        if self.behind is None:
-            return answers(backbone, scene.clip, scene.asked, kept)
-        seen = _seen_at(backbone, scene, self.behind)
-        clip = scene.clip
-        pairs = zip(seen, kept, strict=True)
-        rows = [torch.cat([each.head, each.medium[clip.places(those)], each.tail]) for each, those in pairs]
-        places = [kept_positions(backbone, clip, *pair) for pair in zip(scene.asked, kept, strict=True)]
-        return backbone.answer(rows, places, self.behind + 1)
+    reading: Reading
 
 
 def plain_ways(backbone: Backbone, scene: Scene, exponent: float) -> dict[str, Way]:
@@ -78,35 +66,21 @@ def plain_ways(backbone: Backbone, scene: Scene, exponent: float) -> dict[str, W
         params = {"seed": scene.seed} if name == "random" else {}
         method = registry.create(name, **params)
         choices[name] = _once(lambda k, method=method: method.assign(tokens, k).anchor)
-    inside = Way(lambda q, k: select_top(scene.seen[q].importance, k), scene.layer)
-    return {**{name: Way(choice) for name, choice in choices.items()}, "attention at layer L": inside}
+    before, inside = (read(backbone, clip, scene.asked, place) for place in (INPUT, scene.layer))
+    ways = {name: Way(choice, before) for name, choice in choices.items()}
+    return {**ways, "attention at layer L": Way(lambda q, k: select_top(scene.seen[q].importance, k), inside)}
 
 
 def learned_ways(
     backbone: Backbone, scene: Scene, name: str, loaded: LoadedSelector, exponent: float
 ) -> dict[str, Way]:
     """Those of a selector, where it reads."""
-    clip, place = scene.clip, loaded.header.place
-    if place == INPUT:
-        words = [backbone.embed(each.question) for each in scene.asked]
-        videos, behind = [clip.features] * len(words), None
-    else:
-        behind = int(place)
-        seen = _seen_at(backbone, scene, behind)
-        videos = [each.medium[clip.cells] for each in seen]
-        words = [each.tail[asked.rows] for each, asked in zip(seen, scene.asked, strict=True)]
-    pairs = zip(videos, words, strict=True)
-    scores = [loaded.selector.score(video, each, None, clip.grid) for video, each in pairs]
-
-    def differing(question: int, count: int) -> Tensor:
-        tokens = VideoTokens.from_features(videos[question], clip.grid)
-        return choose_diverse(tokens, count, weigh_log_relevance(scores[question], exponent), "video")
-
-    return {f"{name}, top-k": Way(lambda q, k: top(scores[q], k), behind), f"{name}, DPP": Way(differing, behind)}
-
-
-def _seen_at(backbone: Backbone, scene: Scene, layer: int) -> list[Seen]:
-    return scene.seen if layer == scene.layer else backbone.see(scene.clip, scene.asked, layer)
+    reading = read(backbone, scene.clip, scene.asked, loaded.header.place)
+    scores = reading.score(loaded.selector)
+    return {
+        f"{name}, top-k": Way(lambda q, k: top(scores[q], k), reading),
+        f"{name}, DPP": Way(lambda q, k: reading.choose_diverse(q, k, scores[q], exponent), reading),
+    }
 
 
 def _once(choose: Callable[[int], Tensor]) -> Choice:

@@ -177,7 +177,9 @@ def test_synthetic_clips_inside_the_decoder(tmp_path):
     assert main(["train-selector", "embedded", *arguments, "--kind", "joint", "--hidden", "8", "-o", str(output)]) == 0
     header = read_header(output)
     assert (header.place, header.training["teacher_layer"]) == (1, 1)
-    assert "the output of layer 1" in output.with_suffix(".md").read_text()
+    card = output.with_suffix(".md").read_text()
+    assert "the output of layer 1" in card
+    assert "tokens removed behind layer 1" in card
 
 
 def test_training_on_answers_moves_the_masks_towards_them(monkeypatch):

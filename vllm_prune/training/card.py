@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vllm_prune.selector import Header
+from vllm_prune.selector import INPUT, Header
 from vllm_prune.training.losses import TOP_SHARE
 from vllm_prune.training.scoring import BY_BOTH, BY_SCORE, FREE, RATIOS, UNPRUNED, Rights, percent
 
@@ -60,7 +60,7 @@ def _text(path: Path, header: Header, digest: str, rights: Rights, run: Mapping[
         f"{100 * training['recall']:.1f}% (mean over the questions about {training['validation_videos']} videos kept "
         "out of training).",
         "",
-        *_accuracy_lines(rights),
+        *_accuracy_lines(rights, header.place),
         "",
         "## Limits",
         "",
@@ -87,14 +87,15 @@ def _training_lines(training: Mapping[str, Any], run: Mapping[str, Any]) -> list
     ]
 
 
-def _accuracy_lines(rights: Rights) -> list[str]:
+def _accuracy_lines(rights: Rights, place: str | int) -> list[str]:
     if not rights:
-        return ["No accuracy: the answers are not known, or the selector reads inside the decoder."]
+        return ["No accuracy: the answers are not known."]
+    removed = "before layer 0" if place == INPUT else f"behind layer {place}"
     whole = rights[UNPRUNED, 1.0]
     mean, error = percent(whole)
     lines = [
         f"Accuracy in percent ± standard error, first token of the answer, {len(whole)} questions about videos kept "
-        "out of training; tokens removed before layer 0, at their original positions. With all tokens: "
+        f"out of training; tokens removed {removed}, at their original positions. With all tokens: "
         f"{mean} ± {error}.",
         "",
         "| chosen by | " + " | ".join(f"{ratio:.0%}" for ratio in RATIOS) + " |",

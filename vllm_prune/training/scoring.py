@@ -8,9 +8,10 @@ import numpy as np
 import torch
 
 from vllm_prune.budget import count_kept
-from vllm_prune.selector import INPUT, Selector
+from vllm_prune.selector import Selector
 from vllm_prune.training.backbone import Backbone
-from vllm_prune.training.choosing import answers, diverse, first_token, top
+from vllm_prune.training.choosing import first_token, top
+from vllm_prune.training.reading import read
 from vllm_prune.training.sources import Item
 from vllm_prune.training.teacher import Teaching, load_backbone
 
@@ -27,9 +28,9 @@ Rights = dict[tuple[str, float], list[bool]]
 def score_answers(
     selector: Selector, items: Sequence[Item], teaching: Teaching, device: str, tell: Callable[[str], None]
 ) -> Rights:
-    """Answers of the model from tokens chosen before layer 0, for items whose answers are known; {} without any."""
+    """Answers of the model from tokens chosen where the selector reads, for items with known answers; {} without."""
     known = [item for item in items if all(item.answers)][:_MOST_CLIPS]
-    if not known or teaching.place != INPUT:
+    if not known:
         return {}
     backbone = load_backbone(teaching, device)
     selector = selector.to(device)
@@ -47,18 +48,20 @@ def _score_item(backbone: Backbone, selector: Selector, item: Item, teaching: Te
     asked = [backbone.ask(question) for question in item.questions]
     truth = torch.tensor([first_token(backbone, answer) for answer in item.answers], device=backbone.device)
     count = len(clip.features)
-    scores = [selector.score(clip.features, backbone.embed(each.question), None, clip.grid) for each in asked]
+    reading = read(backbone, clip, asked, teaching.place)
+    scores = reading.score(selector)
 
     def note(name: str, ratio: float, kept: list[torch.Tensor]) -> None:
-        found = answers(backbone, clip, asked, kept) == truth
+        found = reading.answer(backbone, kept) == truth
         rights.setdefault((name, ratio), []).extend(found.tolist())
 
     note(UNPRUNED, 1.0, [torch.arange(count, device=backbone.device)] * len(asked))
     for ratio in RATIOS:
         budget = count_kept(count, ratio)
-        note(FREE, ratio, [diverse(clip, budget)] * len(asked))
+        # Before the question nothing depends on it: the video is the same to all.
+        note(FREE, ratio, [reading.choose_diverse(0, budget, None)] * len(asked))
         note(BY_SCORE, ratio, [top(each, budget) for each in scores])
-        note(BY_BOTH, ratio, [diverse(clip, budget, each) for each in scores])
+        note(BY_BOTH, ratio, [reading.choose_diverse(i, budget, each) for i, each in enumerate(scores)])
 
 
 def percent(rights: Sequence[bool]) -> tuple[float, float]:
