@@ -230,9 +230,10 @@ def _fits(videos: list[Any], images: list[Any]) -> bool:
 class Oracle:
     """The oracle for one model, and one configuration of the server; it remembers what it has computed."""
 
-    def __init__(self, model: Any, processor: Any, config: Any, selectors: Any = None) -> None:
+    def __init__(self, model: Any, processor: Any, config: Any, selectors: Any = None, chooser: Any = None) -> None:
+        """`chooser`: by whose embeddings a question chooses; None: `model`'s."""
         self.model, self.processor, self.config = model, processor, PruneConfig.parse(config)
-        self.selectors = selectors
+        self.selectors, self.chooser = selectors, chooser
         self._known: dict[Any, OracleResult] = {}
 
     def __call__(self, case: Case, max_tokens: int) -> OracleResult:
@@ -240,7 +241,7 @@ class Oracle:
         if key not in self._known:
             config = self.config_of(case)
             prompt = to_prompt(self.processor, case.text, videos=case.videos, images=case.images, typed=True)
-            self._known[key] = run_oracle(self.model, prompt, config, max_tokens, self.selectors)
+            self._known[key] = run_oracle(self.model, prompt, config, max_tokens, self.selectors, self.chooser)
         return self._known[key]
 
     def config_of(self, case: Case) -> PruneConfig:

@@ -60,11 +60,16 @@ def run_oracle(
     config: PruneConfig,
     max_new_tokens: int,
     selectors: Mapping[str | int, Selector] | None = None,
+    chooser: PreTrainedModel | None = None,
 ) -> OracleResult:
-    """Prefill under `config` and `max_new_tokens` (>= 1) greedy steps; `selectors` of the server by where they read."""
+    """Prefill under `config` and `max_new_tokens` (>= 1) greedy steps.
+
+    `selectors`: those of the server, by where they read. `chooser`: by whose embeddings a question chooses; None:
+    `model`'s.
+    """
     configs = own_configs(model, prompt, config)
     tokens = [entering_tokens(model, medium, own) for medium, own in zip(prompt.media, configs, strict=True)]
-    tokens, chosen = choose(model, prompt, configs, tokens, selectors or {})
+    tokens, chosen = choose(chooser or model, prompt, configs, tokens, selectors or {})
     layout = lay_out(model, prompt, tokens)
     pruning = plan_pruning(model, prompt, configs, tokens, selectors or {})
     cache = KVCache(model.config.text_config)
