@@ -11,6 +11,7 @@ import runner
 from dense_cases import VIDEO, Case, Oracle, chat, compare, random_case, video
 from dense_engine import RemoteEngine
 from emulated_graphs import ENVIRONMENT, captured, emulate_graphs
+from oracle.micro_model import micro_selector
 
 pytestmark = [
     pytest.mark.skipif(runner.ON_GPU, reason="emulates graphs; tests/gpu has the real ones"),
@@ -23,13 +24,15 @@ CONFIGS = [
     {"method": "attention", "stage1": None, "keep_ratio": 0.3, "params": {"text": "mean"}},
     "stage1_only",
     "baseline",
+    {"method": "question", "stage1": None, "keep_ratio": 0.3},
+    {"method": "question", "stage1": None, "keep_ratio": 0.3, "params": {"relevance": "text"}},
 ]
 
 
 @pytest.fixture(scope="module")
 def replaying(micro: str) -> Iterator[RemoteEngine]:
     """An engine whose steps are captures and replays of them."""
-    with RemoteEngine(micro, "default", ENVIRONMENT) as engine:
+    with RemoteEngine(micro, "default", ENVIRONMENT, selector=micro_selector(micro)) as engine:
         engine.call("on_ranks", emulate_graphs)
         yield engine
 
