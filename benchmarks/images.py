@@ -51,6 +51,7 @@ def make_engine(folder: str, images: int, size: int, stock: bool) -> Any:
         "mm_processor_kwargs": {"max_pixels": size**2},  # or vLLM profiles its start with far larger images
         "enable_prefix_caching": False,
         "mm_processor_cache_gb": 0,
+        "block_size": 32,
         "limit_mm_per_prompt": {"video": 0, "image": images},
         "enforce_eager": True,
         "load_format": "dummy",
@@ -144,7 +145,7 @@ def write(args: argparse.Namespace, rows: dict[str, dict[str, float]], argv: lis
         "",
         f"`{' '.join(command)}`: random weights, one request at a time, {args.repeats} repeats, median (least, most).",
         "",
-        "| server | prompt tokens | KV blocks | TTFT, s | ÷ stock |",
+        "| server | prompt tokens | KV blocks of 32 | TTFT, s | ÷ stock |",
         "|---|---|---|---|---|",
     ]
     for name, row in rows.items():
