@@ -16,7 +16,7 @@ import httpx
 import pytest
 from browser import CHROMIUM, NO_CHROMIUM, Browser
 from PIL import Image
-from serving_media import data_url
+from serving_media import data_url, png
 from serving_server import OPTIONS, Server, text, video
 
 from vllm_prune.budget import plan_counts
@@ -62,7 +62,7 @@ def page(browser, page_server):
         f"(() => {{ const key = document.querySelector('#key'); key.value = '{KEY}'; "
         "key.dispatchEvent(new Event('change')); })()"
     )
-    browser.wait("document.querySelector('#status').innerText === 'Choose a video to begin.'")
+    browser.wait("document.querySelector('#status').innerText === 'Choose a video or a picture to begin.'")
     return browser
 
 
@@ -153,6 +153,21 @@ def test_a_dropped_video_and_another_method(page):
         ask(page)
         assert numbers(page, "pruned")["tokens of the video"] == "32 of 128"
         assert "32 (25%)" in page.text('[data-part="counts"]')
+
+
+@needs_browser
+def test_a_picture_is_asked_and_its_cells_are_drawn(page, tmp_path):
+    path = tmp_path / "picture.png"
+    path.write_bytes(png(112, 168, seed=7))
+    page.choose_file("#file", path)
+    page.wait("!document.querySelector('#picture').hidden && document.querySelector('#picture').naturalWidth === 168")
+    for choice, kept in (("dpp, 50%", 12), ("the question, 25%", 6)):
+        fill(page, "What is in the picture?", choice)
+        ask(page)
+        assert numbers(page, "full")["tokens of the picture"] == "24 of 24"
+        assert numbers(page, "pruned")["tokens of the picture"] == f"{kept} of 24"
+        assert "A grid of 4 x 6 = 24 tokens" in page.text("#cellsFacts")
+        assert f"{kept} ({kept / 24:.0%})" in page.text('[data-part="counts"]')
 
 
 @needs_browser

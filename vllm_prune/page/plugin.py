@@ -72,6 +72,7 @@ class PageState:
             "prunes": self.prunes,
             "config": self.settings.config.to_dict(),
             "keeps_everything": self.settings.config.keeps_everything,
+            "keeps_images": not self.settings.config.prunes_images,
             "override": self.settings.override,
             "traces": self.settings.trace is not None,
             "presets": {name: config.to_dict() for name, config in self.presets.items()},
@@ -85,6 +86,7 @@ class PageState:
         """
         from vllm_prune.show.html import describe
         from vllm_prune.show.media import load_video, to_frames
+        from vllm_prune.show.picture import frames_of, is_picture, load_picture
         from vllm_prune.show.run import make_story
         from vllm_prune.show.story import label_of, make_panel
 
@@ -93,11 +95,16 @@ class PageState:
         if self.settings.trace is None:
             raise ShowError("this server writes no traces; start it with --prune-page or --prune-trace DIR")
         config = self.settings.resolve(asked.prune)
-        traced = find_trace(self.settings.trace, asked.trace_key, config)
-        images, metadata = load_video(asked.video, self.model, self.media_io_kwargs)
-        label = next((name for name, preset in PRESETS.items() if preset == config), None) or label_of(config.to_json())
-        panel = make_panel(label, traced)
-        return describe(make_story(self.model, to_frames(asked.video, images, metadata), None, [panel]))
+        of_picture = is_picture(asked.video)
+        traced = find_trace(self.settings.trace, asked.trace_key, config, of_picture=of_picture)
+        if of_picture:
+            frames, label = frames_of(asked.video, load_picture(asked.video)), label_of(traced.config)
+        else:
+            images, metadata = load_video(asked.video, self.model, self.media_io_kwargs)
+            frames, shown = to_frames(asked.video, images, metadata), config.of_videos
+            preset_name = next((name for name, preset in PRESETS.items() if preset == shown), None)
+            label = preset_name or label_of(shown.to_json())
+        return describe(make_story(self.model, frames, None, [make_panel(label, traced)]))
 
 
 class PrunePage(Hooked, EndpointPlugin):

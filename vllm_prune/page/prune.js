@@ -1,9 +1,16 @@
 "use strict";
 // The page /prune: one question asked with and without pruning, and the cells that were kept.
 
-const UNPRUNED = "baseline", OWN = "", CUSTOM = "custom", SAMPLES = "v1/prune/samples";
+// A preset says nothing of images.
+const UNPRUNED = { preset: "baseline", image: false };
+const PICTURE_CHOICES = {
+  "dpp, 50%": { image: { method: "dpp", keep_ratio: 0.5 } },
+  "dpp, 25%": { image: { method: "dpp", keep_ratio: 0.25 } },
+  "the question, 25%": { image: { method: "attention", keep_ratio: 0.25 } },
+};
+const OWN = "", CUSTOM = "custom", SAMPLES = "v1/prune/samples";
 const byId = id => document.getElementById(id);
-const page = { url: null, name: "", server: null, model: null, viewer: null, samples: null, busy: false };
+const page = { url: null, isPicture: false, name: "", server: null, model: null, viewer: null, samples: null, busy: false };
 
 function say(text) { byId("status").textContent = text; }
 function headers() {
@@ -28,25 +35,33 @@ async function askServer() {
   page.server = await getJson("v1/prune/server");
   page.model = (await getJson("v1/models")).data[0].id;
 }
-function describeServer() {
+function describeServer(otherKind = false) {
   const server = page.server, select = byId("preset"), chosen = select.value;
   const own = Object.entries(server.presets).find(([, config]) => JSON.stringify(config) === JSON.stringify(server.config));
   const options = [[OWN, `as the server is set: ${own ? own[0] : "its own configuration"}`]];
   if (server.override !== "none") {
-    options.push(...Object.keys(server.presets).filter(name => name !== UNPRUNED).map(name => [name, name]));
+    options.push(...choicesOf(server).map(name => [name, name]));
     options.push([CUSTOM, "JSON ..."]);
   }
   select.replaceChildren(...options.map(([value, text]) => new Option(text, value)));
   const offered = wanted => options.some(([value]) => value === wanted);
-  select.value = offered(chosen) ? chosen : server.keeps_everything && offered("default") ? "default" : OWN;
+  const first = page.isPicture ? Object.keys(PICTURE_CHOICES)[0] : "default";
+  const stays = offered(chosen) && !(otherKind && chosen === OWN);
+  select.value = stays ? chosen : keepsAll(server) && offered(first) ? first : OWN;
+  byId("jsonField").hidden = select.value !== CUSTOM;
   showNote(noteOf(server));
 }
+function choicesOf(server) {
+  if (page.isPicture) return server.override === "any" ? Object.keys(PICTURE_CHOICES) : [];
+  return Object.keys(server.presets).filter(name => name !== UNPRUNED.preset);
+}
+function keepsAll(server) { return page.isPicture ? server.keeps_images : server.keeps_everything; }
 function noteOf(server) {
   if (!server.prunes) return "This server runs a model without pruning: start it with `vllm-prune serve MODEL --prune-page`.";
   if (server.override === "any") return "";
   const free = "start it with `--prune-override any` to compare both here.";
-  if (server.keeps_everything) return `This server prunes nothing, and requests may not change that: ${free}`;
-  return `This server prunes every video (--prune-override ${server.override}), so only the pruned side can be asked: ${free}`;
+  if (keepsAll(server)) return `This server prunes nothing, and requests may not change that: ${free}`;
+  return `This server prunes every ${kind()} (--prune-override ${server.override}), so only the pruned side can be asked: ${free}`;
 }
 function showNote(text) {
   const parts = text.split("`").map((piece, i) => {
@@ -58,13 +73,14 @@ function showNote(text) {
   byId("note").hidden = !text;
 }
 async function connect() {
-  try { await askServer(); describeServer(); await offerSamples(); say(page.url ? "" : "Choose a video to begin."); }
+  try { await askServer(); describeServer(); await offerSamples(); say(page.url ? "" : "Choose a video or a picture to begin."); }
   catch (error) { say(`The server cannot be asked: ${error.message}`); }
   enable();
 }
 
-// ---- the video
+// ---- the video or picture
 
+function kind() { return page.isPicture ? "picture" : "video"; }
 function readFile(file) {
   return new Promise((resolve, reject) => {
     const reader = new FileReader();
@@ -78,16 +94,25 @@ async function takeFile(file) {
   const url = await readFile(file);
   forgetSample();
   // A file whose kind the system does not know is sent as mp4: the server looks at its content.
-  page.url = /^data:video\//.test(url) ? url : url.replace(/^data:[^;,]*/, "data:video/mp4");
+  const was = page.isPicture;
+  page.isPicture = /^data:image\//.test(url);
+  page.url = page.isPicture || /^data:video\//.test(url) ? url : url.replace(/^data:[^;,]*/, "data:video/mp4");
   page.name = file.name;
-  const preview = byId("preview");
-  if (preview.src) URL.revokeObjectURL(preview.src);
-  preview.src = URL.createObjectURL(file);
-  preview.hidden = byId("name").hidden = false;
-  preview.play().catch(() => {});
+  preview(file);
+  byId("name").hidden = false;
+  if (page.server && page.isPicture !== was) describeServer(true);
   byId("name").textContent = `${file.name}, ${(file.size / 2 ** 20).toFixed(file.size < 2 ** 20 ? 2 : 1)} MiB`;
   say("");
   enable();
+}
+
+function preview(file) {
+  const shown = byId(page.isPicture ? "picture" : "preview"), other = byId(page.isPicture ? "preview" : "picture");
+  for (const element of [shown, other]) if (element.src) URL.revokeObjectURL(element.src);
+  other.hidden = true;
+  shown.src = URL.createObjectURL(file);
+  shown.hidden = false;
+  if (!page.isPicture) shown.play().catch(() => {});
 }
 
 // ---- sample clips, with questions that they can be asked
@@ -118,9 +143,9 @@ function enable() { byId("go").disabled = page.busy || !page.url || !page.server
 
 function prunings() {
   const choice = byId("preset").value;
-  const asked = choice === CUSTOM ? JSON.parse(byId("json").value) : choice === OWN ? null : choice;
-  const canUnprune = page.server.override === "any" || page.server.keeps_everything;
-  const full = page.server.keeps_everything ? null : UNPRUNED;
+  const asked = choice === CUSTOM ? JSON.parse(byId("json").value) : choice === OWN ? null : PICTURE_CHOICES[choice] ?? choice;
+  const canUnprune = page.server.override === "any" || keepsAll(page.server);
+  const full = keepsAll(page.server) ? null : UNPRUNED;
   return { asked, full, canUnprune };
 }
 function withKey(prune, key) {
@@ -133,10 +158,11 @@ function randomKey() {
 }
 function requestOf(prune, question) {
   // An identity of its own for every request: nothing of the other side's is reused, so that times can be compared.
-  const video = { type: "video_url", video_url: { url: page.url }, uuid: `page-${randomKey()}` };
+  const type = page.isPicture ? "image_url" : "video_url";
+  const medium = { type, [type]: { url: page.url }, uuid: `page-${randomKey()}` };
   return {
     model: page.model,
-    messages: [{ role: "user", content: [video, { type: "text", text: question }] }],
+    messages: [{ role: "user", content: [medium, { type: "text", text: question }] }],
     max_completion_tokens: Number(byId("length").value) || 64,
     temperature: 0,
     stream: true,
@@ -216,8 +242,9 @@ function forget() {
 
 function fill(side, found, before) {
   const counts = found.usage?.prompt_tokens_details?.multimodal_tokens ?? {};
-  const all = counts.video_before_pruning ?? counts.video, rows = [];
-  rows.push(["tokens of the video", `${number(counts.video)} of ${number(all)}`, counts.video / all]);
+  const kept = page.isPicture ? counts.image : counts.video, rows = [];
+  const all = (page.isPicture ? counts.image_before_pruning : counts.video_before_pruning) ?? kept;
+  rows.push([`tokens of the ${kind()}`, `${number(kept)} of ${number(all)}`, kept / all]);
   if (counts.video_structure) rows.push(["text between its steps", number(counts.video_structure), null]);
   rows.push(["prompt tokens", number(found.usage.prompt_tokens), null, before && change(found.usage.prompt_tokens, before.usage.prompt_tokens, "fewer", "more")]);
   rows.push(["time to the first token", seconds(found.first), null, before && change(found.first, before.first, "less", "more")]);
@@ -257,9 +284,11 @@ async function showCells(prune, key) {
   try {
     const story = await getJson("v1/prune/cells", { video: page.url, prune, trace_key: key });
     const [T, H, W] = story.grid;
-    facts.textContent = `${story.frames.length} frames sampled by the server, a grid of ${T} x ${H} x ${W} = ` +
-      `${(T * H * W).toLocaleString("en")} tokens; each covers ${story.framesPerStep} frames x ${story.tokenPixels} x ` +
-      `${story.tokenPixels} pixels.`;
+    const tokens = (T * H * W).toLocaleString("en"), side = story.tokenPixels;
+    facts.textContent = page.isPicture
+      ? `A grid of ${H} x ${W} = ${tokens} tokens; each covers ${side} x ${side} pixels.`
+      : `${story.frames.length} frames sampled by the server, a grid of ${T} x ${H} x ${W} = ${tokens} tokens; ` +
+        `each covers ${story.framesPerStep} frames x ${side} x ${side} pixels.`;
     page.viewer = await mountViewer(byId("viewer"), story);
     page.viewer.choose({});
   } catch (error) { facts.textContent = `The cells cannot be shown: ${error.message}`; }
