@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 
 import openai
 import pytest
@@ -10,6 +11,8 @@ from PIL import Image
 from serving_cases import QUESTION
 from serving_media import data_url, mp4, png
 from serving_server import image, text, video
+
+from vllm_prune.cli.main import main
 
 CLIP = video(data_url(mp4(16, 112, 112, seed=1)))  # 32 tokens before pruning
 ASK = text(QUESTION)
@@ -129,3 +132,14 @@ def test_of_an_animation_the_first_frame_is_pruned(open_server, kind):
     if kind == "webp":  # without loss
         still = open_server.ask(picture(), ASK, prune=BY_HALF, max_tokens=2)
         assert answer.choices[0].message.content == still.choices[0].message.content
+
+
+def test_chat_asks_about_a_picture(open_server, tmp_path, capsys):
+    path = tmp_path / "picture.png"
+    path.write_bytes(png(112, 112, seed=9))
+    options = ("--url", f"{open_server.root}/v1", "--max-tokens", "2", "--prune", json.dumps(BY_HALF))
+    assert main(["chat", str(path), QUESTION, *options]) == 0
+    assert "image: 8 of 16 tokens kept, 50%" in capsys.readouterr().out
+    assert main(["chat", str(path), QUESTION, *options, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["image_tokens"], found["image_tokens_before_pruning"]) == (8, 16)

@@ -17,7 +17,9 @@ _UNAUTHORIZED, _NOT_FOUND = 401, 404
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options."""
-    parser.add_argument("video", help="file, http(s) URL, data URL, or file:// URL that the server may read")
+    parser.add_argument(
+        "video", help="of a video or a picture: file, http(s) URL, data URL, or file:// URL that the server may read"
+    )
     parser.add_argument("question")
     parser.add_argument(
         "--url", default="http://127.0.0.1:8000/v1", help="the server; /v1 may be left out (default: %(default)s)"
@@ -107,21 +109,33 @@ def parse_prune(text: str | None) -> Any:
 
 
 def _content(url: str, question: str) -> list[Any]:
-    return [{"type": "video_url", "video_url": {"url": url}}, {"type": "text", "text": question}]
+    kind = "image_url" if _is_picture(url) else "video_url"
+    return [{"type": kind, kind: {"url": url}}, {"type": "text", "text": question}]
+
+
+def _is_picture(url: str) -> bool:
+    """Whether a URL is that of a picture, by its kind or its name.
+
+    >>> _is_picture("data:image/png;base64,AAAA"), _is_picture("http://a/b.JPG?c=d"), _is_picture("file:///a.mp4")
+    (True, True, False)
+    """
+    kind = url[len("data:") :] if url.startswith("data:") else mimetypes.guess_type(url.partition("?")[0])[0] or ""
+    return kind.startswith("image/")
 
 
 def _show(completion: Any, as_json: bool) -> None:
     answer, usage = completion.choices[0].message.content, completion.usage
     details = usage.prompt_tokens_details
     tokens = (getattr(details, "multimodal_tokens", None) or {}) if details else {}
-    kept, before, structure = (tokens.get(f"video{part}") for part in ("", "_before_pruning", "_structure"))
+    medium = "image" if "image" in tokens else "video"
+    kept, before, structure = (tokens.get(f"{medium}{part}") for part in ("", "_before_pruning", "_structure"))
     if as_json:
-        counts = {"prompt_tokens": usage.prompt_tokens, "video_tokens": kept, "video_tokens_before_pruning": before}
-        counts["video_structure"] = structure or 0
+        counts = {"prompt_tokens": usage.prompt_tokens, f"{medium}_tokens": kept}
+        counts |= {f"{medium}_tokens_before_pruning": before, f"{medium}_structure": structure or 0}
         print(json.dumps({"answer": answer, **counts, "prune": getattr(completion, "prune", None)}))
         return
     print(answer)
     if kept is not None and before:
         share = f"{kept} of {before} tokens kept, {kept / before:.0%}"
         between = f", {structure} of structure between them" if structure else ""
-        print(f"[{usage.prompt_tokens} prompt tokens; video: {share}{between}]")
+        print(f"[{usage.prompt_tokens} prompt tokens; {medium}: {share}{between}]")
