@@ -15,15 +15,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from chat_templates import THINKING
 from dense_cases import LOGPROB_TOLERANCE, Case, chat, video
 from dense_engine import RemoteEngine
 from oracle.micro_model import EMBEDDED_MODEL, write_micro_model
 from transformers import AutoTokenizer
 from vllm.model_executor.models.config import VerifyAndUpdateConfig
+from vllm.model_executor.models.qwen2_vl import Qwen2VLMultiModalDataParser
+from vllm.multimodal.parse import ImageProcessorItems, MultiModalDataItems
 
 from vllm_prune.config import PruneConfig, PruneConfigError
 from vllm_prune.serving.api.family import FamilyProcessor
+from vllm_prune.serving.api.image_specs import ImageSpecs
 from vllm_prune.serving.api.turn_format import derive_turn_format
 from vllm_prune.serving.config_hook import PruneConfigHook, hook_behind
 from vllm_prune.serving.wire import architectures
@@ -111,6 +115,17 @@ def test_what_a_model_cannot_do_is_refused(able, config, said):
     FamilyProcessor.check_can_serve(processor, PruneConfig.parse({"method": "uniform"}))
     with pytest.raises(PruneConfigError, match=said):
         FamilyProcessor.check_can_serve(processor, PruneConfig.parse(config))
+
+
+def test_a_total_over_images_asks_for_their_sizes():
+    """Those of images that the client has encoded are in their grids; a uuid alone has none."""
+    own: Any = SimpleNamespace(image_grid="image_grid_thw", merge=2)
+    encoded = {"image_embeds": torch.zeros(8, 4), "image_grid_thw": torch.tensor([[1, 4, 6], [1, 2, 4]])}
+    items = Qwen2VLMultiModalDataParser(spatial_merge_size=2).parse_mm_data({"image": encoded})
+    assert ImageSpecs.image_sizes(own, items, {}) == [6, 2]
+    assert ImageSpecs.image_sizes(own, MultiModalDataItems({}), {}) == []
+    with pytest.raises(PruneConfigError, match=r"image\.total: an image that is named by its uuid alone"):
+        ImageSpecs.image_sizes(own, MultiModalDataItems({"image": ImageProcessorItems([None])}), {})
 
 
 @pytest.mark.parametrize(

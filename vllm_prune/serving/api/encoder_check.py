@@ -20,5 +20,6 @@ def check_encoder_runs(config: PruneConfig, has_pixels: bool) -> None:
     if config.needs_encoder_attention and not has_pixels:
         raise PruneConfigError(
             f"method={config.method!r}: needs the attention inside the vision encoder, and this request brings "
-            f"precomputed embeddings, which come from an encoder elsewhere; send the medium itself, or choose another method"
+            f"precomputed embeddings, which come from an encoder elsewhere; send the medium itself, or choose another "
+            f"method"
         )
