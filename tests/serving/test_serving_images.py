@@ -119,8 +119,9 @@ def test_one_pixel_is_an_image(open_server, amount):
 @pytest.mark.parametrize("amount", [{"keep_ratio": 0.25}, {"total": 2}], ids=["ratio", "total"])
 def test_a_line_is_refused(open_server, amount):
     line = image(data_url(png(20, 20_000), "image/png"))
+    """By vLLM, which names its size, or by the processor's own rule where sizes are asked for beforehand."""
     message = refuse(open_server, line, ASK, prune={"image": {"method": "dpp", **amount}})
-    assert "aspect ratio" in message
+    assert "20000x20" in message or "aspect ratio must be smaller than 200" in message
 
 
 @pytest.mark.parametrize("kind", ["gif", "webp"])
