@@ -14,10 +14,14 @@ from PIL import Image
 from show_traces import write_trace
 
 from vllm_prune.cli.main import main
+from vllm_prune.config import PruneConfig
 from vllm_prune.embedded import model_path
+from vllm_prune.override import ServerSettings
+from vllm_prune.page.plugin import CellsRequest, PageState
 from vllm_prune.show.cells import State
 from vllm_prune.show.errors import ShowError
 from vllm_prune.show.picture import grid_of, load_picture, name_picture_configs
+from vllm_prune.trace_key import file_name
 
 HALF = {"method": "uniform", "keep_ratio": 0.5}
 
@@ -60,6 +64,24 @@ def test_configurations_have_to_be_about_images():
     assert list(named) == ["uniform, 50%", "unpruned"]
     with pytest.raises(ShowError, match="prune='default': says nothing of images"):
         name_picture_configs(["default"])
+
+
+@pytest.mark.parametrize("keep_ratio", [0.5, 0.25])
+def test_the_pages_cells_are_those_of_the_picture(picture, tmp_path, keep_ratio):
+    """Only with the configuration by which it was pruned."""
+    key, folder = "0" * 32, tmp_path / "traces"
+    write_trace(folder, {"method": "uniform", "target_token_num": 12}, (1, 4, 6)).rename(folder / file_name(key))
+    settings = ServerSettings(config=PruneConfig(), override="any", trace=str(folder))
+    url = f"data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode()}"
+    asked = CellsRequest(video=url, prune={"image": {**HALF, "keep_ratio": keep_ratio}}, trace_key=key)
+    state = PageState(str(model_path()), settings, None, {})
+    if keep_ratio != 0.5:
+        with pytest.raises(ShowError, match="not of one picture with this configuration"):
+            state.describe_cells(asked)
+        return
+    told = state.describe_cells(asked)
+    assert (told["grid"], told["framesPerStep"], len(told["frames"])) == ([1, 4, 6], 1, 1)
+    assert told["panels"][0]["counts"][-1] == ["after uniform", 12]
 
 
 @pytest.mark.long
