@@ -36,8 +36,8 @@ SERVER = {
     "keeps_images": True,
     "override": "any",
     "traces": True,
+    "presets": {"default": {}, "aggressive": {}},
 }
-PRESETS = {"default": {}, "aggressive": {}}
 
 
 def choose(browser: Browser, path: Path, shown: str) -> None:
