@@ -23,17 +23,18 @@ def identity(configuration: Configuration) -> str:
 def request_config(config: PruneConfig, question: Question) -> dict[str, Any]:
     """What a request's `prune` key holds: all of the configuration, whatever the server's own is.
 
-    Method "random" without a seed draws anew for every video: one draw for all of them would make its accuracy that of
-    one pattern of tokens, and too certain.
+    Method "random" without a seed draws anew for every video or picture: one draw for all of them would make its
+    accuracy that of one pattern of tokens, and too certain.
     """
     # Without a preset to start from, a server takes what is left out from its own configuration.
-    fields = {"preset": "baseline", **config.to_dict()}
-    if config.method == "random" and "seed" not in config.params:
-        fields["params"] = {**config.params, "seed": _video_seed(question.video.key)}
+    fields = {"preset": "baseline", "image": False, **config.to_dict()}
+    for part in (fields, fields["image"]):
+        if part and part.get("method") == "random" and "seed" not in part.get("params", {}):
+            part["params"] = {**part.get("params", {}), "seed": _seed_of(question.video.key)}
     return fields
 
 
-def _video_seed(key: str) -> int:
+def _seed_of(key: str) -> int:
     import hashlib
 
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:4], "big")
