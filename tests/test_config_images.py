@@ -55,6 +55,13 @@ def images(draw: st.DrawFn) -> ImageConfig:
         ({"method": "best"}, r"image\.method='best': unknown; known: "),
         ({"method": 3}, r"image\.method=3: must be a string"),
         ({"method": "topk"}, r"image\.method='topk': needs relevance"),
+        ({"same_within": -1}, r"image\.same_within=-1: must be 0 or more"),
+        ({"same_within": 33}, r"image\.same_within=33: must be 32 or less, in grey levels"),
+        ({"same_within": 0.5}, r"image\.same_within=0\.5: must be an integer"),
+        ({"same_within": True}, r"image\.same_within=True: must be an integer"),
+        ({"same_within": 0, "keep_ratio": 0.5}, r"image\.keep_ratio=0\.5: needs image\.method"),
+        ({"same_within": 0, "method": "vidcom2"}, r"image\.method='vidcom2': needs every token of the image"),
+        ({"same_within": 0, "total": 9}, r"image\.total=9: needs image\.method"),
     ],
 )
 def test_what_is_refused(image, said):
@@ -173,3 +180,56 @@ def test_a_total_below_the_number_of_images_is_refused():
     image = ImageConfig(method="uniform", total=3)
     with pytest.raises(PruneConfigError, match=r"image\.total=3: the request has 4 images, .*; use 4 or more"):
         total_share(image, [9, 9, 9, 9])
+
+
+def test_cells_that_are_like_their_neighbours_need_no_method():
+    config = PruneConfig.parse({"image": {"same_within": 0}})
+    assert config.prunes_images
+    assert not config.image.keeps_everything
+    assert config.keeps_everything  # of videos
+    assert PruneConfig.parse(config.to_json()) == config
+    assert PruneConfig.parse({"image": {"same_within": None}}, base=config).image is None
+    counts = plan_counts(config_of_image(config.image, 40, None, 12), 40, (12,))
+    assert (counts.total, counts.encoded, counts.stage1, counts.kept) == (40, 12, 12, 12)
+
+
+@given(images(), st.integers(1, 300), st.data())
+def test_a_method_chooses_among_the_encoded_cells(image, size, data):
+    encoded = data.draw(st.integers(1, size))
+    share = data.draw(st.none() | st.floats(0, 1))
+    kept = plan_counts(config_of_image(image, size, share, encoded), size, (encoded,)).kept
+    assert 1 <= kept <= plan_counts(config_of_image(image, size, share), size).kept
+    assert kept <= encoded
+    if share is None:
+        assert kept == plan_counts(config_of_image(image, encoded), encoded).kept
+
+
+@pytest.mark.parametrize(
+    ("own", "asked", "allowed"),
+    [
+        ({"same_within": 4}, {"same_within": 4}, True),
+        ({"same_within": 4}, {"same_within": 8}, True),
+        ({"same_within": 4}, {"same_within": 3}, False),
+        ({"same_within": 4}, {"same_within": None}, False),
+        ({"same_within": 4}, False, False),
+        (DPP, {"same_within": 0}, True),
+        ({**DPP, "same_within": 4}, {"keep_ratio": 0.3}, True),
+        ({**DPP, "same_within": 4}, {"same_within": 0}, False),
+    ],
+)
+def test_requests_may_only_raise_the_threshold(own, asked, allowed):
+    settings = ServerSettings(config=PruneConfig.parse({"image": own}), override="tighten")
+    if allowed:
+        assert settings.resolve({"image": asked}).image.same_within is not None
+    else:
+        with pytest.raises(PruneConfigError, match=r"changes image.*allows only fewer tokens"):
+            settings.resolve({"image": asked})
+
+
+def test_a_request_keeps_no_more_of_what_is_encoded_than_the_server():
+    settings = ServerSettings(config=PruneConfig.parse({"image": {**DPP, "same_within": 0}}), override="tighten")
+    asked = settings.resolve({"image": {"keep_ratio": 0.8}})
+    with pytest.raises(PruneConfigError, match=r"keeps 16 of an image's 40 tokens, above this server's 10"):
+        settings.check_image(config_of_image(asked.image, 40, None, 20), 40, None, (20,))
+    fewer = settings.resolve({"image": {"keep_ratio": 0.25}})
+    settings.check_image(config_of_image(fewer.image, 40, None, 20), 40, None, (20,))

@@ -72,7 +72,7 @@ def plan_counts(
     Args:
         config: Its configuration.
         num_tokens: N, 1 or more.
-        per_frame: Cells that are encoded in each frame of the grid, where stage 1 looked at the pixels; None: all.
+        per_frame: Cells that are encoded in each frame of the grid, where somebody looked at the pixels; None: all.
         pinned: S.
 
     >>> from vllm_prune.config import preset
@@ -80,7 +80,10 @@ def plan_counts(
     TokenCounts(total=1000, encoded=1000, stage1=500, entering=500, layers=(200,), pinned=0, by_question=False)
     """
     encoded = num_tokens if per_frame is None else sum(per_frame)
-    stage1 = _count_stage1(config, encoded) if per_frame is None else _count_planned(config, num_tokens, per_frame)
+    if per_frame is None or config.stage1 is None:
+        stage1 = _count_stage1(config, encoded)
+    else:
+        stage1 = _count_planned(config, num_tokens, per_frame)
     entering, layers = stage1, tuple[int, ...]()
     if config.method != NO_METHOD:
         steps = count_steps(config, stage1)

@@ -6,26 +6,31 @@ import dataclasses
 from collections.abc import Sequence
 
 from vllm_prune.budget import count_steps
-from vllm_prune.config import ImageConfig, PruneConfig, PruneConfigError
+from vllm_prune.config import NO_METHOD, ImageConfig, PruneConfig, PruneConfigError
 
 _HALVINGS = 53
 """Of a share between 0 and 1 that a float64 can tell apart."""
 
 
-def config_of_image(image: ImageConfig, num_tokens: int, share: float | None = None) -> PruneConfig:
+def config_of_image(
+    image: ImageConfig, num_tokens: int, share: float | None = None, encoded: int | None = None
+) -> PruneConfig:
     """The configuration of one image, in which its amounts are numbers of its own.
 
     Args:
         image: What the request's images are pruned by.
         num_tokens: N, 1 or more.
         share: What `total_share` found for the request.
+        encoded: Those of its cells that are, where its pixels were looked at; the method chooses among them.
 
     >>> image = ImageConfig(method="uniform", keep_ratio=0.25, min_tokens=8)
     >>> [config_of_image(image, n).target_token_num for n in (100, 20)], config_of_image(image, 8).keep_ratio
     ([25, 8], 1.0)
     """
-    steps = _steps(image, num_tokens, share)
-    if steps[-1] == num_tokens:
+    if image.choice.method == NO_METHOD:
+        return image.choice
+    steps = _steps(image, num_tokens, share, encoded)
+    if steps[-1] == (num_tokens if encoded is None else encoded):
         return dataclasses.replace(image.choice, keep_ratio=1.0, target_token_num=None)
     target = steps if len(steps) > 1 else steps[0]
     return dataclasses.replace(image.choice, keep_ratio=None, target_token_num=target)
@@ -68,10 +73,11 @@ def total_share(image: ImageConfig, sizes: Sequence[int]) -> float | None:
     return low
 
 
-def _steps(image: ImageConfig, num_tokens: int, share: float | None) -> tuple[int, ...]:
+def _steps(image: ImageConfig, num_tokens: int, share: float | None, encoded: int | None = None) -> tuple[int, ...]:
     """What is left after each pruning layer, or after the only choice."""
-    floor = min(num_tokens, image.min_tokens or 1)
-    steps = [max(step, floor) for step in count_steps(image.choice, num_tokens)]
+    given = num_tokens if encoded is None else encoded
+    floor = min(given, image.min_tokens or 1)
+    steps = [max(step, floor) for step in count_steps(image.choice, given)]
     if share is not None:
         steps[-1] = min(steps[-1], max(floor, int(num_tokens * share)))
     return tuple(steps)

@@ -13,7 +13,7 @@ from vllm_prune.trace_key import FIELD, split_trace_key
 from vllm_prune.trace_limits import TraceLimits
 
 _TIGHTEN_KEYS = ("keep_ratio", "target_token_num", "stage1.cluster_ratio")
-_TIGHTEN_IMAGE_KEYS = ("keep_ratio", "target_token_num", "min_tokens", "total")
+_TIGHTEN_IMAGE_KEYS = ("keep_ratio", "target_token_num", "min_tokens", "total", "same_within")
 _FIXED_KEYS = ("method", "layers", "params")
 
 
@@ -96,21 +96,36 @@ class ServerSettings:
         asked, own = requested.image, self.config.image
         if asked is None or own is None:
             return [] if asked == own else ["image"]
-        return [f"image.{key}" for key in _FIXED_KEYS if getattr(asked, key) != getattr(own, key)]
+        changed = [key for key in _FIXED_KEYS if getattr(asked, key) != getattr(own, key)]
+        # Counts cannot tell, as the server's own plan of the request's image is never made.
+        if own.same_within is not None and (asked.same_within is None or asked.same_within < own.same_within):
+            changed.append("same_within")
+        return [f"image.{key}" for key in changed]
 
-    def check_image(self, asked: PruneConfig, num_tokens: int, allowed_share: float | None) -> None:
+    def check_image(
+        self,
+        asked: PruneConfig,
+        num_tokens: int,
+        allowed_share: float | None,
+        per_frame: Sequence[int] | None = None,
+    ) -> None:
         """Refuses more tokens of an image of `num_tokens` than the policy allows, and too much work.
 
         Args:
             asked: The image's own configuration (`config_of_image`).
             num_tokens: N.
             allowed_share: `total_share` of the server's own configuration.
+            per_frame: The number of its cells that are encoded, where its pixels were looked at.
         """
-        counts = plan_counts(asked, num_tokens)
-        check_work(asked.method, asked.params, num_tokens, counts.entering)
+        counts = plan_counts(asked, num_tokens, per_frame)
+        check_work(asked.method, asked.params, counts.stage1, counts.entering)
         if self.override != "tighten" or self.config.image is None:
             return
-        own = plan_counts(config_of_image(self.config.image, num_tokens, allowed_share), num_tokens)
+        if self.config.image.same_within is None:
+            per_frame = None
+        encoded = None if per_frame is None else sum(per_frame)
+        own_config = config_of_image(self.config.image, num_tokens, allowed_share, encoded)
+        own = plan_counts(own_config, num_tokens, per_frame)
         if any(a > b for a, b in zip((counts.kept, *counts.layers), (own.kept, *own.layers), strict=False)):
             raise PruneConfigError(
                 f"prune.image: keeps {counts.kept} of an image's {num_tokens} tokens, above this server's {own.kept}; "

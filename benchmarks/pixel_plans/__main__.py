@@ -1,4 +1,4 @@
-"""`python -m benchmarks.pixel_plans accuracy|costs|preprocessing|calibration|pictures`."""
+"""`python -m benchmarks.pixel_plans accuracy|costs|pages|preprocessing|calibration|pictures`."""
 
 from __future__ import annotations
 
@@ -28,6 +28,11 @@ def main(argv: list[str]) -> int:
     costs.add_argument("--frames", type=int, default=64)
     costs.add_argument("--size", type=int, nargs=2, default=(336, 224), help="width and height, multiples of 28")
     costs.add_argument("--repeats", type=int, default=5)
+    pages = commands.add_parser(
+        "pages", help="images: share of the cells encoded, encoder time, TTFT, on random weights"
+    )
+    pages.add_argument("--dims", default="cpu", help="dimensions of the random model (see bench throughput)")
+    pages.add_argument("--repeats", type=int, default=3, help="of the times; 0: shares only")
     clips = commands.add_parser("preprocessing", help="of real clips: decoding, resizing, planning")
     clips.add_argument("--frames", type=int, default=64)
     clips.add_argument("--tokens", type=int, default=96, help="of a frame at the most (default 96)")
@@ -55,6 +60,11 @@ def main(argv: list[str]) -> int:
         result = module.measure(args.dims, args.frames, tuple(args.size), args.repeats)
         result["repeats"] = args.repeats
         _write(args.output / "pixel-costs", command, place, result, module.markdown(result))
+    elif args.what == "pages":
+        from benchmarks.pixel_plans import page_costs as module
+
+        result = module.measure(args.dims, args.repeats)
+        _write(args.output / "pixel-pages", command, place, result, module.markdown(result))
     elif args.what == "preprocessing":
         from benchmarks.pixel_plans import preprocessing as module
 

@@ -47,6 +47,9 @@ class Stopwatch:
 class Bench:
     """An engine on random weights, opened up."""
 
+    modality = "video"
+    """Of the one medium that a request has."""
+
     def __init__(self, dims: str) -> None:
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
@@ -63,7 +66,7 @@ class Bench:
                 "max_num_batched_tokens": 8192,
                 "enable_prefix_caching": False,
                 "mm_processor_cache_gb": 0,
-                "limit_mm_per_prompt": {"video": 1, "image": 0},
+                "limit_mm_per_prompt": {"video": 0, "image": 0, self.modality: 1},
                 "enforce_eager": True,
                 "load_format": "dummy",
                 "gpu_memory_utilization": 0.3,
@@ -75,8 +78,6 @@ class Bench:
 
     def ask(self, video: np.ndarray, config: Any, **processor_options: Any) -> dict[str, float]:
         """One request; seconds, bytes and tokens."""
-        from vllm import SamplingParams
-
         metadata = {
             "fps": 2.0,
             "duration": len(video) / 2,
@@ -85,9 +86,15 @@ class Bench:
             "video_backend": "opencv",
             "do_sample_frames": False,
         }
+        return self.send(PROMPT, (video, metadata), config, **processor_options)
+
+    def send(self, prompt: str, medium: Any, config: Any, **processor_options: Any) -> dict[str, float]:
+        """One request about one medium; seconds, bytes and tokens."""
+        from vllm import SamplingParams
+
         request = {
-            "prompt": PROMPT,
-            "multi_modal_data": {"video": [(video, metadata)]},
+            "prompt": prompt,
+            "multi_modal_data": {self.modality: [medium]},
             "mm_processor_kwargs": {"prune": config, **processor_options},
         }
         sampling = SamplingParams(max_tokens=1, temperature=0.0, ignore_eos=True)
@@ -105,7 +112,7 @@ class Bench:
 
     @contextmanager
     def _watched(self) -> Iterator[None]:
-        from vllm_prune.serving.api import processor
+        from vllm_prune.serving.api import image_specs, processor
         from vllm_prune.serving.families.qwen2_5_vl import PruneQwen2_5_VLProcessor as Processor
 
         core = self._llm.llm_engine.engine_core
@@ -115,6 +122,8 @@ class Bench:
             for owner, name, label in (
                 (processor, "plan_video", "plan"),
                 (processor, "keep_encoded", "keep"),
+                (image_specs, "plan_image", "plan"),
+                (image_specs, "keep_cells", "keep"),
                 (Processor, "_call_hf_processor", "preprocess"),
                 (Processor, "apply", "processor"),
                 (visual, "forward", "encoder"),

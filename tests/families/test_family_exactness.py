@@ -37,6 +37,7 @@ from dense_engine import BLOCK_SIZE, RemoteEngine, forgetful
 from oracle import load_model
 from oracle.micro_model import FAMILIES as FAMILY_CONFIGS
 from oracle.micro_model import load_by_place, micro_selector, micro_selectors, write_micro_model
+from pixel_cases import page_cases
 from pixel_cases import random_cases as pixel_cases
 from runner import IS_V2
 from stock import RATE, SIDE, StockAnswer, StockMask, answer_by_stock, masks_of_ours
@@ -187,6 +188,11 @@ def test_plans_on_pixels_equal_an_encoder_that_masks(engine, oracle, family):
     cases = [dataclasses.replace(case, config=without_merging(case.config)) for case in pixel_cases()]
     cases = [case for case in cases if can_serve(family, case.config)]
     assert cases
+    compare(cases, engine.run([case.prompt() for case in cases]), oracle)
+
+
+def test_pages_whose_equal_cells_are_not_encoded_equal_the_oracle(engine, oracle):
+    cases = [case for case in page_cases() if "stage1" not in case.config]
     compare(cases, engine.run([case.prompt() for case in cases]), oracle)
 
 

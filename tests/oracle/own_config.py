@@ -7,8 +7,9 @@ from fractions import Fraction
 
 from transformers import PreTrainedModel
 
-from vllm_prune.config import ImageConfig, PruneConfig
+from vllm_prune.config import NO_METHOD, ImageConfig, PruneConfig
 
+from .pixels import new_cells
 from .prompt import Medium, Prompt
 
 
@@ -16,19 +17,34 @@ def own_configs(model: PreTrainedModel, prompt: Prompt, config: PruneConfig) -> 
     """One for each medium, in which the amounts of an image are numbers of its own."""
     side = model.config.vision_config.spatial_merge_size
     image, videos = config.image, dataclasses.replace(config, image=None)
-    sizes = [_size(medium, side) for medium in prompt.media if medium.kind == "image"]
+    sizes = [_size(medium, side, image) for medium in prompt.media if medium.kind == "image"]
     if image is None:
         return [videos if medium.kind == "video" else PruneConfig() for medium in prompt.media]
     kept = iter(image_targets(image, sizes))
     return [videos if medium.kind == "video" else _image_config(image, next(kept)) for medium in prompt.media]
 
 
-def _size(medium: Medium, side: int) -> int:
+def looks_at_pixels(medium: Medium, side: int, image: ImageConfig | None) -> bool:
+    """Whether cells of a medium that are as their neighbours are left out."""
+    if medium.kind != "image" or image is None or image.same_within is None:
+        return False
+    if image.same_within or image.total:
+        raise NotImplementedError("the oracle has equal cells without a total only")
+    _, h, w = medium.grid_thw
+    return h * w // side**2 > (image.min_tokens or 0)
+
+
+def _size(medium: Medium, side: int, image: ImageConfig | None) -> int:
+    """Tokens that a method chooses from."""
+    if looks_at_pixels(medium, side, image):
+        return len(new_cells(medium, side))
     t, h, w = medium.grid_thw
     return t * h * w // side**2
 
 
 def _image_config(image: ImageConfig, kept: list[int]) -> PruneConfig:
+    if image.method == NO_METHOD:
+        return PruneConfig()
     target = kept if image.layers is not None and len(image.layers) > 1 else kept[0]
     return PruneConfig(method=image.method, layers=image.layers, params=image.params, target_token_num=target)
 

@@ -65,6 +65,39 @@ def changed_cells(medium: Medium, side: int, config: PruneConfig) -> np.ndarray:
     return encoded
 
 
+def new_cells(medium: Medium, side: int) -> Tensor:
+    """Indices of an image's cells that are not what the cell to the left shows, or along a vertical border that above.
+
+    Pixel by pixel and cell by cell; only for cells that have to be equal.
+    """
+    _, h, w = medium.grid_thw
+    h, w = h // side, w // side
+    cells = medium.pixel_values.double().numpy().reshape(h, w, -1)
+    levels = cells.reshape(h, w, side**2, 3, -1) * GREY_LEVELS[:, None]
+    new = []
+    for row in range(h):
+        for column in range(w):
+            here, left, above = (row, column), (row, column - 1), (row - 1, column)
+            if row == 0 or column == 0:
+                shown = left if column else above
+            else:
+                corner = levels[row - 1, column - 1]
+                down, across = (abs(corner - levels[other]).max().round() for other in (left, above))
+                shown = above if down < across else left
+            if here == (0, 0) or (cells[here] != cells[shown]).any():
+                new.append(row * w + column)
+    return torch.tensor(new)
+
+
+def encoded_image(model: PreTrainedModel, medium: Medium) -> VideoTokens:
+    """The tokens of an image's new cells."""
+    _, h, w = medium.grid_thw
+    side = model.config.vision_config.spatial_merge_size
+    cells, grid = new_cells(medium, side), (1, h // side, w // side)
+    places = torch.stack(torch.unravel_index(cells, grid), dim=1)
+    return VideoTokens(encode_cells(model.model.visual, medium, cells), places, grid)
+
+
 def _middle(values: np.ndarray) -> float:
     """The median, of two the lower."""
     return float(np.sort(values)[(len(values) - 1) // 2])

@@ -68,7 +68,9 @@ def run_oracle(
     `model`'s.
     """
     configs = own_configs(model, prompt, config)
-    tokens = [entering_tokens(model, medium, own) for medium, own in zip(prompt.media, configs, strict=True)]
+    tokens = [
+        entering_tokens(model, medium, own, config.image) for medium, own in zip(prompt.media, configs, strict=True)
+    ]
     tokens, chosen = choose(chooser or model, prompt, configs, tokens, selectors or {})
     layout = lay_out(model, prompt, tokens)
     pruning = plan_pruning(model, prompt, configs, tokens, selectors or {})

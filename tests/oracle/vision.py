@@ -14,16 +14,21 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
 )
 
 from vllm_prune.budget import plan_counts
-from vllm_prune.config import ATTENTION, NO_METHOD, QUESTION, PruneConfig
+from vllm_prune.config import ATTENTION, NO_METHOD, QUESTION, ImageConfig, PruneConfig
 from vllm_prune.methods import VideoTokens, compact, create
 
-from .pixels import merged_cells
+from .own_config import looks_at_pixels
+from .pixels import encoded_image, merged_cells
 from .prompt import Medium
 
 
-def entering_tokens(model: PreTrainedModel, medium: Medium, config: PruneConfig) -> VideoTokens:
-    """The N1 tokens of a medium that enter the language model."""
+def entering_tokens(
+    model: PreTrainedModel, medium: Medium, config: PruneConfig, image: ImageConfig | None = None
+) -> VideoTokens:
+    """The N1 tokens of a medium that enter the language model. `image`: what is said of all images."""
     width = model.config.text_config.hidden_size
+    if looks_at_pixels(medium, model.config.vision_config.spatial_merge_size, image):
+        return select(encoded_image(model, medium), config, width)
     if medium.kind == "video" and config.plans_on_pixels:
         return select(merged_cells(model, medium, config), config, width)
     tokens = encode(model, medium)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+import numpy as np
 from dense_cases import IMAGE, VIDEO, Case, chat, image
+from PIL import Image
 from pixel_clips import noisy, panning, pure_noise, still, video_item, with_square
 
 QUESTION = "What colour is the flash?"
@@ -20,6 +22,41 @@ def busy(seed: int, frames: int = 12) -> Any:
 
 def ask(config: Any, *videos: Any, question: str = QUESTION, images: tuple[Any, ...] = ()) -> Case:
     return Case(chat(VIDEO * len(videos) + IMAGE * len(images) + question), videos, images, config)
+
+
+@functools.cache
+def page(seed: int, height: int = 140, width: int = 196) -> Image.Image:
+    """A flat page with a few rectangles, some of them along the edges of cells, and some noise for a photo."""
+    random = np.random.default_rng(seed)
+    pixels = np.full((height, width, 3), random.integers(200, 256), np.uint8)
+    for _ in range(3):
+        y, x = random.integers(0, height - 20), random.integers(0, width - 20)
+        pixels[y : y + int(random.integers(8, 40)), x : x + int(random.integers(8, 90))] = random.integers(0, 256, 3)
+    pixels[56:84, 28:140] = random.integers(0, 256, 3)
+    pixels[:28, 56:84] = random.integers(0, 256, (28, 28, 3))
+    return Image.fromarray(pixels)
+
+
+SAME = {"preset": "baseline", "image": {"same_within": 0}}
+
+
+@functools.cache
+def page_cases() -> list[Case]:
+    """Pages whose equal cells are not encoded, alone, in a row, beside videos, and with methods on what is left."""
+    configs: list[Any] = [
+        {"same_within": 0},
+        {"same_within": 0, "method": "uniform", "keep_ratio": 0.5},
+        {"same_within": 0, "method": "dpp", "target_token_num": 5},
+        {"same_within": 0, "method": "attention", "keep_ratio": 0.5},
+        {"same_within": 0, "method": "tome", "keep_ratio": 0.6, "min_tokens": 20},
+        {"same_within": 0, "method": "question", "keep_ratio": 0.5, "params": {"relevance": "text"}},
+    ]
+    cases = []
+    for seed, config in enumerate(configs):
+        pages = (page(seed), page(seed + 50, 84, 112))[: 1 + seed % 2]
+        videos = (busy(seed),) if seed % 3 == 2 else ()
+        cases.append(ask({"preset": "baseline", "image": config}, *videos, images=pages))
+    return [*cases, ask({"stage1": PIXELS, "image": {"same_within": 0}}, busy(7), images=(page(7), page(8)))]
 
 
 @functools.cache

@@ -14,6 +14,8 @@ from vllm_prune.config.methods import NO_METHOD, check_takes_images
 if TYPE_CHECKING:
     from vllm_prune.config.prune_config import PruneConfig
 
+MAX_SAME_WITHIN = 32
+"""More than that and text of a pale grey is as good as paper."""
 _AMOUNTS = ("keep_ratio", "target_token_num", "min_tokens", "total")
 
 
@@ -35,6 +37,9 @@ class ImageConfig:
     """As for videos."""
     params: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """As for videos."""
+    same_within: int | None = None
+    """Cells whose pixels differ by at most so many grey levels from what their neighbour shows are not encoded (see
+    `methods/same_cells.py`); the method then chooses among the others. None: all cells are encoded."""
 
     choice: PruneConfig = dataclasses.field(init=False, repr=False, compare=False)
     """How one image is pruned, regardless of `min_tokens` and `total`."""
@@ -43,6 +48,7 @@ class ImageConfig:
         for name in ("min_tokens", "total"):
             if getattr(self, name) is not None:
                 require_int(f"image.{name}", getattr(self, name), 1)
+        self._check_same_within()
         given = [name for name in _AMOUNTS if getattr(self, name) is not None]
         if self.method == NO_METHOD and given:
             raise PruneConfigError(f"image.{given[0]}={brief(getattr(self, given[0]))}: needs image.method")
@@ -62,10 +68,18 @@ class ImageConfig:
             fields["target_token_num"] = self.total
         try:
             choice = PruneConfig(**fields)
-            check_takes_images(choice.method)
+            check_takes_images(choice.method, some_cells=self.same_within is not None)
         except PruneConfigError as error:
             raise PruneConfigError(f"image.{error}") from error
         return choice
+
+    def _check_same_within(self) -> None:
+        if self.same_within is None:
+            return
+        if require_int("image.same_within", self.same_within, 0) > MAX_SAME_WITHIN:
+            raise PruneConfigError(
+                f"image.same_within={self.same_within}: must be {MAX_SAME_WITHIN} or less, in grey levels of 0 to 255"
+            )
 
     def _check_floor(self) -> None:
         targets = self.target_token_num if isinstance(self.target_token_num, tuple) else (self.target_token_num,)
@@ -78,7 +92,7 @@ class ImageConfig:
     @property
     def keeps_everything(self) -> bool:
         """Whether no token of any image is ever merged or dropped."""
-        return self.choice.keeps_everything and self.total is None
+        return self.choice.keeps_everything and self.total is None and self.same_within is None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready mapping without the fields left at their defaults."""

@@ -125,8 +125,8 @@ def check_query_free(method: str, params: Mapping[str, Any], *, merged_before: b
         )
 
 
-def check_takes_images(method: str) -> None:
-    """Refuses a method that takes videos only."""
+def check_takes_images(method: str, *, some_cells: bool) -> None:
+    """Refuses a method that takes videos only, or whole pictures where it gets `some_cells` of them."""
     if method in (NO_METHOD, ATTENTION, QUESTION):
         return
     from vllm_prune.methods import registry
@@ -136,6 +136,11 @@ def check_takes_images(method: str) -> None:
         raise PruneConfigError(
             f"method={brief(method)}: takes videos only: {reason}; known for images: "
             f"{', '.join((*registry.for_images(), ATTENTION, QUESTION, NO_METHOD))}"
+        )
+    if some_cells and getattr(registry.load(method), "needs_every_token", False):
+        raise PruneConfigError(
+            f"method={brief(method)}: needs every token of the image, and same_within leaves out some; leave "
+            f"same_within out, or choose another method"
         )
 
 

@@ -94,7 +94,7 @@ def _merge_image(changes: Mapping[str, Any], base: ImageConfig | None) -> ImageC
     require_known_keys("image", value, _IMAGE_FIELDS)
     inherited = base or ImageConfig()
     image = ImageConfig(**_merge_choice(value, {name: getattr(inherited, name) for name in _IMAGE_FIELDS}))
-    return None if image.method == NO_METHOD else image
+    return None if image.method == NO_METHOD and image.same_within is None else image
 
 
 def _merge_stage1(changes: Mapping[str, Any], base: Stage1Config | None) -> Stage1Config | None:

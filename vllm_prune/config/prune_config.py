@@ -224,7 +224,7 @@ class PruneConfig:
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready mapping without the fields left at their defaults; `parse` reads it back."""
         fields: dict[str, Any] = {"stage1": self.stage1.to_dict()} if self.stage1 else {}
-        if self.image is not None and self.image.method != NO_METHOD:
+        if self.image is not None and self.image.to_dict():
             fields["image"] = self.image.to_dict()
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)

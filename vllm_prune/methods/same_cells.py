@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 _WHOLE = 1e-2  # grey levels from a whole number that the arithmetic of a processor's normalisation leaves
-_ROWS_AT_ONCE = 256  # cells whose differences are in memory at a time
+_CELLS_AT_ONCE = 64  # so that what is made of them stays in the processor's own cache
 
 
 @dataclass(frozen=True)
@@ -72,12 +72,19 @@ def cell_levels(patches: Tensor, *, merge: int, frames: int, scale: Tensor, blac
     cells = patches.cpu().view(len(patches) // merge**2, merge**2, len(scale), frames, -1)[:, :, :, 0]
     if cells.dtype == torch.uint8:
         return cells.flatten(1)
-    levels = torch.addcmul(black[:, None], cells.float(), scale[:, None])
-    whole = levels.round()
-    if bool(((levels - whole).abs() < _WHOLE).all()) and float(whole.min()) >= 0 and float(whole.max()) <= 255:
-        return whole.to(torch.uint8).flatten(1)
-    # Not centred on 0 again: equal values stay equal, unequal ones unequal.
-    return (cells.float() * scale[:, None]).flatten(1)
+    scale, black = scale[:, None], black[:, None]
+    pieces = [_whole_levels(some.float(), scale, black) for some in cells.split(_CELLS_AT_ONCE)]
+    if all(piece is not None for piece in pieces):
+        return torch.cat([piece for piece in pieces if piece is not None]).flatten(1)
+    # Not moved to where black is 0: equal values stay equal, unequal ones unequal.
+    return (cells.float() * scale).flatten(1)
+
+
+def _whole_levels(cells: Tensor, scale: Tensor, black: Tensor) -> Tensor | None:
+    """Grey levels as uint8; None where some are not whole, or not of 0 to 255."""
+    levels = torch.addcmul(black, cells, scale)
+    whole = (levels + 0.5).to(torch.uint8)
+    return whole if bool((levels.sub_(whole).abs_() < _WHOLE).all()) else None
 
 
 def _predictions(levels: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
@@ -102,7 +109,7 @@ def _predictions(levels: Tensor, height: int, width: int) -> tuple[Tensor, Tenso
 def _distance(levels: Tensor, some: Tensor, others: Tensor) -> Tensor:
     """Largest difference of any pixel between cells `some` [n] and `others` [n], [n] float32."""
     pieces = [torch.empty(0)]
-    for some_now, others_now in zip(some.split(_ROWS_AT_ONCE), others.split(_ROWS_AT_ONCE), strict=True):
+    for some_now, others_now in zip(some.split(_CELLS_AT_ONCE), others.split(_CELLS_AT_ONCE), strict=True):
         a, b = levels[some_now], levels[others_now]
         pieces.append((torch.maximum(a, b) - torch.minimum(a, b)).amax(1).float())  # bytes know no negative difference
     return torch.cat(pieces)

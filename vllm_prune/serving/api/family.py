@@ -55,6 +55,10 @@ class FamilyProcessor(BaseMultiModalProcessor[Any]):
         """How pixels are laid out, for plans on them."""
         return PixelFormat.of(self.info.get_hf_config().vision_config, self.info.get_hf_processor().video_processor)
 
+    def image_format(self) -> PixelFormat:
+        """The same of images."""
+        return PixelFormat.of(self.info.get_hf_config().vision_config, self.info.get_hf_processor().image_processor)
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.settings: ServerSettings = read_settings(self.info.get_hf_config())
@@ -105,6 +109,10 @@ class FamilyProcessor(BaseMultiModalProcessor[Any]):
         """Refuses what this model cannot do."""
         for part in config.parts:
             self._check_part(part)
+        if config.image is not None and config.image.same_within is not None and not self.plans_on_pixels:
+            raise PruneConfigError(
+                "image.same_within: this model's vision encoder takes whole images only; leave it out"
+            )
 
     def _check_part(self, config: PruneConfig) -> None:
         check_encoder_is_readable(config, self.info.get_hf_config())

@@ -30,7 +30,7 @@ from vllm_prune.serving.api.image_specs import ImageSpecs
 from vllm_prune.serving.api.length_check import check_length
 from vllm_prune.serving.api.metrics import observe_refusal
 from vllm_prune.serving.api.missing_places import told_as_a_mistake_of_the_client
-from vllm_prune.serving.api.pixel_plan import config_for, keep_encoded, plan_video
+from vllm_prune.serving.api.pixel_plan import config_for, encoded_cells, keep_encoded, plan_video
 from vllm_prune.serving.api.prompt_media import MediumPlaceholders, chosen_inside, media_of
 from vllm_prune.serving.api.prune_inputs import (
     ImageShares,
@@ -44,18 +44,21 @@ from vllm_prune.serving.api.report import FACTS_KEY, PromptFacts, PromptMedium
 from vllm_prune.serving.api.sent_media import KnownItem
 from vllm_prune.serving.api.span_check import check_spans
 from vllm_prune.serving.wire.decoder_layers import pruning_layers
-from vllm_prune.serving.wire.request_spec import CELLS_FIELD, FIELD, IMAGE_FIELD, VideoSpec
+from vllm_prune.serving.wire.request_spec import CELLS_FIELD, FIELD, VideoSpec
 from vllm_prune.serving.wire.settings import REQUEST_KEY, SHARE_KEY, TRACE_KEY, read_step_limits
 
 _COUNTS = "vllm_prune_counts"
 """Attribute of a request under way: by modality, the `TokenCounts` of its media that a configuration is about."""
 
 
-def _encoded_cells(plan: StillPlan | None) -> torch.Tensor:
-    """Indices [M] (int32) of the cells that are encoded; empty where nobody looked at the pixels."""
-    if plan is None:
-        return torch.empty(0, dtype=torch.int32)
-    return plan.encoded.flatten().nonzero().squeeze(1).to(torch.int32)
+def _without_plans(config: PruneConfig) -> PruneConfig:
+    """For dummy media, which are still and flat: what they have to show is the cost of some that are not."""
+    stage1, image = config.stage1, config.image
+    if stage1 is not None:
+        stage1 = stage1.after_encoder()
+    if image is not None:
+        image = dataclasses.replace(image, same_within=None)
+    return dataclasses.replace(config, stage1=stage1, image=image)
 
 
 class PruningProcessorMixin(Hooked, ImageSpecs):
@@ -120,9 +123,8 @@ class PruningProcessorMixin(Hooked, ImageSpecs):
     def _with_resolved_config(self, inputs: ProcessorInputs) -> ProcessorInputs:
         requested = inputs.hf_processor_mm_kwargs.get(REQUEST_KEY)
         config, trace_key = self.resolve(requested), self.settings.trace_key(requested)
-        if config.stage1 is not None and isinstance(inputs, ProfilingInputs):
-            # The dummy video is still, and what it has to show is the cost of one that is not.
-            config = dataclasses.replace(config, stage1=config.stage1.after_encoder())
+        if isinstance(inputs, ProfilingInputs):
+            config = _without_plans(config)
         plain = without_prune(inputs.hf_processor_mm_kwargs)
         kwargs = dict(plain)
         if not config.keeps_everything or config.prunes_images:
@@ -171,7 +173,7 @@ class PruningProcessorMixin(Hooked, ImageSpecs):
             frames = [None if plan is None else tuple(plan.per_frame) for plan in plans]
             specs = [self.spec(config, self.layout(data, i), each, trace_key) for i, each in enumerate(frames)]
             data[FIELD] = [spec.encode() for spec in specs]
-            data[CELLS_FIELD] = [_encoded_cells(plan) for plan in plans]
+            data[CELLS_FIELD] = [encoded_cells(plan and plan.encoded) for plan in plans]
         self.add_image_specs(data, hf_kwargs)
         return data
 
@@ -193,7 +195,7 @@ class PruningProcessorMixin(Hooked, ImageSpecs):
     ) -> Mapping[str, MultiModalFieldConfig]:
         fields = super()._get_mm_fields_config(hf_inputs, without_prune(hf_processor_mm_kwargs))
         own = {name: MultiModalFieldConfig.batched("video", keep_on_cpu=True) for name in (FIELD, CELLS_FIELD)}
-        own[IMAGE_FIELD] = MultiModalFieldConfig.batched("image", keep_on_cpu=True)
+        own |= self.image_fields(hf_inputs)
         if request_config(hf_processor_mm_kwargs).plans_on_pixels and FIELD in hf_inputs:
             counts = [VideoSpec.decode(spec).counts.encoded for spec in hf_inputs[FIELD]]
             sizes = torch.tensor(counts) * self.merge**2

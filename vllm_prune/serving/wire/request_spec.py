@@ -24,6 +24,8 @@ IMAGE_FIELD = "prune_image_spec"
 """Name of the field among an image's: vLLM tells by a field's name whose it is."""
 CELLS_FIELD = "prune_cells"
 """Name of the field with the indices [M] of its encoded cells, where stage 1 looked at the pixels; else empty."""
+IMAGE_CELLS_FIELD = "prune_image_cells"
+"""The same of an image."""
 
 
 @dataclass(frozen=True, kw_only=True)

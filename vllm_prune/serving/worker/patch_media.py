@@ -12,7 +12,14 @@ from vllm.multimodal.inputs import MultiModalFeatureSpec
 
 from vllm_prune.hook import hook
 from vllm_prune.layout import MediumLayout
-from vllm_prune.serving.wire.request_spec import CELLS_FIELD, FIELD, IMAGE_FIELD, VideoSpec, read_spec
+from vllm_prune.serving.wire.request_spec import (
+    CELLS_FIELD,
+    FIELD,
+    IMAGE_CELLS_FIELD,
+    IMAGE_FIELD,
+    VideoSpec,
+    read_spec,
+)
 from vllm_prune.serving.worker.encoder_batches import encoder_batches
 from vllm_prune.serving.worker.model import PruningModelMixin
 from vllm_prune.serving.worker.partial_encoder import encode_on_all_ranks
@@ -58,12 +65,12 @@ class PatchMediaMixin(PruningModelMixin):
     def embed_multimodal(self, **kwargs: Any) -> Any:
         """Rows for the encoder cache: of media as their configurations say, of images without one as they are."""
         specs, cells = kwargs.pop(FIELD, None), kwargs.pop(CELLS_FIELD, None)
-        image_specs = kwargs.pop(IMAGE_FIELD, None)
+        image_specs, image_cells = kwargs.pop(IMAGE_FIELD, None), kwargs.pop(IMAGE_CELLS_FIELD, None)
         outputs: list[torch.Tensor] = []
         for modality, inputs in self._parse_and_validate_multimodal_inputs(**kwargs).items():  # type: ignore[attr-defined]
             if modality.startswith("image"):
                 decoded = _decode(image_specs)
-                encoded = self._encode_images(kwargs, inputs, decoded)
+                encoded = self._encode_images(kwargs, inputs, decoded, image_cells)
             else:
                 decoded = _decode(specs)
                 encoded = self._encode_videos(kwargs, decoded, cells)
@@ -82,9 +89,17 @@ class PatchMediaMixin(PruningModelMixin):
         return self.pack_videos(left)
 
     def _encode_images(
-        self, inputs: dict[str, Any], parsed: Any, specs: list[VideoSpec]
+        self, inputs: dict[str, Any], parsed: Any, specs: list[VideoSpec], cells: Any
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
-        """Features [N, W] of every image; `parsed`: by vLLM, which encodes images that nobody prunes in its own way."""
+        """Features [M, W] of every image, and which cells [M] they are of (None: all).
+
+        `parsed`: by vLLM, which encodes images that nobody prunes in its own way.
+        """
+        if any(spec.per_frame is not None for spec in specs):
+            yield from self._encode_planned(
+                inputs[self.image_pixels_field], inputs[self.image_grid_field], specs, cells
+            )
+            return
         parts = (
             self._parse_and_validate_image_input(**part)  # type: ignore[attr-defined]
             for part in self._in_batches(inputs, self.image_pixels_field, self.image_grid_field)
@@ -101,10 +116,14 @@ class PatchMediaMixin(PruningModelMixin):
                 parsed = self._parse_and_validate_video_input(**part)  # type: ignore[attr-defined]
                 yield from ((features, None) for features in self._process_video_input(parsed))  # type: ignore[attr-defined]
             return
+        yield from self._encode_planned(inputs[self.pixels_field], inputs[self.grid_field], specs, cells)
+
+    def _encode_planned(
+        self, pixels: torch.Tensor, grids: torch.Tensor, specs: list[VideoSpec], cells: Any
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
+        """The same of media of which some have cells that are not encoded: one medium after the other."""
         sizes = [spec.counts.encoded * self.visual.spatial_merge_size**2 for spec in specs]
-        for spec, patches, grid_thw, chosen in zip(
-            specs, inputs[self.pixels_field].split(sizes), inputs[self.grid_field].tolist(), cells, strict=True
-        ):
+        for spec, patches, grid_thw, chosen in zip(specs, pixels.split(sizes), grids.tolist(), cells, strict=True):
             chosen = torch.arange(spec.num_tokens) if spec.per_frame is None else chosen.long().cpu()
             features = self._encode_part(patches, tuple(grid_thw), chosen)
             yield features, None if spec.per_frame is None else upload(chosen, features.device)

@@ -134,10 +134,15 @@ def _chain(first: Assignment, second: Assignment) -> Assignment:
 
 
 def over_all_cells(assignment: Assignment, cells: torch.Tensor, grid: tuple[int, int, int]) -> Assignment:
-    """An assignment of the encoded `cells` [M], extended to all cells: those left out go where their stand-in goes."""
+    """An assignment of the encoded `cells` [M], extended to all cells: those left out go where their stand-in goes.
+
+    A cell without one in the frames before it, as in a picture, is dropped.
+    """
     encoded = torch.zeros(grid, dtype=torch.bool, device=cells.device).flatten()
     encoded[cells] = True
     frame = stand_ins(encoded.view(grid[0], -1))
     place = torch.arange(frame.shape[1], device=cells.device)
     stand_in = torch.searchsorted(cells, (frame * frame.shape[1] + place).flatten())
-    return Assignment(assignment.slot[stand_in], cells[assignment.anchor])
+    slot = assignment.slot[stand_in.clamp_max(len(cells) - 1)]
+    seen = encoded.view(grid[0], -1).int().cummax(0).values.bool().flatten()
+    return Assignment(slot.masked_fill(~seen, -1), cells[assignment.anchor])

@@ -1,0 +1,121 @@
+"""Plans on pixels for images in a running engine, beside the oracle; and what the encoder makes of the cells left."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from dense_cases import IMAGE, Oracle, chat, check_steps, compare
+from dense_cases import image as noise
+from oracle.from_vllm import to_prompt
+from oracle.pixels import encode_cells, new_cells
+from oracle.prompt import Medium
+from PIL import Image
+from pixel_cases import QUESTION, SAME, ask, page, page_cases
+from test_pixels_engine import OTHER, watched
+
+
+def test_pages_equal_the_oracle_cold_warm_and_in_chunks(engine, pixel_oracle):
+    cases = page_cases()
+    for step_tokens in (None, 150):
+        engine.call("forget")
+        answers = engine.run([case.prompt() for case in cases], step_tokens=step_tokens)
+        compare(cases, answers, pixel_oracle)
+        for case, answer in zip(cases, answers, strict=True):
+            check_steps(answer, pixel_oracle, case)
+    again = engine.run([case.prompt() for case in cases])
+    compare(cases, again, pixel_oracle)
+    assert any(answer.num_cached for answer in again)
+
+
+def image_tokens(answer: Any) -> int:
+    token = max(set(answer.prompt), key=answer.prompt.count)
+    return answer.prompt.count(token)
+
+
+def medium_of(oracle: Oracle, picture: Image.Image) -> Medium:
+    (medium,) = to_prompt(oracle.processor, chat(IMAGE + QUESTION), images=(picture,), typed=True).media
+    return medium
+
+
+def test_only_what_is_new_goes_through_the_encoder(engine, pixel_oracle):
+    encoded = len(new_cells(medium_of(pixel_oracle, page(1)), 2))
+    answer, patches, _ = watched(engine, ask(SAME, images=(page(1),)))
+    assert patches == 4 * encoded
+    assert image_tokens(answer) == encoded
+    assert 5 < encoded < 35
+
+
+def test_a_picture_that_is_flat_nowhere_is_stock_bit_for_bit(engine):
+    stock, all_patches, (stock_rows,) = watched(engine, ask("baseline", images=(noise(3),)))
+    answer, patches, (rows,) = watched(engine, ask(SAME, images=(noise(3),)))
+    assert (patches, answer.prompt) == (all_patches, stock.prompt)
+    np.testing.assert_array_equal(rows, stock_rows)
+    np.testing.assert_array_equal(answer.logprobs, stock.logprobs)
+
+
+@pytest.mark.parametrize("size", [(28, 28), (280, 140), (1, 1)])
+def test_a_flat_picture_is_one_token(engine, size):
+    answer, patches, _ = watched(engine, ask(SAME, images=(Image.new("RGB", size, (250, 250, 240)),)))
+    assert patches == 4
+    stock, all_patches, _ = watched(engine, ask("baseline", images=(Image.new("RGB", size, (250, 250, 240)),)))
+    assert len(stock.prompt) - len(answer.prompt) == all_patches // 4 - 1
+
+
+def test_small_images_stay_whole(engine):
+    small = {
+        "preset": "baseline",
+        "image": {"same_within": 0, "method": "uniform", "keep_ratio": 1.0, "min_tokens": 35},
+    }
+    stock, all_patches, _ = watched(engine, ask("baseline", images=(page(2),)))
+    answer, patches, _ = watched(engine, ask(small, images=(page(2),)))
+    assert (patches, answer.prompt, answer.token_ids) == (all_patches, stock.prompt, stock.token_ids)
+
+
+def test_the_threshold_is_part_of_what_caches_know(engine):
+    """Also where a total makes an image's own count part of its identity."""
+    pale = np.array(page(3))
+    pale[::3] -= 4
+    picture = Image.fromarray(pale)
+    for more in ({}, {"method": "uniform", "total": 30}):
+        configs = [{"preset": "baseline", "image": {"same_within": within, **more}} for within in (0, 8)]
+        strict, loose = engine.run([ask(config, images=(picture,)).prompt() for config in configs])
+        assert not strict.error, strict.error
+        assert image_tokens(loose) < image_tokens(strict) <= 35
+        again = engine.run([ask(configs[1], images=(picture,), question=OTHER).prompt()])[0]
+        assert image_tokens(again) == image_tokens(loose)
+
+
+def test_embeddings_are_refused(engine):
+    data = {"image": {"image_embeds": torch.randn(16, 192), "image_grid_thw": torch.tensor([[1, 8, 8]])}}
+    request = {"prompt": chat(IMAGE + QUESTION), "multi_modal_data": data, "mm_processor_kwargs": {"prune": SAME}}
+    refused, served = engine.run([request, ask(SAME, images=(page(4),)).prompt()])
+    assert "image.same_within: needs pixels" in refused.error
+    assert not served.error
+
+
+@torch.no_grad()
+def test_with_windows_alone_only_windows_with_a_hole_change(pixel_oracle):
+    """And with the attention over the whole picture that the model has in some layers, all cells do, a little."""
+    medium = medium_of(pixel_oracle, page(1, 224, 224))
+    visual = copy.deepcopy(pixel_oracle.model.model.visual)
+    cells, (_, h, w) = new_cells(medium, 2), medium.grid_thw
+    side = visual.window_size // visual.patch_size // 2
+    window = cells // (w // 2) // side * w + cells % (w // 2) // side
+    whole = torch.tensor([int((window == one).sum()) == side**2 for one in window])
+    assert 0 < int(whole.sum()) < len(cells)
+
+    def change() -> torch.Tensor:
+        everything = encode_cells(visual, medium, torch.arange(h * w // 4))[cells]
+        return (encode_cells(visual, medium, cells) - everything).norm(dim=1) / everything.norm(dim=1)
+
+    mixed = change()
+    visual.fullatt_block_indexes = []
+    windowed = change()
+    assert float(windowed[whole].max()) < 1e-5
+    assert float(windowed[~whole].min()) > 1e-3
+    assert float(mixed[whole].min()) > 1e-5
+    assert float(mixed[whole].max()) < 0.5
