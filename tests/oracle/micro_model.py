@@ -117,6 +117,8 @@ def write_micro_model(folder: Path, seed: int = 0, family: str = FAMILY) -> Path
             (folder / name).write_text(json.dumps(fields))
     model = AutoModelForImageTextToText.from_config(make_config()).float()
     randomize(model, seed)
+    if family == "qwen3_5_moe":
+        center_norms(model.model.language_model)
     text = model.config.text_config
     model.generation_config.eos_token_id = text.eos_token_id
     model.generation_config.pad_token_id = text.pad_token_id
@@ -256,6 +258,14 @@ def load_by_place(files: list[str]) -> dict[str | int, Selector]:
     """The selectors in `files`, by where they read."""
     loaded = [load_selector(file, width=TEXT["hidden_size"], place=None) for file in files]
     return {each.header.place: each.selector for each in loaded}
+
+
+@torch.no_grad()
+def center_norms(decoder: nn.Module) -> None:
+    """Where norms multiply by 1 + weight, weights around 0: with those of `randomize` experts amplify rounding."""
+    for name, parameter in decoder.named_parameters():
+        if "norm" in name and "linear_attn" not in name:
+            parameter.sub_(1)
 
 
 @torch.no_grad()
