@@ -13,7 +13,9 @@ from pixel_clips import pure_noise, to_patches
 from transformers import Qwen2VLImageProcessor
 
 from benchmarks.pixel_plans.pages import draw_pages
+from vllm_prune.methods.base import Assignment
 from vllm_prune.methods.same_cells import SamePlan, cell_levels, plan_same
+from vllm_prune.serving.worker.query_free import over_all_cells
 
 ONES, ZEROS = torch.ones(3), torch.zeros(3)
 PAGES = {page.name: page.pixels for page in draw_pages()}
@@ -158,3 +160,13 @@ def test_pixels_between_grey_levels_are_compared_as_they_are():
     levels = cell_levels(patches, merge=2, frames=2, scale=60 * ONES, black=0.3 * ONES)
     assert plan_same(levels, (1, 2)).encoded.tolist() == [True, True]
     assert plan_same(levels, (1, 2), 1).encoded.tolist() == [True, False]
+
+
+def test_a_trace_shows_cells_that_are_not_encoded_as_dropped():
+    """In a picture nothing that comes before stands in for them; in a video the last version does."""
+    kept = Assignment.identity(3, torch.device("cpu"))
+    picture = over_all_cells(kept, torch.tensor([0, 3, 4]), (1, 2, 3))
+    assert picture.slot.tolist() == [0, -1, -1, 1, 2, -1]
+    assert picture.anchor.tolist() == [0, 3, 4]
+    video = over_all_cells(kept, torch.tensor([0, 1, 3]), (2, 1, 2))
+    assert video.slot.tolist() == [0, 1, 0, 2]
