@@ -9,7 +9,7 @@ from __future__ import annotations
 import pytest
 import runner
 from adapters import merged
-from allowed import LEARNED
+from allowed import EVERYTHING, LEARNED
 from dense_cases import VIDEO, Case, Oracle, chat, compare, video
 from dense_engine import BLOCK_SIZE
 
@@ -32,6 +32,26 @@ def test_random_requests_equal_the_oracle(engine, oracle, cases):
     again = engine.run(prompts)
     compare(cases, again, oracle)
     assert any(answer.num_cached for answer in again)
+
+
+def test_no_long_prefill_keeps_others_waiting(engine, oracle):
+    """Steps end at the threshold while somebody else is there; alone, vLLM lets a prompt have the whole step."""
+    threshold = EVERYTHING["long_prefill_token_threshold"]
+    cases = [ask(f"{question} " * 12, seed) for seed in (5, 6) for question in QUESTIONS]
+    answers = engine.run([case.prompt() for case in cases])
+    compare(cases, answers, oracle)
+    ends = [answer.steps[-1].number for answer in answers]
+    shared = [
+        step
+        for i, answer in enumerate(answers)
+        for step in answer.steps
+        if step.number <= max(ends[:i] + ends[i + 1 :])
+    ]
+    assert threshold == max(step.count for step in shared)
+    engine.call("forget", connector=True)
+    (alone,) = engine.run([cases[0].prompt()])
+    compare(cases[:1], [alone], oracle)
+    assert alone.steps[0].count == len(alone.prompt) > threshold
 
 
 @pytest.mark.long
