@@ -148,7 +148,8 @@ class _Runner:
             raise ShowError(f"prune={config.to_json()}: {error}") from error
         seconds = time.perf_counter() - begin
         written = sorted(set(self._folder.glob("*.npz")) - known)
-        structure = 0 if output.prune is None else output.prune.structure
+        report = getattr(output, "prune", None)  # of a picture that nothing prunes there is none
+        structure = 0 if report is None else report.structure
         traced = read_trace(written[-1])[0] if written else TracedVideo.unpruned(self._grid, config, structure)
         return make_panel(label, traced, output.outputs[0].text.strip(), seconds)
 
