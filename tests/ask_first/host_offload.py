@@ -28,16 +28,22 @@ class HostSpec(CPUOffloadingSpec):
 
     def get_worker(self, kv_caches: CanonicalKVCaches) -> OffloadingWorker:
         if self._worker is None:
-            self._worker = HostWorker(kv_caches, self.num_chunks)  # type: ignore[assignment]
+            blocks = blocks_of(kv_caches)
+            chunks = [rows.new_empty((self.num_chunks, rows.shape[1])) for rows in blocks]
+            self._worker = HostWorker(blocks, chunks)  # type: ignore[assignment]
         return self._worker
+
+
+def blocks_of(kv_caches: CanonicalKVCaches) -> list[torch.Tensor]:
+    """Each cache as bytes [num_blocks, bytes of a block]."""
+    return [cache.tensor.view(torch.int8).view(-1, cache.page_size_bytes) for cache in kv_caches.tensors]
 
 
 class HostWorker(OffloadingWorker):
     """Copies blocks at once; one chunk is one block."""
 
-    def __init__(self, kv_caches: CanonicalKVCaches, num_chunks: int) -> None:
-        self._blocks = [cache.tensor for cache in kv_caches.tensors]
-        self._chunks = [torch.empty((num_chunks, tensor.shape[1]), dtype=tensor.dtype) for tensor in self._blocks]
+    def __init__(self, blocks: list[torch.Tensor], chunks: list[torch.Tensor]) -> None:
+        self._blocks, self._chunks = blocks, chunks
         self._done: list[TransferResult] = []
 
     def submit_store(self, job_id: int, src_spec: Any, dst_spec: Any) -> bool:
