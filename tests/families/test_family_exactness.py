@@ -39,7 +39,6 @@ from oracle.micro_model import FAMILIES as FAMILY_CONFIGS
 from oracle.micro_model import load_by_place, micro_selector, micro_selectors, write_micro_model
 from pixel_cases import page_cases
 from pixel_cases import random_cases as pixel_cases
-from runner import IS_V2
 from stock import RATE, SIDE, StockAnswer, StockMask, answer_by_stock, masks_of_ours
 from transformers import AutoProcessor
 
@@ -59,14 +58,6 @@ FAMILIES = {"qwen2_vl": 7, "qwen3_vl": 8, "qwen3_vl_moe": 8, "qwen3_5": 8, "qwen
 """
 
 
-DRAFTS: dict[str, Any] = {
-    "speculative_config": {
-        "method": "ngram",
-        "num_speculative_tokens": 3,
-        "prompt_lookup_max": 3,
-        "prompt_lookup_min": 1,
-    }
-}
 HYBRIDS = ("qwen3_5", "qwen3_5_moe")
 """In which the question chooses before the decoder only."""
 SERVED = dict.fromkeys(HYBRIDS, "stage1_only")
@@ -327,25 +318,6 @@ def test_with_vllms_own_kernels_other_tokens_are_further_off_than_rounding(hybri
             errors.append(np.abs(answer.logprobs - torch.log_softmax(logits, dim=-1).numpy()).max())
         right = errors.pop(configs.index(case.config))
         assert 2 * right < min(errors), (case, right, errors)
-
-
-@pytest.mark.long
-def test_drafts_from_the_prompt_change_nothing_in_a_hybrid(hybrid, model, oracle):
-    """A rejected draft's states are given up. Without cached prefixes: beside drafts vLLM copies them on GPUs only."""
-    if IS_V2:
-        pytest.skip("refused on this runner")
-    asking = {"method": "question", "stage1": None, "keep_ratio": 0.3}
-    batch = [dataclasses.replace(case, config=None) for case in asking_cases()[:8]]
-    expected = Oracle(oracle.model, oracle.processor, asking, oracle.selectors)
-    options = {"selector": micro_selector(model), "override": "tighten", **DRAFTS, "enable_prefix_caching": False}
-    with RemoteEngine(model, asking, **options) as engine:
-        for _ in range(2):
-            answers = engine.run([case.prompt() for case in batch], max_tokens=LONG)
-            compare(batch, answers, expected, max_tokens=LONG)
-            assert any(step.count > 1 for answer in answers for step in answer.steps[-LONG // 2 :]), (
-                "drafts are verified"
-            )
-            assert sum(len(answer.steps) < LONG for answer in answers) > 0, "some are accepted"
 
 
 @pytest.mark.long

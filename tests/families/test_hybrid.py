@@ -61,6 +61,12 @@ def test_drafts_by_the_checkpoints_own_layers_are_refused_with_what_vllm_lacks(m
         configure(model, "stage1_only", speculative_config=drafts)
 
 
+def test_drafts_from_the_prompt_are_refused(model):
+    drafts = {"method": "ngram", "num_speculative_tokens": 2, "prompt_lookup_max": 3, "prompt_lookup_min": 1}
+    with pytest.raises(Exception, match=r"speculative_config.method='ngram': the model's decoder is a hybrid"):
+        configure(model, "stage1_only", speculative_config=drafts)
+
+
 FAILS = """
 import sys
 from dense_cases import VIDEO, chat, video

@@ -63,7 +63,12 @@ def _check_drafter(vllm_config: VllmConfig, settings: ServerSettings) -> None:
             f"and positions of a video: vLLM does not say that it asks for rows one token further on (V1 runner), or "
             f'cuts them out of the encoder cache itself (V2); use "ngram", or leave speculative_config out'
         )
-    if settings.may_query and not vllm_config.model_config.is_hybrid:  # which refuses a dense prefix at any rate
+    if vllm_config.model_config.is_hybrid:
+        raise PruneConfigError(
+            f"speculative_config.method={speculative.method!r}: the model's decoder is a hybrid, and what its layers "
+            f"keep of rejected drafts has not been shown to leave answers to pruned prompts as they are; leave it out"
+        )
+    if settings.may_query:
         raise PruneConfigError(
             f'speculative_config.method={speculative.method!r}: cannot be combined with method "attention", or with '
             f"--prune-override any, which allows it: a step that verifies drafts beside a dense prefix has not been "
