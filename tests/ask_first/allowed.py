@@ -10,7 +10,7 @@ from host_offload import CONNECTOR
 LEARNED: dict[str, Any] = {"method": "question", "stage1": None, "keep_ratio": 0.3}
 DRAFTS: dict[str, Any] = {
     "speculative_config": {
-        "method": "ngram",
+        "method": "ngram_gpu" if runner.IS_V2 else "ngram",
         "num_speculative_tokens": 3,
         "prompt_lookup_max": 3,
         "prompt_lookup_min": 1,
@@ -26,5 +26,5 @@ EVERYTHING: dict[str, Any] = {
     "long_prefill_token_threshold": 48,
     "scheduling_policy": "priority",
     "mm_processor_cache_type": "shm",
-    **({} if runner.IS_V2 else DRAFTS),
+    **DRAFTS,
 }

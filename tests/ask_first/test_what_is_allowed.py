@@ -7,7 +7,6 @@ every test's answers are those of Hugging Face's model under the same choice.
 from __future__ import annotations
 
 import pytest
-import runner
 from adapters import merged
 from allowed import EVERYTHING, LEARNED
 from dense_cases import VIDEO, Case, Oracle, chat, compare, video
@@ -62,7 +61,6 @@ def test_requests_that_make_way_equal_the_oracle(engine, oracle):
     assert sum(answer.preemptions for answer in answers) > 0
 
 
-@pytest.mark.skipif(runner.IS_V2, reason="refused on the V2 runner")
 def test_drafts_change_nothing(engine, oracle):
     """Answers long enough that the drafter finds what it has seen."""
     cases = [ask(question) for question in QUESTIONS]

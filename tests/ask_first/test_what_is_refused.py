@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import runner
 from allowed import DRAFTS, EVERYTHING, LEARNED
 from oracle.micro_model import write_micro_model, write_micro_selector
 
@@ -49,6 +50,14 @@ def configure(model: str, config: Any, **options: Any) -> Any:
 def test_combinations(micro, options, message):
     with pytest.raises(Exception, match=message):
         configure(micro, TEXT, **options)
+
+
+def test_drafters_of_another_runner(micro):
+    """vLLM has one drafter from n-grams for each of its runners."""
+    other = "ngram" if runner.IS_V2 else "ngram_gpu"
+    drafts = {"speculative_config": {**DRAFTS["speculative_config"], "method": other}}
+    with pytest.raises(Exception, match=rf"speculative_config\.method='{other}': has not been tried .* model runner"):
+        configure(micro, TEXT, **drafts)
 
 
 @pytest.mark.parametrize("method", ["mtp", "eagle3", "draft_model"])

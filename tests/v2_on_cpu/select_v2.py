@@ -19,6 +19,7 @@ def select() -> None:
     from vllm_prune.patches.after_import import run_after_import
 
     run_after_import("triton.backends", _let_the_interpreter_pass_for_a_backend)
+    run_after_import("triton.runtime.interpreter", _take_masks_of_any_width)
     run_after_import("vllm.platforms.cpu", _schedule_asynchronously)
 
 
@@ -37,6 +38,19 @@ def _let_the_interpreter_pass_for_a_backend() -> None:
     from triton import backends
 
     backends.backends["cpu"] = SimpleNamespace(driver=_NoDriver, compiler=None)
+
+
+def _take_masks_of_any_width() -> None:
+    """The interpreter computes some masks in wider integers and refuses to load by them; compiled, they are bits."""
+    from triton import language as tl
+    from triton.runtime import interpreter
+
+    load = interpreter.InterpreterBuilder.create_masked_load
+
+    def load_by_bits(self: Any, pointers: Any, mask: Any, *others: Any) -> Any:
+        return load(self, pointers, interpreter.TensorHandle(mask.data.astype(bool), tl.int1), *others)
+
+    interpreter.InterpreterBuilder.create_masked_load = load_by_bits
 
 
 def _schedule_asynchronously() -> None:

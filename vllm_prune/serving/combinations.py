@@ -10,7 +10,7 @@ from vllm.config import VllmConfig
 from vllm_prune.config import QUESTION, PruneConfigError
 from vllm_prune.override import ServerSettings
 
-TOKEN_DRAFTERS = ("ngram",)
+TOKEN_DRAFTERS = ("ngram", "ngram_gpu")
 """Methods of speculative decoding that draft from token ids alone."""
 KEYED_BY_BLOCK_HASHES = ("OffloadingConnector", "SimpleCPUOffloadConnector", "MooncakeStoreConnector")
 """KV connectors that find a block by vLLM's hash of it, of which the question is a part (`core/spans.py`)."""
@@ -74,10 +74,11 @@ def _check_drafter(vllm_config: VllmConfig, settings: ServerSettings) -> None:
             f"--prune-override any, which allows it: a step that verifies drafts beside a dense prefix has not been "
             f"tried; leave it out, or choose another method and --prune-override tighten"
         )
-    if vllm_config.use_v2_model_runner:
+    tried = "ngram_gpu" if vllm_config.use_v2_model_runner else "ngram"
+    if speculative.method != tried:
         raise PruneConfigError(
-            f"speculative_config.method={speculative.method!r}: has not been tried with pruning on vLLM's V2 model "
-            f"runner; set VLLM_USE_V2_MODEL_RUNNER=0, or leave it out"
+            f"speculative_config.method={speculative.method!r}: has not been tried with pruning on vLLM's "
+            f'{"V2" if vllm_config.use_v2_model_runner else "V1"} model runner; use "{tried}", or leave it out'
         )
 
 
