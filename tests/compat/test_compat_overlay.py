@@ -21,10 +21,12 @@ ROOT = Path(__file__).parents[2]
 OWN = ".".join(map(str, find_vllm().version.release[:2]))
 OTHERS = [minor for minor in MINORS if minor != OWN]
 DENSE = ("tests/dense/test_dense_exactness.py", "-k", "cold_warm or partly_warm or preempted")
+ASK_FIRST = "hit_may_end or one_encoding or chunks_of or length or one_frame or another_question"
 RUNS = {
     "doctor": ("tests/test_doctor.py", "-k", "healthy_environment or every_part"),
     "patches": ("tests/test_patches.py", "tests/test_hook.py", "-m", "not slow"),
     "dense": DENSE,
+    "question": ("tests/dense/test_dense_ask_first.py", "-k", ASK_FIRST),
     "counts": ("tests/serving/test_serving_counts.py",),
     "caching": ("tests/serving/test_serving_caching.py",),
     "http": (
