@@ -11,9 +11,10 @@ from vllm.v1.kv_offload.cpu.shared_offload_region import SharedOffloadRegion
 from vllm.v1.kv_offload.tiering.spec import TieringOffloadingSpec
 
 
-def connector(folder: Path) -> dict[str, Any]:
+def connector(folder: Path, engine_id: str) -> dict[str, Any]:
     """`kv_transfer_config` of an engine that keeps blocks in `folder`."""
     return {
+        "engine_id": engine_id,
         "kv_connector": "OffloadingConnector",
         "kv_role": "kv_both",
         "kv_connector_extra_config": {
@@ -23,6 +24,14 @@ def connector(folder: Path) -> dict[str, Any]:
             "secondary_tiers": [{"type": "fs", "root_dir": str(folder)}],
         },
     }
+
+
+def free_memory(engine_id: str) -> int:
+    """Removes what an engine that has ended left in shared memory, which vLLM's own worker would; how many files."""
+    files = list(Path("/dev/shm").glob(f"vllm_offload_{engine_id}*.mmap"))
+    for file in files:
+        file.unlink()
+    return len(files)
 
 
 class HostDiskSpec(TieringOffloadingSpec):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from allowed import LEARNED
 from dense_cases import VIDEO as CLIP
 from dense_cases import Case, Oracle, chat, compare, video
 from dense_engine import BLOCK_SIZE, Answer, RemoteEngine
-from host_disk import connector
+from host_disk import connector, free_memory
 
 pytestmark = pytest.mark.long
 QUERY_FREE: dict[str, Any] = {"method": "uniform", "stage1": None, "keep_ratio": 0.5}
@@ -37,14 +39,22 @@ def wait_until_settled(folder: Path) -> None:
         time.sleep(1)
 
 
-def test_blocks_on_disk_answer_for_their_own_question(micro, selector, importable, oracle, tmp_path):
-    options: dict[str, Any] = {"selector": selector, "kv_transfer_config": connector(tmp_path)}
+@pytest.fixture
+def engine_id() -> Iterator[str]:
+    name = f"restart-{uuid.uuid4().hex}"
+    yield name
+    assert free_memory(name)
+
+
+def test_blocks_on_disk_answer_for_their_own_question(micro, selector, importable, oracle, tmp_path, engine_id):
+    options: dict[str, Any] = {"selector": selector, "kv_transfer_config": connector(tmp_path, engine_id)}
     options |= {"override": "tighten", "mm_processor_cache_type": "shm"}
     prompts = [case.prompt() for case in CASES]
     with RemoteEngine(micro, LEARNED, **options) as engine:
         first = engine.run(prompts[:2])
         compare(CASES[:2], first, oracle)
         wait_until_settled(tmp_path)
+    free_memory(engine_id)
     with RemoteEngine(micro, LEARNED, **options) as engine:
         again = engine.run(prompts)
         compare(CASES, again, oracle)
