@@ -94,6 +94,7 @@ def test_requests_carry_video_question_and_configuration(server, video):
     assert text["text"] == "0?"
     assert request["mm_processor_kwargs"]["prune"] == {
         "preset": "baseline",
+        "image": False,
         "method": "uniform",
         "keep_ratio": 0.1,
     }
