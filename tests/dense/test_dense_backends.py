@@ -157,7 +157,7 @@ def test_flash_attentions_builder_takes_a_scratch_cache(hopper):
     scratch = ScratchCache(builder, cache, 16, [40, 0], tables)
     for lengths, seq_lens, second_table in (([100, 37], [140, 37], [9, 10, 11]), ([50, 20], [90, 20], [6, 7])):
         scratch.lay_out(lengths)
-        metadata = scratch._metadata
+        metadata, _ = scratch._whole
         assert (metadata.num_actual_tokens, metadata.max_query_len) == (sum(lengths), max(lengths))
         assert metadata.query_start_loc.tolist() == [0, lengths[0], sum(lengths)]
         assert metadata.seq_lens.tolist() == seq_lens

@@ -110,6 +110,6 @@ def test_an_encoder_that_does_not_show_it_is_refused(micro, options, said):
 @pytest.mark.parametrize("name", [name for name in names() if getattr(load(name), "relevance", "") == "encoder"])
 def test_precomputed_embeddings_have_no_attention_to_give(name, merge_dropped):
     config = PruneConfig.parse({"method": name, "keep_ratio": 0.5, "params": {"merge_dropped": merge_dropped}})
-    with pytest.raises(PruneConfigError, match=f"method='{name}': .* brings precomputed embeddings, .* send the video"):
+    with pytest.raises(PruneConfigError, match=f"method='{name}': .* brings precomputed embeddings, .* the medium"):
         check_encoder_runs(config, has_pixels=False)
     check_encoder_runs(config, has_pixels=True)
