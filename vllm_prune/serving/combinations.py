@@ -57,16 +57,21 @@ def _check_drafter(vllm_config: VllmConfig, settings: ServerSettings) -> None:
     speculative = vllm_config.speculative_config
     if speculative is None:
         return
+    tried = "ngram_gpu" if vllm_config.use_v2_model_runner else "ngram"
+    hybrid = vllm_config.model_config.is_hybrid
+    use = "" if hybrid else f'use "{tried}", or '
     if speculative.method not in TOKEN_DRAFTERS:
         raise PruneConfigError(
             f"speculative_config.method={speculative.method!r}: the drafter's look-ahead would be given the wrong rows "
             f"and positions of a video: vLLM does not say that it asks for rows one token further on (V1 runner), or "
-            f'cuts them out of the encoder cache itself (V2); use "ngram", or leave speculative_config out'
+            f"cuts them out of the encoder cache itself (V2), where those are that a question chooses from and none of "
+            f"the text between a video's steps; {use}leave speculative_config out"
         )
-    if vllm_config.model_config.is_hybrid:
+    if hybrid:
         raise PruneConfigError(
-            f"speculative_config.method={speculative.method!r}: the model's decoder is a hybrid, and what its layers "
-            f"keep of rejected drafts has not been shown to leave answers to pruned prompts as they are; leave it out"
+            f"speculative_config.method={speculative.method!r}: the model's decoder is a hybrid, whose states vLLM's "
+            f"kernels for CPUs misplace after a step with fewer drafts than there may be, without any pruning (mended "
+            f"in vLLM 0.33), and which has not been run with drafts on a GPU; leave speculative_config out"
         )
     if settings.may_query:
         raise PruneConfigError(
@@ -74,7 +79,6 @@ def _check_drafter(vllm_config: VllmConfig, settings: ServerSettings) -> None:
             f"--prune-override any, which allows it: a step that verifies drafts beside a dense prefix has not been "
             f"tried; leave it out, or choose another method and --prune-override tighten"
         )
-    tried = "ngram_gpu" if vllm_config.use_v2_model_runner else "ngram"
     if speculative.method != tried:
         raise PruneConfigError(
             f"speculative_config.method={speculative.method!r}: has not been tried with pruning on vLLM's "
