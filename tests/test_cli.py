@@ -22,6 +22,7 @@ from vllm_prune.cli.main import main
 from vllm_prune.cli.port import check_port
 from vllm_prune.cli.secrets import masked
 from vllm_prune.config import PRESETS, PruneConfig
+from vllm_prune.embedded import NAMES, model_path, selector_path
 from vllm_prune.engine import engine_args
 from vllm_prune.serving.wire.settings import read_settings
 
@@ -183,12 +184,15 @@ def test_mistakes_are_told_in_one_line(capsys, model, arguments, said):
     assert error.count("\n") == 1
 
 
-def test_the_embedded_model_has_a_short_name_unless_it_is_given_one(capsys):
-    line = dry_run(capsys, "embedded")
-    assert line[line.index("--served-model-name") + 1] == "embedded"
+@pytest.mark.parametrize("name", NAMES)
+def test_an_embedded_model_has_a_short_name_unless_it_is_given_one_and_its_own_selector(capsys, name):
+    line = dry_run(capsys, name)
+    assert line[line.index("serve") + 1] == str(model_path(name))
+    assert line[line.index("--served-model-name") + 1] == name
+    assert str(selector_path(name)) in line[line.index("--hf-overrides") + 1]
     for option in (["--served-model-name", "mine"], ["--served_model_name=mine"]):
-        assert dry_run(capsys, "embedded", *option)[-len(option) :] == option
-        assert "embedded" not in dry_run(capsys, "embedded", *option)
+        assert dry_run(capsys, name, *option)[-len(option) :] == option
+        assert name not in dry_run(capsys, name, *option)
 
 
 def test_a_wrong_policy_lists_the_known_ones(capsys, model):

@@ -17,6 +17,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 import vllm_prune
+from vllm_prune.embedded import NAMES, model_path, selector_path
 from vllm_prune.supported import SUPPORTED_VLLM
 from vllm_prune.versions import find_vllm
 
@@ -156,11 +157,12 @@ def wheel(request, tmp_path_factory):
     return build_wheel(ROOT, tmp_path_factory.mktemp("checkout"))
 
 
-def test_a_wheel_brings_patches_startup_file_and_the_embedded_selector(wheel):
+def test_a_wheel_brings_patches_startup_file_and_the_embedded_models_with_selectors(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     assert "vllm_prune.pth" in names
-    assert "vllm_prune/embedded/selector/selector.safetensors" in names
+    for path in (path for name in NAMES for path in (model_path(name) / "model.safetensors", selector_path(name))):
+        assert path.relative_to(ROOT).as_posix() in names
     assert {f"vllm_prune/patches/{path.name}" for path in (ROOT / "patches").glob("*.py")} <= names
     assert not [name for name in names if name.startswith(("tests/", "patches/", "benchmarks/", "launch/"))]
 

@@ -10,7 +10,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 pytest.importorskip("benchmarks.tiny_model", reason="needs the repository's benchmarks/")
 from benchmarks.tiny_model.clips import evaluation_set
-from benchmarks.tiny_model.config import ARCHITECTURES, FPS, TIME_STRIDE
+from benchmarks.tiny_model.config import FPS, TIME_STRIDE
 from benchmarks.tiny_model.data import training_batch
 from benchmarks.tiny_model.export import write_processor, write_tokenizer
 from benchmarks.tiny_model.forward import encode_video, patchify, vision_rotary
@@ -40,7 +40,7 @@ def packed_logits(model, layout: VideoLayout, frames, questions: list[str]) -> t
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", [pytest.param("qwen2_5_vl", marks=pytest.mark.long), "qwen3_vl"])
 def test_packed_questions_give_what_transformers_gives_for_each(tmp_path: Path, architecture, scene):
     frames, questions = scene
     initial_model(architecture, seed=0).float().save_pretrained(tmp_path)
@@ -63,6 +63,7 @@ def test_packed_questions_give_what_transformers_gives_for_each(tmp_path: Path, 
     assert (packed_logits(model, other, frames, questions) - found).abs().max() > 3e-3
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("architecture", "align"), [("qwen2_5_vl", True), ("qwen3_vl", False)])
 def test_a_few_steps_on_one_batch_lower_its_loss(architecture, align):
     objective = Objective(initial_model(architecture, seed=0), align)

@@ -1,4 +1,4 @@
-"""The embedded model and its sample clips: a tiny Qwen2.5-VL that answers questions about 112 x 112 clips.
+"""The embedded models and their sample clips: a tiny Qwen2.5-VL and a tiny Qwen3-VL; clips are 112 x 112.
 
 Made by ``benchmarks/tiny_model``; see the README there. Needs nothing but the standard library.
 """
@@ -12,9 +12,9 @@ from pathlib import Path
 
 _FOLDER = Path(__file__).parent
 DEFAULT = "embedded"
-_SUFFIXES = {DEFAULT: ""}
+_SUFFIXES = {DEFAULT: "", "embedded-qwen3-vl": "_qwen3_vl"}
 NAMES = tuple(_SUFFIXES)
-"""What commands call the models that come along."""
+"""What commands call the models: a Qwen2.5-VL, the default, and a Qwen3-VL."""
 LISTED = ", ".join(NAMES)
 
 
@@ -52,7 +52,7 @@ def selector_path(name: str = DEFAULT) -> Path:
 def resolve(model: str) -> str:
     """The folder of the embedded model called `model`; any other folder or hub name as it is.
 
-    >>> resolve("some/model"), resolve("embedded").endswith("/model")
+    >>> resolve("some/model"), resolve("embedded-qwen3-vl").endswith("/model_qwen3_vl")
     ('some/model', True)
     """
     return str(model_path(model)) if model in _SUFFIXES else model

@@ -306,7 +306,19 @@ class Engine:
         return frames.pixels, frames.metadata()
 
     def _reply(self, prompt: dict[str, Any], output: Any) -> Reply:
-        prompt_tokens = len(output.prompt_token_ids)
-        # What vLLM put in for the one placeholder, with a model of any kind and whatever the question says.
-        video_tokens = prompt_tokens - (len(self._tokenizer(prompt["prompt"]).input_ids) - 1)
-        return Reply(output.outputs[0].text, prompt_tokens, video_tokens)
+        (modality,) = prompt["multi_modal_data"]
+        return Reply(
+            output.outputs[0].text, len(output.prompt_token_ids), self._medium_tokens(prompt, output, modality)
+        )
+
+    def _medium_tokens(self, prompt: dict[str, Any], output: Any, modality: str) -> int:
+        """Tokens of the video or picture in the prompt, without structure such as timestamps."""
+        report = getattr(output, "prune", None)
+        if report is not None and report.facts.counts(modality):
+            return report.kept_of(modality)
+        before, after = self._tokenizer(prompt["prompt"]).input_ids, output.prompt_token_ids
+        pad = getattr(self._llm.model_config.hf_config, f"{modality}_token_id", None)
+        # Differences, as the question may spell a placeholder as well.
+        found = after.count(pad) - (before.count(pad) - 1) if pad in before else 0
+        # With a model of any other kind: what vLLM put in for the one placeholder.
+        return found if found > 0 else len(after) - (len(before) - 1)
