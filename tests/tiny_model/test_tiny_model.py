@@ -76,6 +76,7 @@ def test_a_few_steps_on_one_batch_lower_its_loss(architecture, align):
     assert (losses[0][3] > 0) == align
 
 
+@pytest.mark.long
 def test_the_vision_tower_can_be_trained_first():
     objective = Objective(initial_model("qwen3_vl", seed=0), align=False)
     objective.auxiliary.bfloat16()
