@@ -15,19 +15,23 @@ _KEY = "prune"
 class _KnowsPrune:
     """Takes the place of `trust_request_mm_kwargs` on a server of a pruning variant, and is as true as that."""
 
-    def __init__(self, trusted: bool, settings: Any) -> None:
-        self._trusted, self._settings = trusted, settings
+    def __init__(self, trusted: bool, settings: Any, renderer: Any) -> None:
+        self._trusted, self._settings, self._renderer = trusted, settings, renderer
 
     def __bool__(self) -> bool:
         return self._trusted
 
     def check(self, mm_processor_kwargs: dict[str, Any]) -> None:
-        """Refuses a `prune` that the server does not know or allow, whether or not the request has a video."""
+        """Refuses a `prune` that the server does not know or allow, or the model cannot do.
+
+        Whether or not the request has images or videos.
+        """
         from vllm_prune.config import PruneConfigError
         from vllm_prune.serving.api.metrics import observe_refusal
 
         try:
-            self._settings.resolve(mm_processor_kwargs.get(_KEY))
+            # Without a processor (text only), what depends on the model decides nothing.
+            (self._renderer.mm_processor or self._settings).resolve(mm_processor_kwargs.get(_KEY))
         except PruneConfigError as error:
             observe_refusal(error)
             raise
@@ -47,7 +51,8 @@ def _verify() -> None:
     for method in ("preprocess_chat", "preprocess_cmpl"):
         target = f"{_MODULE}:OnlineRenderer.{method}"
         require_source(getattr(module.OnlineRenderer, method), passed_on, target)
-    kept = ("self.model_config = model_config", "self.trust_request_mm_kwargs = trust_request_mm_kwargs")
+    names = ("renderer", "model_config", "trust_request_mm_kwargs")
+    kept = tuple(f"self.{name} = {name}" for name in names)
     require_source(module.OnlineRenderer.__init__, kept, f"{_MODULE}:OnlineRenderer.__init__")
 
 
@@ -83,7 +88,7 @@ def _wrap_init(original: Any) -> Any:
             from vllm_prune.serving.wire.settings import read_settings
 
             settings = read_settings(self.model_config.hf_config)
-            self.trust_request_mm_kwargs = _KnowsPrune(self.trust_request_mm_kwargs, settings)
+            self.trust_request_mm_kwargs = _KnowsPrune(self.trust_request_mm_kwargs, settings, self.renderer)
 
     return __init__
 

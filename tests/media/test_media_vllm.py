@@ -39,6 +39,14 @@ def refusal(connector, url: str) -> str:
     return refused.value.args[0]
 
 
+def test_addresses_may_be_given_by_name(connector):
+    from vllm.exceptions import VLLMUnprocessableEntityError
+
+    assert connector.fetch_image(image_url=data_url(picture("PNG"), "image/png")).media.mode == "RGB"
+    with pytest.raises(VLLMUnprocessableEntityError, match="video_url='data:video/mp4,abc'"):
+        connector.fetch_video(video_url="data:video/mp4,abc")
+
+
 @pytest.mark.parametrize("loader", LOADERS)
 @pytest.mark.parametrize("recovery", [False, True])
 def test_every_loader_takes_the_frames_it_took_before(connector, loader, recovery):

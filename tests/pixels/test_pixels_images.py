@@ -89,8 +89,10 @@ def test_the_threshold_is_part_of_what_caches_know(engine, pixel_oracle):
 def test_embeddings_are_refused(engine):
     data = {"image": {"image_embeds": torch.randn(16, 192), "image_grid_thw": torch.tensor([[1, 8, 8]])}}
     request = {"prompt": chat(IMAGE + QUESTION), "multi_modal_data": data, "mm_processor_kwargs": {"prune": SAME}}
-    refused, served = engine.run([request, ask(SAME, images=(page(4),)).prompt()])
+    narrow = {**request, "multi_modal_data": {"image": {**data["image"], "image_embeds": torch.randn(16, 64)}}}
+    refused, unfit, served = engine.run([request, narrow, ask(SAME, images=(page(4),)).prompt()])
     assert "image.same_within: needs pixels" in refused.error
+    assert "image_embeds: has shape [16, 64]" in unfit.error
     assert not served.error
 
 

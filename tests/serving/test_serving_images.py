@@ -57,6 +57,7 @@ def test_an_image_is_counted_and_reported(open_server):
     assert answer.prune["config"]["image"] == BY_HALF["image"]
     assert {"encoder", "merge"} <= answer.prune["seconds"].keys()
     assert answer.prune["videos"] == []
+    assert answer.prune["video_tokens"]["removed"] == 0
     again = open_server.ask(picture(), ASK, prune=BY_HALF, max_tokens=2)
     assert again.prune["images"][0]["source"] != "encoded"
     other = open_server.ask(picture(), ASK, prune={"image": {"method": "uniform", "keep_ratio": 0.5}}, max_tokens=2)
@@ -90,6 +91,7 @@ WRONG = [
     ({"image": {"method": "flashvid"}}, "image.method='flashvid': takes videos only: it links"),
     ({"image": 3}, "image=3: must be an object, or false"),
     ({"images": {"method": "dpp"}}, "unknown key 'images'"),
+    ({"image": {"method": "attention", "layers": [99]}}, "image.layers=[99]: must lie between 0 and"),
 ]
 
 
@@ -97,6 +99,39 @@ WRONG = [
 @pytest.mark.parametrize("content", [[ASK], [picture(), ASK], [CLIP, ASK]], ids=["text only", "image", "video"])
 def test_a_wrong_key_is_refused_whatever_the_request_has(open_server, prune, said, content):
     assert said in refuse(open_server, *content, prune=prune)
+
+
+MISPLACED = {
+    "beside messages": ([picture()], BY_HALF, "image: nothing reads it there"),
+    "of the threshold": ([picture()], {"same_within": 0}, "same_within: nothing reads it there"),
+    "in an address": (
+        [{"type": "image_url", "image_url": {"url": picture()["image_url"]["url"], "prune": BY_HALF}}],
+        {},
+        "content part 0, prune: nothing reads it there",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MISPLACED)
+def test_what_nothing_reads_is_refused(open_server, name):
+    content, body, said = MISPLACED[name]
+    assert said in refuse(open_server, *content, ASK, extra_body=body)
+
+
+ADDRESSES = {
+    "no base64": ("data:image/png,abc", "base64"),
+    "unreachable": ("http://127.0.0.1:9/page.png", "Cannot connect"),
+    "local file": ("file:///etc/hostname", "--allowed-local-media-path"),
+    "no picture": (data_url(b"hello", "image/png"), "send the whole of a picture file as data:image/png"),
+}
+
+
+@pytest.mark.parametrize("name", ADDRESSES)
+def test_addresses_that_lead_nowhere(open_server, name):
+    url, said = ADDRESSES[name]
+    message = refuse(open_server, image(url), ASK)
+    assert f"image_url='{url[:30]}" in message
+    assert said in message
 
 
 def test_a_total_below_the_number_of_images_is_refused(open_server):

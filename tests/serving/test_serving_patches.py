@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import io
+
 import pytest
+import torch
+from PIL import Image
 from serving_media import index_in_front, mp4
 
 from vllm_prune.bench.clips import real_clips
@@ -10,7 +14,8 @@ from vllm_prune.embedded import clips
 from vllm_prune.media.containers import identify
 from vllm_prune.media.whole import check_file_is_whole
 from vllm_prune.patches.server_damaged_videos import check_frame_size, check_frames_are_there
-from vllm_prune.patches.server_video_url_errors import explain
+from vllm_prune.patches.server_media_url_errors import explain
+from vllm_prune.serving.api.embeddings_check import check_embeddings
 
 
 @pytest.mark.parametrize(("lost", "fine"), [(0, True), (1, True), (2, False), (10, False)])
@@ -74,6 +79,45 @@ def test_a_long_address_is_not_repeated():
     assert len(str(error)) < 300
     repeated = explain("http://" + "h" * 10**6, ValueError("cannot resolve " + "h" * 10**6))
     assert len(str(repeated)) < 1000
+
+
+def test_what_decoders_of_pictures_raise_is_about_the_file():
+    import vllm.plugins
+    from vllm.multimodal.media.image import ImageEmbeddingMediaIO, ImageMediaIO
+
+    vllm.plugins.load_general_plugins()
+    vast = io.BytesIO()
+    Image.new("1", (20_000, 20_000)).save(vast, "PNG")
+    broken = io.BytesIO()
+    Image.new("RGB", (64, 64)).save(broken, "AVIF")
+    for data in (vast.getvalue(), broken.getvalue()[:-4]):
+        with pytest.raises(ValueError, match="Failed to load image: "):
+            ImageMediaIO().load_bytes(data)
+    with pytest.raises(ValueError, match="Failed to load image embeddings: "):
+        ImageEmbeddingMediaIO().load_bytes(bytes(3))
+
+
+GRID = torch.tensor([[1, 4, 6]])
+
+
+@pytest.mark.parametrize(
+    ("embeddings", "grid", "said"),
+    [
+        (torch.zeros(6, 4), GRID, r"image_embeds: has shape \[6, 4\] of torch.float32; .* of shape \[6, 8\]"),
+        (torch.zeros(5, 8), GRID, r"image_embeds: has shape \[5, 8\]"),
+        (torch.zeros(1, 6, 8), GRID, r"image_embeds: has shape \[1, 6, 8\]"),
+        (torch.zeros(6, 8, dtype=torch.int64), GRID, r"of torch.int64; .*floating-point"),
+        (torch.zeros(6, 8), torch.tensor([[1, 3, 6]]), r"grid=\[1, 3, 6\]: height and width must be multiples of 2"),
+        (torch.zeros(6, 8), torch.tensor([[1, -4, -6]]), r"grid=\[1, -4, -6\]: must be three integers of 1 or more"),
+        (torch.zeros(6, 8), torch.tensor([[4, 6]]), r"grid=\[4, 6\]: must be three integers"),
+        (torch.zeros(0, 8), torch.tensor([[1, 2**40, 2**40]]), r"image_embeds: has shape \[0, 8\]"),
+    ],
+)
+def test_embeddings_fit_the_model_and_their_grid(embeddings, grid, said):
+    check_embeddings({}, "image_embeds", "grid", width=8, merge=2)
+    check_embeddings({"image_embeds": torch.zeros(6, 8), "grid": GRID}, "image_embeds", "grid", width=8, merge=2)
+    with pytest.raises(ValueError, match=said):
+        check_embeddings({"image_embeds": embeddings, "grid": grid}, "image_embeds", "grid", width=8, merge=2)
 
 
 @pytest.mark.parametrize("prune", [{"prune": {"keep_ratio": 0.5}}, {"prune": {}, "max_pixels": 5}])

@@ -11,9 +11,11 @@ from vllm_prune.config import PruneConfig, PruneConfigError
 from vllm_prune.layout import MediumLayout
 from vllm_prune.media.errors import UnusableVideo
 from vllm_prune.override import ServerSettings
+from vllm_prune.serving.api.embeddings_check import check_embeddings
 from vllm_prune.serving.api.encoder_check import check_encoder_is_readable
 from vllm_prune.serving.api.pixel_plan import PixelFormat
 from vllm_prune.serving.api.turn_format import derive_turn_format
+from vllm_prune.serving.wire.decoder_layers import deepstack_levels, pruning_layers
 from vllm_prune.serving.wire.request_spec import VideoSpec
 from vllm_prune.serving.wire.selector_file import needed_digests
 from vllm_prune.serving.wire.settings import read_settings, read_undivided_decoder
@@ -92,6 +94,13 @@ class FamilyProcessor(BaseMultiModalProcessor[Any]):
                     "send a single picture as image_url",
                 )
 
+    def check_embeddings(self, data: Any) -> None:
+        """Refuses a request's precomputed embeddings that do not fit the model."""
+        model = self.info.ctx.model_config
+        width = model.get_hidden_size() * (1 + deepstack_levels(model))
+        for field, grid in (("image_embeds", self.image_grid), ("video_embeds", self.video_grid)):
+            check_embeddings(data, field, grid, width=width, merge=self.merge)
+
     def spec(
         self, config: PruneConfig, layout: MediumLayout, per_frame: tuple[int, ...] | None, trace_key: str | None
     ) -> VideoSpec:
@@ -107,8 +116,12 @@ class FamilyProcessor(BaseMultiModalProcessor[Any]):
 
     def check_can_serve(self, config: PruneConfig) -> None:
         """Refuses what this model cannot do."""
-        for part in config.parts:
-            self._check_part(part)
+        self._check_part(config.of_videos)
+        if config.image is not None:
+            try:
+                self._check_part(config.image.choice)
+            except PruneConfigError as error:
+                raise PruneConfigError(f"image.{str(error).removeprefix('prune.')}") from error
         if config.image is not None and config.image.same_within is not None and not self.plans_on_pixels:
             raise PruneConfigError(
                 "image.same_within: this model's vision encoder takes whole images only; leave it out"
@@ -124,6 +137,8 @@ class FamilyProcessor(BaseMultiModalProcessor[Any]):
                 f"where a question ends cannot be told; choose a query-free method, or mend the chat template"
             )
         needed_digests(config, self.info.ctx.model_config)
+        if config.chooses_inside:  # checked here, since a worker that raises ends the server
+            pruning_layers(config, self.info.ctx.model_config)
         if config.plans_on_pixels and not self.plans_on_pixels:
             raise PruneConfigError(
                 'stage1.where="processor": this model\'s vision encoder takes whole frames only; use '

@@ -95,7 +95,8 @@ class ImageSpecs(FamilyProcessor):
             return [None] * len(layouts)
         if self.image_pixels not in data:
             raise PruneConfigError(
-                "image.same_within: needs pixels, and this request brings precomputed embeddings; leave it out"
+                "image.same_within: needs pixels, and this request brings precomputed embeddings; send the image "
+                "itself, or leave image.same_within out"
             )
         pixels, patches = self.image_format(), data[self.image_pixels]
         plans: list[torch.Tensor | None] = []

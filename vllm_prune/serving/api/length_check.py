@@ -23,7 +23,7 @@ def check_length(prompt_len: int, counts: Sequence[TokenCounts], max_model_len: 
         return
     kept, total = sum(video.kept for video in counts), sum(video.total for video in counts)
     raise PruneConfigError(
-        f"input_tokens={prompt_len}: the prompt, with {kept} of {total} video tokens kept, is longer than "
+        f"input_tokens={prompt_len}: the prompt, with {kept} of {total} tokens of its media kept, is longer than "
         f"max_model_len={max_model_len}; ask for fewer tokens by mm_processor_kwargs.prune (keep_ratio, "
-        f"target_token_num), or send a shorter video or less text"
+        f"target_token_num), or send fewer images, a shorter video or less text"
     )

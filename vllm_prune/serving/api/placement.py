@@ -6,16 +6,22 @@ it is refused.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from vllm_prune.config import PruneConfigError, brief
+from vllm_prune.config import ImageConfig, PruneConfigError, brief
 
 FIELD = "prune"
+_IMAGE_KEYS = frozenset(field.name for field in dataclasses.fields(ImageConfig) if field.init)
 _PLACE = 'put {"prune": {...}} beside `messages`, or into `mm_processor_kwargs`'
-_OUR_KEYS = frozenset({"keep_ratio", "target_token_num", "stage1", "cluster_ratio", "temporal_segment_ratio"})
+_OUR_KEYS = frozenset(
+    {"keep_ratio", "target_token_num", "stage1", "cluster_ratio", "temporal_segment_ratio", "same_within"}
+)
 """Keys of a configuration that are nobody else's."""
+_IMAGE = "image"
+_URLS = ("video_url", "image_url")
 _LIKE_OURS = re.compile(r"(vllm[_-]?)?prun(e|ing)", re.IGNORECASE)
 _CLIENTS_ARGUMENT = "extra_body"
 """Of the `openai` package, which puts what it holds into the body; other clients send it as it is."""
@@ -49,16 +55,20 @@ def place_prune(request: Any, messages: Sequence[Any]) -> None:
 def _misplaced(
     request: Any, given: Mapping[str, Any], options: Mapping[str, Any], messages: Sequence[Any]
 ) -> Iterator[str]:
-    yield from (name for name in given if name != FIELD and _is_ours(name))
-    yield from (f"mm_processor_kwargs.{name}" for name in options if name != FIELD and _is_ours(name))
+    yield from (name for name, value in given.items() if name != FIELD and (_is_ours(name) or _is_images(name, value)))
+    yield from (
+        f"mm_processor_kwargs.{name}"
+        for name, value in options.items()
+        if name != FIELD and (_is_ours(name) or _is_images(name, value))
+    )
     for place in _OTHER_OBJECTS:
         held = given.get(place, getattr(request, place, None))
         yield from (f"{place}.{name}" for name in held or () if _is_ours(name))
     if "mm_processor_kwargs" in (given.get(_CLIENTS_ARGUMENT) or ()):
         yield f"{_CLIENTS_ARGUMENT}.mm_processor_kwargs"
     for number, part in enumerate(_parts(messages)):
-        inner = part.get("video_url")
-        for held in (part, inner if isinstance(inner, Mapping) else {}):
+        inner = [part.get(kind) for kind in _URLS]
+        for held in (part, *(url for url in inner if isinstance(url, Mapping))):
             yield from (f"content part {number}, {name}" for name in held if _is_ours(name))
 
 
@@ -67,6 +77,11 @@ def _parts(messages: Sequence[Any]) -> Iterator[Mapping[str, Any]]:
         content = message.get("content") if isinstance(message, Mapping) else None
         if isinstance(content, list):
             yield from (part for part in content if isinstance(part, Mapping))
+
+
+def _is_images(name: Any, value: Any) -> bool:
+    """Whether it looks like the part of a configuration that is about images."""
+    return name == _IMAGE and isinstance(value, Mapping) and not _IMAGE_KEYS.isdisjoint(value)
 
 
 def _is_ours(name: Any) -> bool:

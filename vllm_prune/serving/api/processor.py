@@ -43,7 +43,6 @@ from vllm_prune.serving.api.prune_inputs import (
 from vllm_prune.serving.api.report import FACTS_KEY, PromptFacts, PromptMedium
 from vllm_prune.serving.api.sent_media import KnownItem
 from vllm_prune.serving.api.span_check import check_spans
-from vllm_prune.serving.wire.decoder_layers import pruning_layers
 from vllm_prune.serving.wire.request_spec import CELLS_FIELD, FIELD, VideoSpec
 from vllm_prune.serving.wire.settings import REQUEST_KEY, SHARE_KEY, TRACE_KEY, read_step_limits
 
@@ -115,9 +114,6 @@ class PruningProcessorMixin(Hooked, ImageSpecs):
         """
         config = self.settings.resolve(requested)
         self.check_can_serve(config)
-        for part in config.parts:
-            if part.chooses_inside:  # checked here, since a worker that raises ends the server
-                pruning_layers(part, self.info.ctx.model_config)
         return config
 
     def _with_resolved_config(self, inputs: ProcessorInputs) -> ProcessorInputs:
@@ -163,6 +159,7 @@ class PruningProcessorMixin(Hooked, ImageSpecs):
     def _apply_hf_processor_main(self, mm_items: Any, hf_kwargs: Mapping[str, Any]) -> BatchFeature:
         """vLLM's way without our keys, then what is decided about every video."""
         data = super()._apply_hf_processor_main(mm_items, without_prune(hf_kwargs))
+        self.check_embeddings(data)
         if self.video_grid in data:
             config = config_for(data, request_config(hf_kwargs).of_videos, self.video_pixels)
             check_encoder_runs(config, self.video_pixels in data)

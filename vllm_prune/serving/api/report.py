@@ -84,7 +84,7 @@ class KVFormat:
 
 
 def preset_of(config: PruneConfig) -> str:
-    """The preset's name that `config` is equal to, or "custom".
+    """The preset's name that `config`, which is about videos, is equal to, or "custom".
 
     >>> preset_of(PruneConfig.parse("default")), preset_of(PruneConfig.parse({"preset": "default", "keep_ratio": 0.1}))
     ('default', 'custom')
@@ -225,7 +225,7 @@ class RequestReport:
             fields[f"{modality}_tokens"] = {
                 "before": self.before_of(modality),
                 "kept": self.kept_of(modality),
-                "removed": 1 - self.kept_of(modality) / max(1, self.before_of(modality)),
+                "removed": 1 - self.kept_of(modality) / before if (before := self.before_of(modality)) else 0.0,
                 "structure": self.structure_of(modality),
             }
             fields[f"{modality}s"] = [

@@ -1,4 +1,4 @@
-"""Answer a video that cannot be fetched or decoded with HTTP 422 and a message that names it and says what to do."""
+"""Answer media that cannot be fetched or decoded with HTTP 422 and a message that names them and says what to do."""
 
 import functools
 from typing import Any
@@ -13,16 +13,21 @@ _MARK = "_vllm_prune_explains_errors"
 _SHOWN = 60  # characters of a URL
 _SAID = 600  # characters of what is wrong
 
+_FRAME_LIST = "data:video/jpeg"
 _REMEDIES = {
-    "data:video/jpeg": "send frames of one size as data:video/jpeg;base64,FRAME,FRAME,... with each one in base64",
-    "data": "send the whole of a video file as data:video/mp4;base64,...",
-    "http": "use an address from which this server can load a video file, or send the file as a base64 data URL",
-    "file": "start the server with --allowed-local-media-path and name a video file below it, or use a data URL",
-    "": "use an http(s), file or base64 data URL of a video file",
+    _FRAME_LIST: "send frames of one size as data:video/jpeg;base64,FRAME,FRAME,... with each one in base64",
+    "data": "send the whole of {a_file} as {example};base64,...",
+    "http": "use an address from which this server can load {a_file}, or send the file as a base64 data URL",
+    "file": "start the server with --allowed-local-media-path and name {a_file} below it, or use a data URL",
+    "": "use an http(s), file or base64 data URL of {a_file}",
+}
+_WORDS = {
+    "video_url": {"a_file": "a video file", "example": "data:video/mp4"},
+    "image_url": {"a_file": "a picture file", "example": "data:image/png"},
 }
 
 
-def explain(url: str, error: Exception) -> Exception:
+def explain(url: str, error: Exception, field: str = "video_url") -> Exception:
     """The error that the client is to see in place of `error`: field, value, what is wrong, remedy."""
     from vllm.exceptions import VLLMUnprocessableEntityError
 
@@ -33,8 +38,8 @@ def explain(url: str, error: Exception) -> Exception:
     reason = error.args[0] if isinstance(error, VLLMUnprocessableEntityError) else str(error) or type(error).__name__
     reason = shorten(str(reason), _SAID)  # some libraries repeat the whole address
     if not (isinstance(error, UnusableVideo) and error.remedy):
-        reason = f"{reason}; {_REMEDIES[scheme]}"
-    return VLLMUnprocessableEntityError(f"video_url={shown!r}: {reason}", parameter="video_url")
+        reason = f"{reason}; {_REMEDIES[scheme].format(**_WORDS[field])}"
+    return VLLMUnprocessableEntityError(f"{field}={shown!r}: {reason}", parameter=field)
 
 
 def _connector() -> Any:
@@ -55,34 +60,50 @@ def _client_errors() -> tuple[type[Exception], ...]:
 
 def _verify() -> None:
     connector = _connector()
-    require_leading(connector.fetch_video, ("self", "video_url"), f"{_MODULE}:MediaConnector.fetch_video")
-    require_leading(connector.fetch_video_async, ("self", "video_url"), _TARGET)
+    for name, field in (("video", "video_url"), ("image", "image_url")):
+        for method in (f"fetch_{name}", f"fetch_{name}_async"):
+            require_leading(getattr(connector, method), ("self", field), f"{_MODULE}:MediaConnector.{method}")
     refused = ("if allowed_local_media_path is None: raise RuntimeError(",)
     require_source(connector._load_file_url, refused, f"{_MODULE}:MediaConnector._load_file_url")
 
 
 def _install() -> None:
-    connector, client_errors = _connector(), _client_errors()
-    fetch, fetch_async = connector.fetch_video, connector.fetch_video_async
+    connector = _connector()
+    connector.fetch_video = _explained(connector.fetch_video, "video_url")
+    connector.fetch_image = _explained(connector.fetch_image, "image_url")
+    connector.fetch_image_async = _explained_async(connector.fetch_image_async, "image_url")
+    connector.fetch_video_async = _explained_async(connector.fetch_video_async, "video_url")
+    setattr(connector.fetch_video_async, _MARK, True)
+
+
+def _explained(fetch: Any, field: str) -> Any:
+    client_errors = _client_errors()
 
     @functools.wraps(fetch)
-    def fetch_video(self: Any, video_url: str, *args: Any, **kwargs: Any) -> Any:
+    def explained(self: Any, *args: Any, **kwargs: Any) -> Any:
+        url = kwargs[field] if field in kwargs else args[0]
         try:
-            _require_local_files_allowed(self, video_url)
-            return fetch(self, video_url, *args, **kwargs)
+            _require_local_files_allowed(self, url)
+            return fetch(self, *args, **kwargs)
         except client_errors as error:
-            raise explain(video_url, error) from error
+            raise explain(url, error, field) from error
 
-    @functools.wraps(fetch_async)
-    async def fetch_video_async(self: Any, video_url: str, *args: Any, **kwargs: Any) -> Any:
+    return explained
+
+
+def _explained_async(fetch: Any, field: str) -> Any:
+    client_errors = _client_errors()
+
+    @functools.wraps(fetch)
+    async def explained(self: Any, *args: Any, **kwargs: Any) -> Any:
+        url = kwargs[field] if field in kwargs else args[0]
         try:
-            _require_local_files_allowed(self, video_url)
-            return await fetch_async(self, video_url, *args, **kwargs)
+            _require_local_files_allowed(self, url)
+            return await fetch(self, *args, **kwargs)
         except client_errors as error:
-            raise explain(video_url, error) from error
+            raise explain(url, error, field) from error
 
-    setattr(fetch_video_async, _MARK, True)
-    connector.fetch_video, connector.fetch_video_async = fetch_video, fetch_video_async
+    return explained
 
 
 def _require_local_files_allowed(connector: Any, url: str) -> None:
@@ -92,17 +113,18 @@ def _require_local_files_allowed(connector: Any, url: str) -> None:
 
 
 PATCH = Patch(
-    name="server_video_url_errors",
+    name="server_media_url_errors",
     target=_TARGET,
     process="API server",
     trigger=_MODULE,
     why=(
         "An unreachable address, a local file where none are allowed and a data URL without base64 end in HTTP 500 or "
-        "501; what is refused with 4xx says no more than `Could not open video stream`, or blames `image_url`."
+        "501; what is refused with 4xx says no more than `Could not open video stream` or `cannot identify image file "
+        "<_io.BytesIO object>`, or blames `image_url` for a video."
     ),
     how=(
-        "Wraps fetch_video and fetch_video_async: errors that the request is to blame for become HTTP 422 with field, "
-        "value, reason and remedy. Videos only; images and audio are answered as before."
+        "Wraps fetch_video, fetch_image and their asynchronous forms: errors that the request is to blame for become "
+        "HTTP 422 with field, value, reason and remedy. Audio is answered as before."
     ),
     upstream=(
         "https://github.com/vllm-project/vllm/issues/21254",
