@@ -46,6 +46,9 @@ def test_images_are_counted_each_by_itself(capsys):
     assert (asked["tokens"]["entering"], asked["tokens"]["layers"]) == (256, {"2": 64})
     text = answer(capsys, "--images", "8", "--size", "224x112")
     assert "8 images of 224x112: a grid of 4 x 8 tokens each" in text
+    assert "same_within" not in text
+    flat = answer(capsys, "--images", "8", "--size", "224x112", "--prune", '{"image": {"same_within": 0}}')
+    assert "With same_within, flat cells are not encoded" in flat
     assert "image tokens" in text
 
 

@@ -11,9 +11,9 @@ import openai
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from serving_cases import QUESTION
-from serving_media import data_url, mp4
+from serving_media import data_url, mp4, png
 from serving_plugin import wayward
-from serving_server import text, video
+from serving_server import image, text, video
 
 from vllm_prune.config import PruneConfigError
 from vllm_prune.serving.api.metrics_reasons import OTHER, OVERRIDE, reason_of
@@ -89,6 +89,14 @@ def test_a_configuration_of_ones_own_is_called_custom(open_server):
     assert change("requests_total", preset="custom") == change("requests_total") == 3
 
 
+def test_no_preset_is_about_images(open_server):
+    change = Change(open_server)
+    picture = image(data_url(png(112, 112, seed=67), "image/png"))
+    for asked in ({"same_within": 0}, {"method": "attention", "keep_ratio": 0.4}):  # as `baseline` and `stage2_only`
+        open_server.ask(picture, ASK, prune={"image": asked}, max_tokens=1)
+    assert change("requests_total", modality="image", preset="custom") == 2
+
+
 def test_text_is_not_counted(open_server):
     change = Change(open_server)
     open_server.ask(ASK)
@@ -136,6 +144,7 @@ def test_failures_are_no_savings(open_server):
 def test_reasons_are_few():
     """Whatever a client writes, the label has one of a known number of values."""
     assert reason_of(PruneConfigError("prune={'oops'}: unknown key")) == "prune"
+    assert reason_of(PruneConfigError("image.keep_ratio=3: must be above 0")) == "image.keep_ratio"
     assert reason_of(PruneConfigError("client_supplied=1: must not be there")) == OTHER
     assert reason_of(PruneConfigError("")) == OTHER
 

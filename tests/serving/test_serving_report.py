@@ -293,3 +293,17 @@ def test_the_log_names_what_was_done():
     assert "video 1: tokens 100 detected, 100 after stage 1, 20 entering the model" in lines
     assert "kept at 60..79 of the prompt's 96" in lines
     assert "importance: by method uniform, without the question" in lines
+    assert "image" not in lines
+
+
+def test_the_log_says_of_images_what_is_true_of_them():
+    config = PruneConfig.parse({"preset": "default", "image": {"method": "dpp", "keep_ratio": 0.2}})
+    own = PromptMedium(modality="image", offset=4, length=20, counts=plan_counts(config.image.choice, 100))
+    facts = PromptFacts(config=config, media=(own,), prompt_len=40, processor_s=0.5)
+    report = RequestReport(facts, KVFormat(block_size=16, token_bytes=10), answered=True, finished=True)
+    lines = "\n".join(describe(report))
+    assert "images: method dpp, 100 -> 20 image tokens" in lines
+    assert "importance of images: by method dpp, without the question" in lines
+    assert "prefix cache: 0 of 20 image tokens reused" in lines
+    assert "video" not in lines
+    assert report.to_dict()["video_tokens"]["removed"] == 0

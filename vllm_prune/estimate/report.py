@@ -73,6 +73,9 @@ def table(labels: Sequence[str], estimates: Sequence[Estimate], request: Request
         notes.append(
             "With stage 1 before the encoder, still cells are not encoded either: how many, only the video tells."
         )
+    asked = [found.config.image for found in estimates if found.of_images]
+    if any(image is not None and image.same_within is not None for image in asked):
+        notes.append("With same_within, flat cells are not encoded: how many, only the images tell; all are counted.")
     return "\n\n".join([head, _align(rows), "\n".join(notes)])
 
 

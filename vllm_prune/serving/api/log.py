@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from vllm.logger import init_logger
 
-from vllm_prune.config import ATTENTION, NO_METHOD, QUESTION
+from vllm_prune.config import ATTENTION, NO_METHOD, QUESTION, PruneConfig
 from vllm_prune.config.errors import shorten
 from vllm_prune.serving.api.ends import DONE
 from vllm_prune.serving.api.report import (
@@ -49,18 +49,21 @@ def describe(report: RequestReport) -> Iterator[str]:
     config = report.facts.config
     if report.state != DONE:
         yield f"state {report.state}: {report.failure or 'ended before it was answered'}"
-    yield f"method {config.method}, preset {report.preset}, {_tokens(report, VIDEO)}"
-    if config.image is not None and report.facts.numbered(IMAGE):
-        yield f"images: method {config.image.method}, {_tokens(report, IMAGE)}"
+    if VIDEO in report.facts.modalities:
+        yield f"method {config.method}, preset {report.preset}, {_tokens(report, VIDEO)}"
+    if IMAGE in report.facts.modalities:
+        yield f"images: method {report.facts.config_of(IMAGE).method}, {_tokens(report, IMAGE)}"
     for modality in report.facts.modalities:
         media = zip(report.facts.numbered(modality), report.sources(modality), strict=True)
         for number, ((_, medium), source) in enumerate(media):
             yield f"{modality} {number}: {_describe_medium(report, medium, source)}"
-    yield f"importance: {_importance(report)}"
+    for modality in report.facts.modalities:
+        of_images = " of images" if modality == IMAGE else ""
+        yield f"importance{of_images}: {_importance(report.facts.config_of(modality), modality)}"
+    kinds = " and ".join(report.facts.modalities)
     for layer, heads, rows, tokens in report.attention:
-        yield f"attention at layer {layer}: {heads} heads x {rows} text rows x {tokens} video tokens"
+        yield f"attention at layer {layer}: {heads} heads x {rows} text rows x {tokens} {kinds} tokens"
     yield f"saved: {report.saved_blocks} KV blocks, {report.saved_bytes} bytes"
-    kinds = "video" if report.facts.modalities == [VIDEO] else "video and image"
     yield f"prefix cache: {report.cached()} of {report.kept} {kinds} tokens reused"
     yield "times: " + ", ".join(f"{stage} {1000 * s:.1f} ms" for stage, s in report.stage_seconds().items())
 
@@ -82,19 +85,20 @@ def _describe_medium(report: RequestReport, medium: PromptMedium, source: str) -
     )
 
 
-def _importance(report: RequestReport) -> str:
-    config = report.facts.config
+def _importance(config: PruneConfig, modality: str) -> str:
     if config.method == ATTENTION:
         text, heads, selector, quota = (config.attention_param(name) for name in ("text", "heads", "selector", "quota"))
         if config.needs_selector:
             return f"learned relevance to the question; {selector} over each {config.attention_param('scope')}"
         return (
-            f"attention weights of the question on the video's tokens, {text} over text positions, then {heads} over "
-            f"heads; {selector}, quota {quota}"
+            f"attention weights of the question on the {modality}'s tokens, {text} over text positions, then {heads} "
+            f"over heads; {selector}, quota {quota}"
         )
     if config.method == QUESTION:
         relevance, selector, scope = (config.question_param(name) for name in ("relevance", "selector", "scope"))
         return f"{relevance} relevance to the question, before the first layer; {selector} over each {scope}"
     if config.method == NO_METHOD:
+        if modality == IMAGE:
+            return "none: cells that show what their neighbour shows are not encoded"
         return "none: " + ("tokens are merged by similarity" if config.stage1 else "every token stays")
     return f"by method {config.method}, without the question"

@@ -13,7 +13,7 @@ from prometheus_client import Counter, Histogram
 from vllm_prune.config import PruneConfigError
 from vllm_prune.serving.api.ends import DONE
 from vllm_prune.serving.api.metrics_reasons import reason_of
-from vllm_prune.serving.api.report import RequestReport, preset_of
+from vllm_prune.serving.api.report import CUSTOM, VIDEO, RequestReport, preset_of
 from vllm_prune.serving.wire.architectures import is_variant
 
 _LABELS = ("model_name", "method", "preset", "modality")
@@ -71,7 +71,8 @@ class PruneMetrics:
 
     def _observe(self, model_name: str, report: RequestReport, modality: str) -> None:
         config = report.facts.config_of(modality)
-        labels = (model_name, config.method, preset_of(config), modality)
+        preset = preset_of(config) if modality == VIDEO else CUSTOM  # no preset is about images
+        labels = (model_name, config.method, preset, modality)
         if report.failure:
             self.failures.labels(*labels).inc()
         if report.state != DONE:

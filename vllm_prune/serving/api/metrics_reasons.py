@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 
-from vllm_prune.config import PruneConfig, PruneConfigError, Stage1Config
+from vllm_prune.config import ImageConfig, PruneConfig, PruneConfigError, Stage1Config
 
 OVERRIDE = "override"
 MISPLACED = "misplaced"
@@ -14,6 +14,7 @@ _FIELDS = frozenset(
     {
         *(field.name for field in dataclasses.fields(PruneConfig)),
         *(f"stage1.{field.name}" for field in dataclasses.fields(Stage1Config)),
+        *(f"image.{field.name}" for field in dataclasses.fields(ImageConfig)),
         *("prune", "preset", "enable_stage1", "enable_pruning", "pruning_layer"),
         *("input_tokens", "max_num_batched_tokens", "dense_tokens", "video_url"),
     }
