@@ -27,7 +27,7 @@ def _verify() -> None:
     function = _image_io().load_bytes
     require_leading(function, ("self", "data"), _TARGET)
     require_leading(_embedding_io().load_bytes, ("self", "data"), f"{_MODULE}:ImageEmbeddingMediaIO.load_bytes")
-    require_source(function, ("except (OSError, Image.UnidentifiedImageError) as e: raise ValueError(",), _TARGET)
+    require_source(function, ("except (OSError, Image.UnidentifiedImageError", "raise ValueError("), _TARGET)
 
 
 def _install() -> None:
