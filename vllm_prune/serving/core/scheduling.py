@@ -45,10 +45,8 @@ def _allowed_tokens(scheduler: Any, spans: list[RequestSpan], computed: int, num
     if not spans:  # as on a server of another model, which nobody wrote a limit for
         return num_new_tokens
     end = clip_to_spans([item.span for item in spans], computed, computed + num_new_tokens)
-    used, limit = (
-        _dense_step(scheduler).rows,
-        read_step_limits(scheduler.vllm_config.model_config.hf_config).dense_tokens,
-    )
+    used = _dense_step(scheduler).rows
+    limit = read_step_limits(scheduler.vllm_config.model_config.hf_config).dense_tokens
     assert limit is not None  # written with the engine's configuration
     for item in spans:
         if computed < item.span.end <= end and used and used + item.extra_rows > limit:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from vllm_prune.bench.accuracy.datasets.synthetic import CLIPS_A_SEED, generator
+from vllm_prune.bench.accuracy.datasets.synthetic import CLIPS_A_SEED, generator, questions_about
 from vllm_prune.bench.accuracy.pictures import Picture
 from vllm_prune.bench.accuracy.questions import Question
 from vllm_prune.bench.throughput.errors import BenchmarkError
@@ -55,14 +55,4 @@ def load(n: int, seeds: Sequence[int]) -> list[Question]:
 
 
 def _questions(picture: SyntheticPicture, seed: int) -> list[Question]:
-    return [
-        Question(
-            key=f"{picture.key}-{number}",
-            video=picture,
-            text=asked.text,
-            answer=asked.answer,
-            category=asked.type,
-            seed=seed,
-        )
-        for number, asked in enumerate(_make_page(picture.seed).questions)
-    ]
+    return questions_about(picture, _make_page(picture.seed).questions, seed)

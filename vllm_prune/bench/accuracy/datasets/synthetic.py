@@ -111,15 +111,20 @@ def _check(lengths: Sequence[int], noises: Sequence[str]) -> None:
 
 
 def _questions(video: SyntheticVideo, seed: int) -> list[Question]:
+    return questions_about(video, _make_clip(video).questions, seed, f"{video.num_frames} frames, {video.noise}")
+
+
+def questions_about(medium: Any, asked: Sequence[Any], seed: int, subset: str = "all") -> list[Question]:
+    """The generator's questions `asked` about one clip or picture."""
     return [
         Question(
-            key=f"{video.key}-{number}",
-            video=video,
-            text=asked.text,
-            answer=asked.answer,
-            category=asked.type,
-            subset=f"{video.num_frames} frames, {video.noise}",
+            key=f"{medium.key}-{number}",
+            video=medium,
+            text=each.text,
+            answer=each.answer,
+            category=each.type,
+            subset=subset,
             seed=seed,
         )
-        for number, asked in enumerate(_make_clip(video).questions)
+        for number, each in enumerate(asked)
     ]

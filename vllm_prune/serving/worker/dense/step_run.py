@@ -97,9 +97,10 @@ class StepRun:
         """One decoder layer over other rows and dense rows; drops rows behind it if it is a pruning layer."""
         attention = self._decoder.attention[index]
         self._query = self._key = self._value = None
+        attend = functools.partial(self._attend, attention, attention.forward, self._dropper.prunes_at(index))
         hidden, residual = self._hidden, self._residual
         for part in self._parts:
-            with taken_over(attention, functools.partial(self._attend, attention, attention.forward, part)):
+            with taken_over(attention, functools.partial(attend, part)):
                 before = None if residual is None else part.take(residual)
                 done = self._decoder.run_layer(index, part.take(self._positions, 1), part.take(hidden), before)
             # In place where there are several parts: nobody reads what their rows were before the layer.
@@ -115,12 +116,16 @@ class StepRun:
         self,
         attention: Attention,
         attend_paged: Callable[..., torch.Tensor],
+        keep_query: bool,
         part: Part,
         q: torch.Tensor,
         k: torch.Tensor,
         v: torch.Tensor,
     ) -> torch.Tensor:
-        """Attention of other rows through vLLM's paged cache, of dense rows through the scratch cache."""
+        """Attention of other rows through vLLM's paged cache, of dense rows through the scratch cache.
+
+        `keep_query`: whether a choice behind the layer reads the queries.
+        """
         n, dim = part.num_other, attention.head_size
         output = torch.empty_like(q)
         if n:
@@ -131,7 +136,8 @@ class StepRun:
         query = q[n:].unflatten(1, (attention.num_heads, dim)).contiguous()
         output[n:] = self._scratch.attend(attention, query, key, value, part.ranges)
         length = len(self._rows.alive)
-        self._query = part.put_dense(query, self._query, length)
+        if keep_query:
+            self._query = part.put_dense(query, self._query, length)
         self._key = part.put_dense(key, self._key, length)
         self._value = part.put_dense(value, self._value, length)
         return output
