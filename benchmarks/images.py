@@ -132,14 +132,14 @@ def summarise(samples: dict[str, list[dict[str, float]]]) -> dict[str, dict[str,
     return rows
 
 
-def write(args: argparse.Namespace, rows: dict[str, dict[str, float]], argv: list[str]) -> Path:
+def write(args: argparse.Namespace, rows: dict[str, Any], argv: list[str], place: dict[str, Any]) -> Path:
     """images-DIMS.json and .md in the output folder."""
-    from vllm_prune.bench.throughput.provenance import describe
+    from vllm_prune.bench.throughput.provenance import describe_lines
 
     command = ["python", "-m", "benchmarks.images", *argv]
     args.output.mkdir(parents=True, exist_ok=True)
     path: Path = args.output / f"images-{args.dims}.json"
-    path.write_text(json.dumps({"command": command, "rows": rows, "provenance": describe()}, indent=1) + "\n")
+    path.write_text(json.dumps({"command": command, "rows": rows, "provenance": place}, indent=1) + "\n")
     lines = [
         f"# A request with {args.images} images of {args.size} x {args.size} pixels",
         "",
@@ -152,6 +152,7 @@ def write(args: argparse.Namespace, rows: dict[str, dict[str, float]], argv: lis
         spread = f"{row['ttft_s']:.2f} ({row['ttft_least_s']:.2f}, {row['ttft_most_s']:.2f})"
         counts = f"{row['prompt_tokens']:.0f} | {row['kv_blocks']:.0f}"
         lines.append(f"| {name} | {counts} | {spread} | {row['ttft_over_stock']:.2f} |")
+    lines += ["", *(f"- {line}" for line in describe_lines(place))]
     path.with_suffix(".md").write_text("\n".join(lines) + "\n")
     return path
 
@@ -171,7 +172,9 @@ def main(argv: list[str] | None = None) -> int:
         args.output.write_text(json.dumps(measure_server(args)))
         return 0
     from vllm_prune.bench.throughput.models import resolve_model
+    from vllm_prune.bench.throughput.provenance import describe
 
+    place = describe()
     samples: dict[str, list[dict[str, float]]] = {}
     with tempfile.TemporaryDirectory() as work:
         folder = str(resolve_model("random", args.dims, Path(work)).path)
@@ -180,7 +183,7 @@ def main(argv: list[str] | None = None) -> int:
             own = [*(argv or sys.argv[1:]), "--server", server, "--model", folder, "-o", str(found)]
             subprocess.run([sys.executable, "-m", "benchmarks.images", *own], check=True)
             samples |= json.loads(found.read_text())
-    path = write(args, summarise(samples), list(argv or sys.argv[1:]))
+    path = write(args, summarise(samples), list(argv or sys.argv[1:]), place)
     print(path.with_suffix(".md").read_text())
     return 0
 
