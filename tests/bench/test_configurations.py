@@ -23,6 +23,19 @@ def test_evs_gets_its_rate():
     assert parse("evs:0.75").serve_command("m", []) == [*VLLM, "serve", "m", "--video-pruning-rate", "0.75"]
 
 
+def test_drafts_are_asked_for_without_the_plugin():
+    mtp = parse_configurations(["mtp:2"], with_mtp=True)[0]
+    option, value = mtp.serve_command("m", [])[-2:]
+    assert (option, json.loads(value)) == ("--speculative-config", {"method": "mtp", "num_speculative_tokens": 2})
+    assert mtp.environment == {"VLLM_PLUGINS": ""}
+
+
+@pytest.mark.parametrize("given", ["mtp:0", "mtp:-1", "mtp:x", "mtp:²"])
+def test_numbers_of_drafts_that_cannot_be(given):
+    with pytest.raises(BenchmarkError, match=f"{given}: the number of drafted tokens must be 1 or more"):
+        parse_configurations([given], with_mtp=True)
+
+
 def test_json_becomes_the_prune_option():
     command = parse('{"method": "uniform", "keep_ratio": 0.25}').serve_command("m", [])
     assert command[: len(VLLM_PRUNE) + 2] == [*VLLM_PRUNE, "serve", "m"]
@@ -48,6 +61,7 @@ def test_names(given, name):
         ("evs:1.5", "evs:1.5: the rate must be"),
         ("evs:nan", "evs:nan: the rate must be"),
         ("evs:x", "evs:x: the rate must be"),
+        ("mtp:2", "preset='mtp:2': unknown"),
         ("stok", "preset='stok': unknown"),
         ('{"keep": 1}', "unknown key 'keep'"),
         ("{", "not valid JSON"),

@@ -42,7 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=DEFAULT_CONFIGS,
         metavar="[NAME=]CONFIG",
-        help="servers to compare: stock, evs:RATE (vLLM's own EVS, RATE dropped), a preset or a JSON configuration",
+        help="servers to compare: stock, evs:RATE (vLLM's own EVS, RATE dropped), mtp:N (stock vLLM, N tokens drafted "
+        "by the model's own MTP layers), a preset or a JSON configuration",
     )
     source = parser.add_mutually_exclusive_group()
     source.add_argument(
@@ -132,7 +133,7 @@ def make_plan(args: argparse.Namespace, work: Path) -> Plan:
     width, height = args.size
     return Plan(
         command=masked(sys.argv),
-        configurations=parse_configurations(args.configs),
+        configurations=parse_configurations(args.configs, with_mtp=True),
         shape=ClipShape(frames=args.frames, width=width, height=height),
         clips=_clips(args),
         clients=args.clients,

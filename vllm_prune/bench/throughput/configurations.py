@@ -1,7 +1,8 @@
-"""The servers that are compared: stock vLLM, vLLM's own EVS, and vllm-prune with a pruning configuration."""
+"""The servers that are compared: stock vLLM, with its EVS or MTP, and vllm-prune with a pruning configuration."""
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Sequence
@@ -12,9 +13,11 @@ from vllm_prune.config import PruneConfig, PruneConfigError
 
 STOCK = "stock"
 _EVS = re.compile(r"evs:(?P<rate>.+)")
+_MTP = re.compile(r"mtp:(?P<drafts>.+)")
 _NAMED = re.compile(r"(?P<name>[\w.+@%-]+)=(?P<value>.+)", re.DOTALL)
 
 VLLM = (sys.executable, "-m", "vllm.entrypoints.cli.main")
+_NO_PLUGIN = {"VLLM_PLUGINS": ""}  # what a user has without vllm-prune
 VLLM_PRUNE = (sys.executable, "-m", "vllm_prune.cli.main")
 
 
@@ -36,17 +39,20 @@ class Configuration:
         return [*self.program, "serve", model, *self.arguments, *shared]
 
 
-def parse_configurations(given: Sequence[str], option: str = "--configs") -> list[Configuration]:
+def parse_configurations(
+    given: Sequence[str], option: str = "--configs", *, with_mtp: bool = False
+) -> list[Configuration]:
     """Read `stock`, `evs:RATE`, a preset's name or a JSON object, each optionally as `NAME=...`.
 
     Args:
         given: The values.
         option: The command line's name for them, for messages.
+        with_mtp: Whether `mtp:N` is one of them, which changes speed but no answer.
 
     Raises:
         BenchmarkError: a value that cannot be used, or a name that comes twice.
     """
-    configurations = [_parse(item, option) for item in given]
+    configurations = [_parse(item, option, with_mtp) for item in given]
     names = [configuration.name for configuration in configurations]
     for name in names:
         if names.count(name) > 1:
@@ -54,22 +60,32 @@ def parse_configurations(given: Sequence[str], option: str = "--configs") -> lis
     return configurations
 
 
-def _parse(given: str, option: str) -> Configuration:
+def _parse(given: str, option: str, with_mtp: bool) -> Configuration:
     named = _NAMED.fullmatch(given)
     name, value = (named["name"], named["value"]) if named else (given, given)
     if value == STOCK:
-        # No plugin at all: this server is what a user has without vllm-prune.
-        return Configuration(name=name, given=given, program=VLLM, environment={"VLLM_PLUGINS": ""}, is_reference=True)
+        return Configuration(name=name, given=given, program=VLLM, environment=_NO_PLUGIN, is_reference=True)
     if evs := _EVS.fullmatch(value):
         rate = _pruning_rate(evs["rate"], option)
         arguments = ("--video-pruning-rate", str(rate))
         return Configuration(
             name=name, given=given, program=VLLM, arguments=arguments, evs_rate=rate, is_reference=True
         )
+    if with_mtp and (mtp := _MTP.fullmatch(value)):
+        drafts = {"method": "mtp", "num_speculative_tokens": _drafts(mtp["drafts"], option)}
+        return Configuration(
+            name=name,
+            given=given,
+            program=VLLM,
+            arguments=("--speculative-config", json.dumps(drafts)),
+            environment=_NO_PLUGIN,
+            is_reference=True,
+        )
     try:
         config = PruneConfig.parse(value)
     except PruneConfigError as error:
-        raise BenchmarkError(f"{option} {value!r}: {error}; besides these: {STOCK}, evs:RATE") from error
+        others = f"{STOCK}, evs:RATE" + (", mtp:N" if with_mtp else "")
+        raise BenchmarkError(f"{option} {value!r}: {error}; besides these: {others}") from error
     return Configuration(
         name=name if named else _short_name(value),
         given=given,
@@ -88,6 +104,13 @@ def _pruning_rate(text: str, option: str) -> float:
     if not 0 < rate < 1:
         raise BenchmarkError(f"{option} evs:{text}: the rate must be a number above 0 and below 1, as in evs:0.75")
     return rate
+
+
+def _drafts(text: str, option: str) -> int:
+    """How many tokens are drafted for each that is sampled."""
+    if not (text.isascii() and text.isdigit() and int(text) > 0):
+        raise BenchmarkError(f"{option} mtp:{text}: the number of drafted tokens must be 1 or more, as in mtp:2")
+    return int(text)
 
 
 def _short_name(value: str) -> str:

@@ -128,6 +128,7 @@ def _linear_attention(dims: ModelDims) -> dict[str, Any]:
         "linear_num_key_heads": dims.linear_heads,
         "linear_num_value_heads": dims.linear_heads,
         "mamba_ssm_dtype": "float32",
+        "mtp_num_hidden_layers": 1,
     }
 
 
