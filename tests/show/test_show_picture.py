@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 from show_traces import write_trace
 
+from vllm_prune.cli.chat import video_url
 from vllm_prune.cli.main import main
 from vllm_prune.config import PruneConfig
 from vllm_prune.embedded import model_path
@@ -33,10 +34,16 @@ def picture(tmp_path):
     return path
 
 
-def test_the_trace_of_a_picture_is_drawn(picture, tmp_path, capsys):
+@pytest.mark.parametrize("ending", ["png", "gif", "avif", "apng"])
+def test_the_trace_of_a_picture_is_drawn(picture, tmp_path, capsys, ending):
+    """Of an animation, the first frame; `chat` sends what `show` draws as a picture."""
+    frames = Image.open(picture), Image.new("RGB", (168, 112))
+    moving = tmp_path / f"moving.{ending}"
+    frames[0].save(moving, "PNG" if ending == "apng" else ending, save_all=True, append_images=frames[1:])
+    assert video_url(str(moving)).startswith(f"data:image/{ending};")
     trace = write_trace(tmp_path / "traces", HALF, (1, 4, 6))
     target = tmp_path / "kept.png"
-    assert main(["show", str(picture), "--trace", str(trace), "-o", str(target), "--facts"]) == 0
+    assert main(["show", str(moving), "--trace", str(trace), "-o", str(target), "--facts"]) == 0
     said = capsys.readouterr().out
     assert "uniform, 50%: 24 tokens -> 12 after uniform (50%)" in said
     assert "cells: 12 alone, 12 dropped before the model" in said

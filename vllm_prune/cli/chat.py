@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import base64
 import json
-import mimetypes
 import sys
 from pathlib import Path
 from typing import Any
 
 from vllm_prune.cli.address import api_url
+from vllm_prune.media.kinds import is_picture, media_type
 
 _UNAUTHORIZED, _NOT_FOUND = 401, 404
 
@@ -94,8 +94,7 @@ def video_url(video: str) -> str:
     path = Path(video)
     if not path.is_file():
         raise ValueError(f"video={video!r}: no such file; give a file, an http(s) URL or a data URL")
-    kind = mimetypes.guess_type(path.name)[0] or "video/mp4"
-    return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
+    return f"data:{media_type(path.name, 'video/mp4')};base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
 def parse_prune(text: str | None) -> Any:
@@ -109,18 +108,8 @@ def parse_prune(text: str | None) -> Any:
 
 
 def _content(url: str, question: str) -> list[Any]:
-    kind = "image_url" if _is_picture(url) else "video_url"
+    kind = "image_url" if is_picture(url) else "video_url"
     return [{"type": kind, kind: {"url": url}}, {"type": "text", "text": question}]
-
-
-def _is_picture(url: str) -> bool:
-    """Whether a URL is that of a picture, by its kind or its name.
-
-    >>> _is_picture("data:image/png;base64,AAAA"), _is_picture("http://a/b.JPG?c=d"), _is_picture("file:///a.mp4")
-    (True, True, False)
-    """
-    kind = url[len("data:") :] if url.startswith("data:") else mimetypes.guess_type(url.partition("?")[0])[0] or ""
-    return kind.startswith("image/")
 
 
 def _show(completion: Any, as_json: bool) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vllm_prune.embedded import DEFAULT, LISTED, resolve
+from vllm_prune.media.kinds import is_picture
 
 _DEFAULT_PRUNES = ("stage1_only", "default")
 _KINDS = (".png", ".html", ".mp4")
@@ -17,7 +18,7 @@ _ADDRESSES = ("http://", "https://", "data:")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options."""
-    parser.add_argument("video", help="file, http(s) URL or data URL; also of a picture (PNG, JPEG, ...)")
+    parser.add_argument("video", help="file, http(s) URL or data URL; also of a picture (PNG, JPEG, GIF, ...)")
     parser.add_argument("-o", "--output", metavar="FILE", help="ends in .png, .html or .mp4")
     parser.add_argument("--facts", action="store_true", help="print what was decided; the picture may be left out then")
     parser.add_argument("--json", action="store_true", help="with --facts: print one JSON object")
@@ -95,7 +96,7 @@ def _check_output(args: argparse.Namespace) -> Path | None:
 
 
 def _from_model(args: argparse.Namespace) -> Any:
-    from vllm_prune.show.picture import DEFAULT_PRUNES, is_picture
+    from vllm_prune.show.picture import DEFAULT_PRUNES
     from vllm_prune.show.run import run_model
 
     return run_model(
@@ -115,7 +116,7 @@ def _from_trace(args: argparse.Namespace) -> Any:
     if not Path(args.trace).is_file():
         raise ValueError(f"trace={args.trace!r}: no such file; give one that a server with --prune-trace wrote")
     from vllm_prune.show.media import load_video, to_frames
-    from vllm_prune.show.picture import frames_of, is_picture, load_picture
+    from vllm_prune.show.picture import frames_of, load_picture
     from vllm_prune.show.run import make_story
     from vllm_prune.show.story import label_of, make_panel
     from vllm_prune.show.trace_file import read_trace

@@ -18,6 +18,7 @@ from vllm.plugins.endpoint_plugins.interface import EndpointPlugin
 from vllm_prune.config import PRESETS, PruneConfig, PruneConfigError
 from vllm_prune.embedded import clip_path
 from vllm_prune.hook import Hooked, hook
+from vllm_prune.media.kinds import is_picture
 from vllm_prune.override import ServerSettings
 from vllm_prune.page.document import HEADERS, page
 from vllm_prune.page.enable import PLUGIN
@@ -86,7 +87,7 @@ class PageState:
         """
         from vllm_prune.show.html import describe
         from vllm_prune.show.media import load_video, to_frames
-        from vllm_prune.show.picture import frames_of, is_picture, load_picture
+        from vllm_prune.show.picture import frames_of, load_picture
         from vllm_prune.show.run import make_story
         from vllm_prune.show.story import label_of, make_panel
 

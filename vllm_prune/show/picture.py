@@ -17,18 +17,6 @@ DEFAULT_PRUNES = (
     '{"image": {"method": "attention", "keep_ratio": 0.25}}',
 )
 DEFAULT_QUESTION = "What is in the picture?"
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
-
-
-def is_picture(medium: str) -> bool:
-    """Whether a file, URL or data URL is a picture, by its name.
-
-    >>> is_picture("a/page.PNG"), is_picture("data:image/png;base64,AAAA"), is_picture("clip.mp4")
-    (True, True, False)
-    """
-    if medium.startswith("data:"):
-        return medium.startswith("data:image/")
-    return medium.partition("?")[0].lower().endswith(_SUFFIXES)
 
 
 def load_picture(medium: str) -> Image.Image:

@@ -16,11 +16,12 @@ from vllm_prune.config import PruneConfig
 from vllm_prune.estimate import VideoShape, read_dims
 from vllm_prune.estimate.dims import read_config
 from vllm_prune.estimate.video import read_limits
+from vllm_prune.media.kinds import is_picture
 from vllm_prune.serving.wire.architectures import variant_of
 from vllm_prune.show.errors import ShowError
 from vllm_prune.show.media import load_video, to_frames
 from vllm_prune.show.picture import DEFAULT_QUESTION as PICTURE_QUESTION
-from vllm_prune.show.picture import frames_of, grid_of, is_picture, load_picture, name_picture_configs
+from vllm_prune.show.picture import frames_of, grid_of, load_picture, name_picture_configs
 from vllm_prune.show.story import Frames, Panel, Story, label_of, make_panel
 from vllm_prune.show.trace_file import TracedVideo, read_trace
 

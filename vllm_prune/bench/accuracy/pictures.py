@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import mimetypes
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 
 from vllm_prune.bench.accuracy.videos import data_url
 from vllm_prune.bench.throughput.errors import BenchmarkError
+from vllm_prune.media.kinds import media_type
 
 IMAGE, VIDEO = "image", "video"
 
@@ -63,7 +63,7 @@ class FilePicture(Picture):
 
     def data_url(self) -> str:
         """The file as it is."""
-        return data_url(self.path.read_bytes(), mimetypes.guess_type(self.path.name)[0] or "image/png")
+        return data_url(self.path.read_bytes(), media_type(self.path.name, "image/png"))
 
 
 def modality_of(medium: object) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import mimetypes
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from vllm_prune.bench.throughput.errors import BenchmarkError
+from vllm_prune.media.kinds import media_type
 
 
 @dataclass(frozen=True)
@@ -94,8 +94,7 @@ class FileVideo(_OnDisk):
 
     def data_url(self) -> str:
         if self.start is None and self.end is None:
-            kind = mimetypes.guess_type(self.path.name)[0] or "video/mp4"
-            return data_url(self.path.read_bytes(), kind)
+            return data_url(self.path.read_bytes(), media_type(self.path.name, "video/mp4"))
         with _Capture(self.path) as capture:
             first, last = _range(capture.count, capture.fps, self.start, self.end)
             return mp4_url(np.stack(list(capture.read(range(first, last)))), capture.fps)
