@@ -27,6 +27,17 @@ _WORDS = {
 }
 
 
+_PICTURE_REMEDIES = {
+    "exceeds limit of": "send it smaller",  # Pillow's, before anything is decoded
+    "cannot identify image file": "send a PNG, JPEG, WebP, GIF, AVIF, TIFF or BMP file; draw others (SVG, PDF) as one",
+}
+
+
+def _picture_remedy(reason: str) -> str | None:
+    """What helps where sending the same file again does not."""
+    return next((remedy for said, remedy in _PICTURE_REMEDIES.items() if said in reason), None)
+
+
 def explain(url: str, error: Exception, field: str = "video_url") -> Exception:
     """The error that the client is to see in place of `error`: field, value, what is wrong, remedy."""
     from vllm.exceptions import VLLMUnprocessableEntityError
@@ -37,7 +48,9 @@ def explain(url: str, error: Exception, field: str = "video_url") -> Exception:
     shown = url if len(url) <= _SHOWN else f"{url[:_SHOWN]}... ({len(url)} characters)"
     reason = error.args[0] if isinstance(error, VLLMUnprocessableEntityError) else str(error) or type(error).__name__
     reason = shorten(str(reason), _SAID)  # some libraries repeat the whole address
-    if not (isinstance(error, UnusableVideo) and error.remedy):
+    if field == "image_url" and (remedy := _picture_remedy(reason)):
+        reason = f"{reason}; {remedy}"
+    elif not (isinstance(error, UnusableVideo) and error.remedy):
         reason = f"{reason}; {_REMEDIES[scheme].format(**_WORDS[field])}"
     return VLLMUnprocessableEntityError(f"{field}={shown!r}: {reason}", parameter=field)
 

@@ -1,4 +1,4 @@
-"""Read a chat request's field `prune`, and refuse pruning that stands where nothing reads it."""
+"""Read a request's field `prune`, and refuse pruning that stands where nothing reads it."""
 
 import functools
 from typing import Any
@@ -22,29 +22,41 @@ def _verify() -> None:
     require_leading(function, ("self", "request", "messages"), _TARGET)
     reads = ('getattr(request, "mm_processor_kwargs", None)', 'for k in ("mm_processor_kwargs"')
     require_source(function, reads, _TARGET)
+    of_text = _renderer().preprocess_cmpl
+    require_leading(of_text, ("self", "request", "prompts"), f"{_MODULE}:OnlineRenderer.preprocess_cmpl")
+    require_source(of_text, reads, f"{_MODULE}:OnlineRenderer.preprocess_cmpl")
 
 
 def _install() -> None:
-    original = _renderer().preprocess_chat
+    chat, text = _renderer().preprocess_chat, _renderer().preprocess_cmpl
 
-    @functools.wraps(original)
+    @functools.wraps(chat)
     async def preprocess_chat(self: Any, request: Any, messages: Any, *args: Any, **kwargs: Any) -> Any:
-        from vllm_prune.serving.wire.architectures import is_variant
+        _place(self.model_config, request, messages)
+        return await chat(self, request, messages, *args, **kwargs)
 
-        if is_variant(self.model_config.architecture):
-            from vllm_prune.config import PruneConfigError
-            from vllm_prune.serving.api.metrics import observe_refusal
-            from vllm_prune.serving.api.placement import place_prune
-
-            try:
-                place_prune(request, messages)
-            except PruneConfigError as error:
-                observe_refusal(error)
-                raise
-        return await original(self, request, messages, *args, **kwargs)
+    @functools.wraps(text)
+    async def preprocess_cmpl(self: Any, request: Any, prompts: Any, *args: Any, **kwargs: Any) -> Any:
+        _place(self.model_config, request, ())
+        return await text(self, request, prompts, *args, **kwargs)
 
     setattr(preprocess_chat, _MARK, True)
-    _renderer().preprocess_chat = preprocess_chat
+    _renderer().preprocess_chat, _renderer().preprocess_cmpl = preprocess_chat, preprocess_cmpl
+
+
+def _place(model_config: Any, request: Any, messages: Any) -> None:
+    from vllm_prune.serving.wire.architectures import is_variant
+
+    if is_variant(model_config.architecture):
+        from vllm_prune.config import PruneConfigError
+        from vllm_prune.serving.api.metrics import observe_refusal
+        from vllm_prune.serving.api.placement import place_prune
+
+        try:
+            place_prune(request, messages)
+        except PruneConfigError as error:
+            observe_refusal(error)
+            raise
 
 
 PATCH = Patch(
@@ -57,8 +69,8 @@ PATCH = Patch(
         "request is answered as if it had asked for nothing."
     ),
     how=(
-        "Wraps the preprocessing of a chat: on a server of a pruning variant the field goes to `mm_processor_kwargs`, "
-        "where a configuration is read and checked, and what is misplaced is refused."
+        "Wraps the preprocessing of a chat, and of a prompt of text: on a server of a pruning variant the field goes "
+        "to `mm_processor_kwargs`, where a configuration is read and checked, and what is misplaced is refused."
     ),
     upstream=("https://github.com/vllm-project/vllm/blob/v0.32.0/vllm/entrypoints/serve/engine/protocol.py",),
     remove_when="vllm>=0.33",

@@ -52,7 +52,7 @@ def images(draw: st.DrawFn) -> ImageConfig:
         ({"method": "dpp", "min_tokens": 9, "target_token_num": 8}, r"image\.min_tokens=9: must not be above"),
         ({**DPP, "layers": [3]}, r'image\.layers=\(?\[?3.*only method "attention"'),
         ({**DPP, "params": {"seed": 1}}, r"image\.method='dpp': .*no parameter 'seed'"),
-        ({"method": "best"}, r"image\.method='best': unknown; known: "),
+        ({"method": "best"}, r"image\.method='best': unknown; known for images: dart, dpp, prumerge, (?!.*(evs|topk))"),
         ({"method": 3}, r"image\.method=3: must be a string"),
         ({"method": "topk"}, r"image\.method='topk': needs relevance"),
         ({"same_within": -1}, r"image\.same_within=-1: must be 0 or more"),

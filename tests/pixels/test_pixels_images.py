@@ -15,6 +15,7 @@ from oracle.pixels import encode_cells, new_cells
 from oracle.prompt import Medium
 from PIL import Image
 from pixel_cases import QUESTION, SAME, ask, page, page_cases
+from pixel_clips import pure_noise, video_item
 from test_pixels_engine import OTHER, watched
 
 
@@ -60,6 +61,16 @@ def test_a_picture_that_is_flat_nowhere_is_stock_bit_for_bit(engine):
 def test_a_flat_picture_is_one_token(engine, pixel_oracle, size):
     answer, patches, _ = watched(engine, ask(SAME, images=(Image.new("RGB", size, (250, 250, 240)),)))
     assert (patches, image_tokens(answer, pixel_oracle)) == (4, 1)
+
+
+def test_what_is_too_long_for_its_width_is_refused(engine):
+    wide, long = video_item(pure_noise(2, seed=1, height=28, width=5628)), Image.new("RGB", (28, 5628))
+    refused, too, served = engine.run(
+        [ask(SAME, wide, images=(page(4),)).prompt(), ask(SAME, images=(page(4), long)).prompt(), ask(SAME).prompt()]
+    )
+    assert "video 0 has 5628x28 pixels: the longer side must not be above 200 times the shorter one" in refused.error
+    assert "image 1 has 28x5628 pixels: the longer side must not be above 200 times the shorter one" in too.error
+    assert not served.error
 
 
 def test_small_images_stay_whole(engine):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 
@@ -101,6 +102,14 @@ def test_a_wrong_key_is_refused_whatever_the_request_has(open_server, prune, sai
     assert said in refuse(open_server, *content, prune=prune)
 
 
+def test_a_wrong_key_is_refused_with_a_prompt_of_text(open_server):
+    """`/v1/completions`, which takes no media."""
+    ask = functools.partial(open_server.client.completions.create, model=open_server.model, prompt="a", max_tokens=1)
+    with pytest.raises(openai.BadRequestError, match="image: unknown key 'ratio'"):
+        ask(extra_body={"prune": {"image": {"ratio": 0.5}}})
+    assert ask(extra_body={"prune": BY_HALF}).usage.completion_tokens == 1
+
+
 MISPLACED = {
     "beside messages": ([picture()], BY_HALF, "image: nothing reads it there"),
     "of the threshold": ([picture()], {"same_within": 0}, "same_within: nothing reads it there"),
@@ -108,6 +117,11 @@ MISPLACED = {
         [{"type": "image_url", "image_url": {"url": picture()["image_url"]["url"], "prune": BY_HALF}}],
         {},
         "content part 0, prune: nothing reads it there",
+    ),
+    "under its own name in an address": (
+        [{"type": "image_url", "image_url": {"url": picture()["image_url"]["url"], **BY_HALF}}],
+        {},
+        "content part 0, image: nothing reads it there",
     ),
 }
 
@@ -122,7 +136,13 @@ ADDRESSES = {
     "no base64": ("data:image/png,abc", "base64"),
     "unreachable": ("http://127.0.0.1:9/page.png", "Cannot connect"),
     "local file": ("file:///etc/hostname", "--allowed-local-media-path"),
-    "no picture": (data_url(b"hello", "image/png"), "send the whole of a picture file as data:image/png"),
+    "no picture": (data_url(b"hello", "image/png"), "send a PNG, JPEG, "),
+    "a drawing": (data_url(b"<svg xmlns='http://www.w3.org/2000/svg'/>", "image/svg+xml"), "draw others (SVG, PDF) as"),
+    "half a picture": (
+        data_url(png(112, 112)[:-99], "image/png"),
+        "send the whole of a picture file as data:image/png",
+    ),
+    "too large": (data_url(b"P5 100000 100000 255\n", "image/x-portable-graymap"), "pixels, could be"),
 }
 
 
@@ -151,12 +171,12 @@ def test_one_pixel_is_an_image(open_server, amount):
     assert counts(answer) == {"image": 1, "image_before_pruning": 1}
 
 
-@pytest.mark.parametrize("amount", [{"keep_ratio": 0.25}, {"total": 2}], ids=["ratio", "total"])
-def test_a_line_is_refused(open_server, amount):
+@pytest.mark.parametrize("image_config", [{"method": "dpp", "total": 2}, {"same_within": 0}, False], ids=str)
+def test_a_line_is_refused(open_server, image_config):
+    """Also where its size is asked for beforehand, and where nothing prunes it."""
     line = image(data_url(png(20, 20_000), "image/png"))
-    """By vLLM, which names its size, or by the processor's own rule where sizes are asked for beforehand."""
-    message = refuse(open_server, line, ASK, prune={"image": {"method": "dpp", **amount}})
-    assert "20000x20" in message or "aspect ratio must be smaller than 200" in message
+    message = refuse(open_server, picture(), line, ASK, prune={"image": image_config})
+    assert "image 1 has 20000x20 pixels: the longer side must not be above 200 times the shorter one" in message
 
 
 @pytest.mark.parametrize("kind", ["gif", "webp"])

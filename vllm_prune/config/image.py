@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from vllm_prune.config.checks import require_int
 from vllm_prune.config.errors import PruneConfigError, brief
-from vllm_prune.config.methods import NO_METHOD, check_takes_images
+from vllm_prune.config.methods import NO_METHOD, check_known_for_images, check_takes_images
 
 if TYPE_CHECKING:
     from vllm_prune.config.prune_config import PruneConfig
@@ -67,6 +67,8 @@ class ImageConfig:
         if self.total is not None and self.keep_ratio is None and self.target_token_num is None:
             fields["target_token_num"] = self.total
         try:
+            if self.method != NO_METHOD:  # torch is not imported without a method
+                check_known_for_images(self.method)
             choice = PruneConfig(**fields)
             check_takes_images(choice.method, some_cells=self.same_within is not None)
         except PruneConfigError as error:

@@ -108,8 +108,8 @@ def check_query_free(method: str, params: Mapping[str, Any], *, merged_before: b
     try:
         registry.create(method, **params)
     except (TypeError, ValueError, OverflowError) as error:
-        known = (*registry.names(), ATTENTION, QUESTION, NO_METHOD)
-        if method not in known:
+        if method not in registry.names():
+            known = (*registry.served(), ATTENTION, QUESTION, NO_METHOD)
             raise PruneConfigError(f"method={brief(method)}: unknown; known: {', '.join(known)}") from error
         raise PruneConfigError(f"method={brief(method)}: {shorten(str(error), _SAID)}") from error
     kind = registry.load(method)
@@ -125,6 +125,20 @@ def check_query_free(method: str, params: Mapping[str, Any], *, merged_before: b
         )
 
 
+def check_known_for_images(method: object) -> None:
+    """Refuses a name that nothing has, naming what takes images."""
+    from vllm_prune.methods import registry
+
+    if isinstance(method, str) and method not in (*registry.names(), ATTENTION, QUESTION, NO_METHOD):
+        raise PruneConfigError(f"method={brief(method)}: unknown; {_known_for_images()}")
+
+
+def _known_for_images() -> str:
+    from vllm_prune.methods import registry
+
+    return f"known for images: {', '.join((*registry.for_images(), ATTENTION, QUESTION, NO_METHOD))}"
+
+
 def check_takes_images(method: str, *, some_cells: bool) -> None:
     """Refuses a method that takes videos only, or whole pictures where it gets `some_cells` of them."""
     if method in (NO_METHOD, ATTENTION, QUESTION):
@@ -133,10 +147,7 @@ def check_takes_images(method: str, *, some_cells: bool) -> None:
 
     reason = registry.refuses_images(method)
     if reason:
-        raise PruneConfigError(
-            f"method={brief(method)}: takes videos only: {reason}; known for images: "
-            f"{', '.join((*registry.for_images(), ATTENTION, QUESTION, NO_METHOD))}"
-        )
+        raise PruneConfigError(f"method={brief(method)}: takes videos only: {reason}; {_known_for_images()}")
     if some_cells and getattr(registry.load(method), "needs_every_token", False):
         raise PruneConfigError(
             f"method={brief(method)}: needs every token of the image, and same_within leaves out some; leave "

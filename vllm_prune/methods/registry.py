@@ -51,6 +51,15 @@ def names() -> list[str]:
     return sorted(_targets())
 
 
+def served() -> list[str]:
+    """Those of `names` that a configuration can name by themselves.
+
+    >>> "uniform" in served(), "topk" in served()
+    (True, False)
+    """
+    return [name for name in names() if not is_built_in(name) or getattr(load(name), "relevance", "") != "required"]
+
+
 def create(name: str, /, *, merge_dropped: bool = False, **params: Any) -> Method:
     """The method called `name` with its parameters; ValueError for an unknown name, parameter or value.
 
@@ -110,8 +119,7 @@ def for_images() -> list[str]:
     >>> "dpp" in for_images(), "evs" in for_images()
     (True, False)
     """
-    served = [name for name in sorted(_BUILT_IN) if getattr(load(name), "relevance", "unused") != "required"]
-    return [name for name in served if not refuses_images(name)]
+    return [name for name in served() if is_built_in(name) and not refuses_images(name)]
 
 
 def load(name: str) -> Any:

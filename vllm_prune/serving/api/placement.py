@@ -69,7 +69,8 @@ def _misplaced(
     for number, part in enumerate(_parts(messages)):
         inner = [part.get(kind) for kind in _URLS]
         for held in (part, *(url for url in inner if isinstance(url, Mapping))):
-            yield from (f"content part {number}, {name}" for name in held if _is_ours(name))
+            ours = (name for name, value in held.items() if _is_ours(name) or _is_images(name, value))
+            yield from (f"content part {number}, {name}" for name in ours)
 
 
 def _parts(messages: Sequence[Any]) -> Iterator[Mapping[str, Any]]:

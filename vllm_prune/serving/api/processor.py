@@ -25,6 +25,7 @@ from vllm.multimodal.processing.processor import MultiModalProcessingResult
 from vllm_prune.config import PruneConfig, PruneConfigError
 from vllm_prune.hook import Hooked, hook
 from vllm_prune.methods.still_cells import StillPlan
+from vllm_prune.serving.api.aspect_ratio import told_with_its_size
 from vllm_prune.serving.api.encoder_check import check_encoder_runs
 from vllm_prune.serving.api.image_specs import ImageSpecs
 from vllm_prune.serving.api.length_check import check_length
@@ -75,8 +76,8 @@ class PruningProcessorMixin(Hooked, ImageSpecs):
         begin = time.perf_counter()
         try:
             self.check_frames(inputs.mm_data_items)
-            inputs = self._with_resolved_config(inputs)
-            with told_as_a_mistake_of_the_client():
+            with told_with_its_size(inputs.mm_data_items), told_as_a_mistake_of_the_client():
+                inputs = self._with_resolved_config(inputs)
                 processed = super().apply(inputs, timing_ctx)
             counts = getattr(inputs, _COUNTS, {})
             media = media_of(processed, counts)
