@@ -112,6 +112,29 @@ def test_selectors_that_read_elsewhere(micro, config, places, said):
         configure(micro, config, selector=files)
 
 
+@pytest.mark.parametrize(
+    ("family", "place", "said"),
+    [
+        ("qwen2_5_vl", 5, r"layer 5, behind which no token can be dropped: layers=\[5\]: must lie between 0 and 4"),
+        ("qwen3_vl", 0, r"layer 0, behind which no token can be dropped: layers=\[0\]: .* 1 and 4 .*deepstack"),
+        ("qwen3_5", 2, "layer 2, and the model's decoder is a hybrid, in which .* before the first layer only; leave"),
+    ],
+)
+def test_selectors_that_read_where_nothing_can_be_chosen(tmp_path, family, place, said):
+    """Whatever the configuration: no request could ever ask for them."""
+    model = write_micro_model(tmp_path / "micro", family=family)
+    files = [str(write_micro_selector(model, place=place))]
+    with pytest.raises(Exception, match=rf"--prune-selector: .*match-{place}\.safetensors reads the output of {said}"):
+        configure(str(model), UNIFORM, selector=files)
+
+
+def test_selectors_that_images_need(micro):
+    image = {"method": "attention", "params": {"relevance": "learned"}}
+    with pytest.raises(Exception, match=r'image\.params\.relevance="learned": needs a selector .* layer 2'):
+        configure(micro, {"image": image}, selector=str(write_micro_selector(Path(micro))))
+    configure(micro, {"image": image}, selector=str(write_micro_selector(Path(micro), place=2)))
+
+
 def test_selectors_of_all_places_that_are_needed(micro):
     files = [str(write_micro_selector(Path(micro), place=place)) for place in (2, 3, "input")]
     for config in (inside(), inside(layers=[2, 3]), LEARNED):
@@ -124,19 +147,22 @@ def test_a_configuration_that_needs_no_selector_may_have_one(micro):
 
 @pytest.mark.parametrize("damage", ["truncated", "text", "missing", "nothing"])
 def test_damaged_selectors(micro, selector, tmp_path, damage):
+    """Also beside a good one."""
     path = tmp_path / "selector.safetensors"
-    content = Path(selector).read_bytes()
+    content = write_micro_selector(Path(micro), place=2, into=tmp_path).read_bytes()
     written = {"truncated": content[:-9], "text": b"{}", "nothing": b""}.get(damage)
     if written is not None:
         path.write_bytes(written)
-    with pytest.raises(Exception, match=f"--prune-selector: .*{path.name}"):
-        configure(micro, LEARNED, selector=str(path))
+    for config, files in ((inside(), [str(path)]), (LEARNED, [selector, str(path)])):
+        with pytest.raises(Exception, match=f"--prune-selector: .*{path.name}"):
+            configure(micro, config, selector=files)
 
 
-def test_selectors_that_hold_no_numbers(tmp_path):
-    model = write_micro_model(tmp_path / "micro")
+@pytest.mark.parametrize("place", ["input", 2])
+def test_selectors_that_hold_no_numbers(micro, tmp_path, place):
+    file = write_micro_selector(Path(micro), bias=float("nan"), place=place, into=tmp_path)
     with pytest.raises(Exception, match=r"--prune-selector: .*tensor 'bias' holds NaN or Inf"):
-        configure(str(model), LEARNED, selector=str(write_micro_selector(model, bias=float("nan"))))
+        configure(micro, LEARNED if place == "input" else inside(), selector=str(file))
 
 
 def test_another_file_on_another_node_is_refused_there(micro, selector, tmp_path):

@@ -123,20 +123,6 @@ ASK_FIRST: tuple[Any, ...] = (
 """The question chooses before the first layer."""
 
 
-INSIDE: tuple[Any, ...] = tuple(
-    {"method": "attention", "stage1": None, **fields, "params": {"relevance": "learned", **params}}
-    for fields, params in (
-        ({"keep_ratio": 0.3}, {}),
-        ({"keep_ratio": 0.3}, {"selector": "dpp"}),
-        ({"keep_ratio": 0.12, "layers": [4]}, {"selector": "dpp", "exponent": 1.0}),
-        ({"keep_ratio": None, "target_token_num": 7, "layers": [4]}, {}),
-        ({"keep_ratio": 0.5, "stage1": {"cluster_ratio": 0.5}}, {"selector": "dpp"}),
-        ({"keep_ratio": [0.6, 0.5], "layers": [2, 4]}, {}),
-    )
-)
-"""A learned selector chooses inside the decoder."""
-
-
 IMAGE_CONFIGS: tuple[Any, ...] = (
     {"preset": "baseline", "image": {"method": "uniform", "keep_ratio": 0.3}},
     {"preset": "default", "image": {"method": "dpp", "keep_ratio": 0.5, "min_tokens": 6}},
@@ -212,6 +198,17 @@ def random_case(
     )
 
 
+def in_turns(configs: Sequence[Any], count: int, seed: int, **kinds: Any) -> list[Case]:
+    """`count` at random; `configs` take turns. `kinds`: see `random_case`."""
+    random, turns = np.random.default_rng(seed), itertools.cycle(configs)
+    return [random_case(random, [next(turns)], **kinds) for _ in range(count)]
+
+
+def prompts(cases: Sequence[Case]) -> list[dict[str, Any]]:
+    """For `RemoteEngine.run`."""
+    return [case.prompt() for case in cases]
+
+
 IMAGE_BATCHES = [0, *(pytest.param(start, marks=pytest.mark.long) for start in (14, 28))]
 """Where batches of 14 of them begin; each configuration is in each."""
 
@@ -219,8 +216,7 @@ IMAGE_BATCHES = [0, *(pytest.param(start, marks=pytest.mark.long) for start in (
 @functools.cache
 def image_cases() -> list[Case]:
     """42 at random; the configurations that prune images take turns."""
-    random, configs = np.random.default_rng(11), itertools.cycle(IMAGE_CONFIGS)
-    return [random_case(random, [next(configs)], 0.6, IMAGE_SIZES) for _ in range(42)]
+    return in_turns(IMAGE_CONFIGS, 42, seed=11, image_share=0.6, image_sizes=IMAGE_SIZES)
 
 
 def _fits(videos: list[Any], images: list[Any]) -> bool:

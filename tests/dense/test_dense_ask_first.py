@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import functools
-import itertools
 from typing import Any
 
-import numpy as np
 import pytest
-from dense_cases import ASK_FIRST, QUESTIONS, VIDEO, Case, Oracle, chat, check_steps, compare, random_case, video
+from dense_cases import (
+    ASK_FIRST,
+    QUESTIONS,
+    VIDEO,
+    Case,
+    Oracle,
+    chat,
+    check_steps,
+    compare,
+    in_turns,
+    prompts,
+    video,
+)
 from dense_engine import BLOCK_SIZE, RemoteEngine
 
 LEARNED = {"method": "question", "stage1": None, "keep_ratio": 0.5}
@@ -16,13 +26,7 @@ LEARNED = {"method": "question", "stage1": None, "keep_ratio": 0.5}
 
 @functools.cache
 def all_cases() -> list[Case]:
-    """36 at random; the configurations take turns."""
-    random, configs = np.random.default_rng(77), itertools.cycle(ASK_FIRST)
-    return [random_case(random, [next(configs)]) for _ in range(36)]
-
-
-def prompts(cases: list[Case]) -> list[dict[str, Any]]:
-    return [case.prompt() for case in cases]
+    return in_turns(ASK_FIRST, 36, seed=77)
 
 
 def one_video(question: str, frames: int = 10, config: object = LEARNED, before: str = "") -> Case:

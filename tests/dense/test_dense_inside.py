@@ -3,46 +3,45 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import re
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from dense_cases import INSIDE, VIDEO, Case, Oracle, chat, check_steps, compare, random_case, video
+from dense_cases import VIDEO, Case, Oracle, chat, check_cold_cached_and_in_chunks, compare, prompts, video
 from dense_engine import RemoteEngine
+from inside_cases import INSIDE, INSIDE_IMAGES, image_cases_inside, inside_cases, learned, unusual_cases
+from oracle.micro_model import FAMILY
 
 from vllm_prune.methods import VideoTokens
 from vllm_prune.methods.question import choose_most_relevant
 
-LEARNED = INSIDE[0]
-SPAN = 330
-"""Tokens of a step that holds any span of these."""
-
 
 @functools.cache
 def all_cases() -> list[Case]:
-    """At random; the configurations take turns."""
-    random, configs = np.random.default_rng(91), itertools.cycle(INSIDE)
-    return [random_case(random, [next(configs)]) for _ in range(24)]
+    return inside_cases(FAMILY, 24)
 
 
-def prompts(cases: list[Case]) -> list[dict[str, Any]]:
-    return [case.prompt() for case in cases]
+@functools.cache
+def with_images() -> list[Case]:
+    return image_cases_inside(3 * len(INSIDE_IMAGES))
 
 
 @pytest.mark.parametrize("start", [0, pytest.param(12, marks=pytest.mark.long)])
 def test_random_requests_equal_the_oracle(eager: RemoteEngine, oracle: Oracle, start: int) -> None:
-    """Cold, warm, and in steps that leave the prompts' other parts in pieces."""
-    batch = all_cases()[start : start + 12]
-    answers = eager.run(prompts(batch))
-    compare(batch, answers, oracle)
-    for case, answer in zip(batch, answers, strict=True):
-        check_steps(answer, oracle, case)
-    compare(batch, eager.run(prompts(batch)), oracle)
-    eager.call("forget")
-    compare(batch, eager.run(prompts(batch), step_tokens=SPAN), oracle)
+    check_cold_cached_and_in_chunks(eager, oracle, all_cases()[start : start + 12])
+
+
+@pytest.mark.parametrize("start", [0, *(pytest.param(start, marks=pytest.mark.long) for start in (6, 12))])
+def test_images_equal_the_oracle(eager: RemoteEngine, oracle: Oracle, start: int) -> None:
+    """Alone and beside videos, which have configurations of their own."""
+    batch = with_images()[start : start + len(INSIDE_IMAGES)]
+    assert any(case.images and case.videos for case in batch)
+    check_cold_cached_and_in_chunks(eager, oracle, batch)
+
+
+def test_unusual_places_equal_the_oracle(eager: RemoteEngine, oracle: Oracle) -> None:
+    compare(unusual_cases(), eager.run(prompts(unusual_cases())), oracle)
 
 
 @pytest.mark.parametrize("question", ["", "Describe the video. " * 40], ids=["none", "long"])
@@ -54,7 +53,12 @@ def test_questions_of_any_length(eager: RemoteEngine, oracle: Oracle, question: 
 
 
 def test_the_best_of_each_frame(eager: RemoteEngine) -> None:
-    case = Case(chat(VIDEO + "How many shapes?"), (video(5, 10),), (), _with(selector="topk", scope="frame"))
+    case = Case(
+        chat(VIDEO + "How many shapes?"),
+        (video(5, 10),),
+        (),
+        learned({"selector": "topk", "scope": "frame"}, keep_ratio=0.3),
+    )
     (answer,) = eager.run([case.prompt()])
     (chosen,) = answer.chosen
     scores = torch.from_numpy(chosen["importance_layer2"])
@@ -65,15 +69,13 @@ def test_the_best_of_each_frame(eager: RemoteEngine) -> None:
     assert len(np.unique(kept // (h * w))) == t
 
 
-def _with(**params: Any) -> dict[str, Any]:
-    return {**LEARNED, "params": {**LEARNED["params"], **params}}
-
-
 def test_layers_where_no_selector_reads(eager: RemoteEngine) -> None:
     """A request that asks for them is refused, and names those that there are."""
-    case = Case(chat(VIDEO + "yes or no?"), (video(5, 4),), (), {**LEARNED, "layers": [3]})
+    case = Case(chat(VIDEO + "yes or no?"), (video(5, 4),), (), learned(keep_ratio=0.3, layers=[3]))
     (answer,) = eager.run([case.prompt()])
-    assert re.search(r"reads the output of layer 3, and this server has .*layer 0 .*layer 2 .*layer 4;", answer.error)
+    assert re.search(
+        r"reads the output of layer 3, and this server has .*layer 0 .*layer 1 .*layer 2 .*layer 4;", answer.error
+    )
 
 
 @pytest.mark.slow

@@ -24,6 +24,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         short = params.get("start", 0) == 0 and any(name in item.name for name in ALWAYS)
         if params.get("family") == "qwen3_5" and not short:
             item.add_marker(pytest.mark.long)
+        if params.get("family") == "qwen3_vl_moe" and "selectors_inside" in item.name:
+            item.add_marker(pytest.mark.long)
 
 
 @pytest.fixture(scope="module")

@@ -29,11 +29,14 @@ from dense_cases import (
     check_steps,
     compare,
     image_cases,
+    in_turns,
+    prompts,
     random_case,
 )
 from dense_cases import image as picture
 from dense_cases import video as clip
 from dense_engine import BLOCK_SIZE, RemoteEngine, forgetful
+from inside_cases import image_cases_inside, inside_cases, learned, unusual_cases
 from oracle import load_model
 from oracle.micro_model import FAMILIES as FAMILY_CONFIGS
 from oracle.micro_model import load_by_place, micro_selector, micro_selectors, write_micro_model
@@ -130,41 +133,58 @@ def layers_of(config: Any) -> list[int]:
 @pytest.mark.parametrize("start", range(0, 36, 6))
 def test_random_requests_equal_the_oracle(engine, oracle, family, start):
     batch = cases(family)[start : start + 6]
-    prompts = [case.prompt() for case in batch]
-    answers = engine.run(prompts)
+    answers = engine.run(prompts(batch))
     compare(batch, answers, oracle)
     for case, answer in zip(batch, answers, strict=True):
         check_steps(answer, oracle, case)
-    compare(batch, engine.run(prompts), oracle)  # from the caches
+    compare(batch, engine.run(prompts(batch)), oracle)  # from the caches
     engine.call("forget")
     spans = [stop - first for answer in answers for first, stop in oracle.spans(answer.prompt)]
-    compare(batch, engine.run(prompts, step_tokens=max([1, *spans]) + 7), oracle)
+    compare(batch, engine.run(prompts(batch), step_tokens=max([1, *spans]) + 7), oracle)
 
 
 @functools.cache
 def asking_cases() -> list[Case]:
     """36 at random; the configurations by which the question chooses before the first layer take turns."""
-    random, configs = np.random.default_rng(5), itertools.cycle(ASK_FIRST)
-    return [random_case(random, [next(configs)]) for _ in range(36)]
+    return in_turns(ASK_FIRST, 36, seed=5)
 
 
 @pytest.mark.parametrize("start", range(0, 36, 12))
 def test_questions_before_the_first_layer_equal_the_oracle(engine, oracle, start):
     """Cold, from the caches, and in steps that end anywhere, inside videos too."""
     batch = asking_cases()[start : start + 12]
-    prompts = [case.prompt() for case in batch]
-    answers = engine.run(prompts)
+    answers = engine.run(prompts(batch))
     compare(batch, answers, oracle)
     for case, answer in zip(batch, answers, strict=True):
         check_steps(answer, oracle, case)
-    again = engine.run(prompts)
+    again = engine.run(prompts(batch))
     compare(batch, again, oracle)
     for answer in again:
         assert answer.num_cached == (len(answer.prompt) - 1) // BLOCK_SIZE * BLOCK_SIZE, (
             "a repeated prompt is a full hit"
         )
     engine.call("forget")
-    compare(batch, engine.run(prompts, step_tokens=23), oracle)
+    compare(batch, engine.run(prompts(batch), step_tokens=23), oracle)
+
+
+@pytest.fixture
+def divided(family: str) -> None:
+    if family in HYBRIDS:
+        pytest.skip("a hybrid refuses choices inside its decoder")
+
+
+@pytest.mark.parametrize("start", [0, pytest.param(12, marks=pytest.mark.long)])
+def test_selectors_inside_equal_the_oracle(divided, engine, oracle, family, start):
+    """Also behind the first layer that deepstack allows."""
+    batch = inside_cases(family, 24)[start : start + 12]
+    check_cold_cached_and_in_chunks(engine, oracle, batch)
+
+
+@pytest.mark.long
+def test_selectors_inside_choose_of_images_and_in_unusual_places(divided, engine, oracle):
+    check_cold_cached_and_in_chunks(engine, oracle, image_cases_inside(12))
+    engine.call("forget")
+    compare(unusual_cases(), engine.run(prompts(unusual_cases())), oracle)
 
 
 @pytest.mark.parametrize("start", IMAGE_BATCHES)
@@ -255,9 +275,10 @@ def test_pruning_between_the_levels_of_deepstack_is_refused(engine, family):
     levels = levels_of(family)
     if levels < 2:
         pytest.skip("the family has no levels to prune between")
-    (answer,) = engine.run([ask({"method": "attention", "layers": [levels - 2], "keep_ratio": 0.5}).prompt()])
-    assert f"must lie between {levels - 1} and 4" in answer.error
-    assert "deepstack" in answer.error
+    asked = [{"method": "attention", "keep_ratio": 0.5, "layers": [levels - 2]}, learned(layers=[levels - 2])]
+    for answer in engine.run([ask(config).prompt() for config in asked]):
+        assert f"must lie between {levels - 1} and 4" in answer.error
+        assert "deepstack" in answer.error
 
 
 @pytest.fixture
@@ -266,7 +287,7 @@ def hybrid(family: str) -> None:
         pytest.skip("other families have tests of this in other folders")
 
 
-@pytest.mark.parametrize("config", ["default", {"method": "attention", "stage1": None, "layers": [2]}])
+@pytest.mark.parametrize("config", ["default", {"method": "attention", "stage1": None, "layers": [2]}, learned()])
 def test_a_hybrid_refuses_questions_inside_the_decoder(hybrid, engine, config):
     (answer,) = engine.run([ask(config).prompt()])
     assert "prune.method='attention': the model's decoder is a hybrid" in answer.error

@@ -45,8 +45,8 @@ TEXT = {
     "num_attention_heads": 6,
     "num_key_value_heads": 2,
 }
-INSIDE_LAYERS = (2, 4)
-"""Whose output selectors read."""
+INSIDE_KINDS: dict[int, Literal["match", "joint"]] = {1: "joint", 2: "match", 4: "joint"}
+"""Of selectors, by the layer whose output they read; a Qwen3-VL allows no earlier one than these."""
 QWEN2_VISION = {"depth": 2, "embed_dim": 128, "num_heads": 4, "mlp_ratio": 2, "patch_size": 14, "spatial_merge_size": 2}
 QWEN3_TEXT = {
     "head_dim": 64,
@@ -217,8 +217,9 @@ def write_micro_selector(
     seed: int = 0,
     bias: float | None = None,
     place: str | int = INPUT,
+    into: Path | None = None,
 ) -> Path:
-    """A random selector for the micro model in `model`, in a folder there, where vLLM looks for no weights."""
+    """A random selector for the model in `model`, in the folder `into`, or in one there in which no weights are."""
     config = json.loads((model / "config.json").read_text())
     text = config["text_config"]
     torch.manual_seed(seed)
@@ -234,7 +235,7 @@ def write_micro_selector(
     )
     tables = (load_file(file) for file in model.glob("*.safetensors"))
     (table,) = (values for file in tables for name, values in file.items() if name.endswith("embed_tokens.weight"))
-    path = model / "selector" / (f"{kind}.safetensors" if place == INPUT else f"{kind}-{place}.safetensors")
+    path = (into or model / "selector") / (f"{kind}.safetensors" if place == INPUT else f"{kind}-{place}.safetensors")
     path.parent.mkdir(exist_ok=True)
     header = Header(config=selector.config, model=identity, place=place)
     write_selector(path, selector, header, table[probe_ids(text["vocab_size"])])
@@ -248,9 +249,8 @@ def micro_selector(model: str) -> str:
 
 
 def micro_selectors(model: str) -> list[str]:
-    """Files of that one and of those inside the decoder, at `INSIDE_LAYERS`."""
-    kinds: dict[int, Literal["match", "joint"]] = dict(zip(INSIDE_LAYERS, ("match", "joint"), strict=True))
-    inside = [write_micro_selector(Path(model), kind, seed=place, place=place) for place, kind in kinds.items()]
+    """Files of that one and of those inside the decoder, see `INSIDE_KINDS`."""
+    inside = [write_micro_selector(Path(model), kind, seed=place, place=place) for place, kind in INSIDE_KINDS.items()]
     return [micro_selector(model), *map(str, inside)]
 
 

@@ -21,7 +21,7 @@ from vllm_prune.serving.api.log import describe
 from vllm_prune.serving.api.report import KVFormat, PromptFacts, PromptMedium, RequestReport
 from vllm_prune.serving.api.response import add_to_chunk
 from vllm_prune.serving.wire.clock import Stopwatch
-from vllm_prune.serving.wire.notes import EncodedVideo, RequestNotes, StepRecorder
+from vllm_prune.serving.wire.notes import EncodedMedium, RequestNotes, StepRecorder
 
 ASK = text(QUESTION)
 LONG = text(QUESTION * 10)
@@ -197,7 +197,7 @@ def test_a_prompt_in_several_steps_is_one_request(engine):
 
 def test_notes_survive_the_way():
     notes = RequestNotes(
-        encoded={0: EncodedVideo(0.5, 0.25), 3: EncodedVideo(1.0, 0.0)}, attention=[[2, 4, 6, 8]], failure='"ß"'
+        encoded={0: EncodedMedium(0.5, 0.25), 3: EncodedMedium(1.0, 0.0)}, attention=[[2, 4, 6, 8]], failure='"ß"'
     )
     headers = notes.to_headers({"traceparent": "x"})
     assert headers["traceparent"] == "x"
@@ -259,7 +259,7 @@ def test_what_a_hit_in_the_prefix_cache_covers(cached, tokens, sources):
     report.cached_tokens = cached
     assert report.cached("video") == tokens
     assert report.sources() == sources
-    report.add(RequestNotes(encoded={1: EncodedVideo(1.0, 0.5)}))
+    report.add(RequestNotes(encoded={1: EncodedMedium(1.0, 0.5)}))
     assert report.sources() == [sources[0], "encoded"]
 
 

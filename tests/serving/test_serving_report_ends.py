@@ -26,7 +26,7 @@ from vllm_prune.serving.api.log import describe, write_log
 from vllm_prune.serving.api.metrics import PruneMetrics
 from vllm_prune.serving.api.report import KVFormat, PromptFacts, PromptMedium, RequestReport
 from vllm_prune.serving.api.salts import SharedMedia
-from vllm_prune.serving.wire.notes import EncodedVideo
+from vllm_prune.serving.wire.notes import EncodedMedium
 
 ASK = text(QUESTION)
 LONG = text(QUESTION * 10)
@@ -159,6 +159,6 @@ def test_without_salts_nothing_is_withheld():
 
 
 def test_what_is_withheld_is_in_no_line_of_the_log():
-    told = report(answered=True, withheld=frozenset([0]), encoded={0: EncodedVideo(1.0, 1.0)})
+    told = report(answered=True, withheld=frozenset([0]), encoded={0: EncodedMedium(1.0, 1.0)})
     assert told.sources() == ["withheld"]
     assert "processor" not in "\n".join(describe(told))

@@ -120,12 +120,15 @@ def _teacher_layer(folder: str, wanted: int | None, place: int | None) -> int:
     depth = (fields.get("text_config") or fields).get("num_hidden_layers")
     if not isinstance(depth, int):
         raise ValueError(f"model={folder!r}: no config.json with num_hidden_layers; give a folder or a hub name")
-    for name, layer in (("teacher_layer", wanted), ("layer", place)):
-        if layer is not None and layer >= depth:
-            raise ValueError(f"{name}={layer}; the model has layers 0 to {depth - 1}")
+    if wanted is not None and wanted >= depth:
+        raise ValueError(f"teacher_layer={wanted}; the model has layers 0 to {depth - 1}")
+    levels = len((fields.get("vision_config") or {}).get("deepstack_visual_indexes") or ())
+    first, last = max(levels - 1, 0), depth - 2
+    if place is not None and not first <= place <= last:
+        raise ValueError(f"layer={place}; tokens can be dropped behind layers {first} to {last} of the model")
     if wanted is not None:
         return wanted
-    return place if place is not None else PruneConfig.parse("default").resolved_layers(depth)[0]
+    return place if place is not None else PruneConfig.parse("default").resolved_layers(depth, levels)[0]
 
 
 def _items(args: argparse.Namespace) -> tuple[list[Item], str]:

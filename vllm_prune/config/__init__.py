@@ -9,6 +9,7 @@ from vllm_prune.config.errors import PruneConfigError as PruneConfigError
 from vllm_prune.config.errors import brief as brief
 from vllm_prune.config.errors import shorten as shorten
 from vllm_prune.config.image import ImageConfig as ImageConfig
+from vllm_prune.config.image import check_parts as check_parts
 from vllm_prune.config.methods import ATTENTION as ATTENTION
 from vllm_prune.config.methods import ATTENTION_PARAMS as ATTENTION_PARAMS
 from vllm_prune.config.methods import NO_METHOD as NO_METHOD

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -104,3 +104,18 @@ class ImageConfig:
             if field.init and value not in (None, NO_METHOD, {}):
                 fields[field.name] = list(value) if isinstance(value, tuple) else value
         return fields
+
+
+def check_parts(config: PruneConfig, check: Callable[[PruneConfig], object]) -> None:
+    """Calls `check` with the configuration of a video by itself, then of an image.
+
+    Raises:
+        PruneConfigError: As `check` says it; of an image with the name of its field.
+    """
+    check(config.of_videos)
+    if config.image is None:
+        return
+    try:
+        check(config.image.choice)
+    except PruneConfigError as error:
+        raise PruneConfigError(f"image.{str(error).removeprefix('prune.')}") from error

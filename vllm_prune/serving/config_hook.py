@@ -10,7 +10,7 @@ import sys
 from vllm.config import ModelConfig, VllmConfig
 from vllm.model_executor.models.config import VerifyAndUpdateConfig
 
-from vllm_prune.config import PruneConfigError
+from vllm_prune.config import PruneConfig, PruneConfigError, check_parts
 from vllm_prune.hook import Hooked, hook
 from vllm_prune.override import ServerSettings
 from vllm_prune.serving.combinations import check_pruning
@@ -61,27 +61,27 @@ class PruneConfigHook(Hooked, VerifyAndUpdateConfig):
         if not vllm_config.model_config.get_multimodal_config().is_multimodal_pruning_enabled():
             return
         settings = read_settings(vllm_config.model_config.hf_config)
-        undivided = undivided_decoder(vllm_config)
-        for part in settings.config.parts:
-            if undivided and part.chooses_inside:
-                raise PruneConfigError(f"method={part.method!r}: {undivided}")
+        undivided, hidden = undivided_decoder(vllm_config), hidden_encoder(vllm_config)
+        check_parts(settings.config, lambda part: _check_decoder_and_encoder(part, undivided, hidden))
         write_undivided_decoder(vllm_config.model_config.hf_config, undivided)
+        write_hidden_encoder(vllm_config.model_config.hf_config, hidden)
         check_pruning(vllm_config, settings)
         if settings.may_query and not undivided:
             check_requested(vllm_config)
-            for part in settings.config.parts:
-                pruning_layers(part, vllm_config.model_config)
-        for part in settings.config.parts:
-            needed_digests(part, vllm_config.model_config)
-        hidden = hidden_encoder(vllm_config)
-        for part in settings.config.parts:
-            if hidden and part.needs_encoder_attention:
-                raise PruneConfigError(f"method={part.method!r}: {hidden}")
-        write_hidden_encoder(vllm_config.model_config.hf_config, hidden)
+            check_parts(settings.config, lambda part: pruning_layers(part, vllm_config.model_config))
+        check_parts(settings.config, lambda part: needed_digests(part, vllm_config.model_config))
         scheduler = vllm_config.scheduler_config
         max_step_tokens = min(scheduler.max_num_batched_tokens, scheduler.max_num_scheduled_tokens or sys.maxsize)
         limits = StepLimits(max_step_tokens, _max_dense_tokens(settings, max_step_tokens))
         write_step_limits(vllm_config.model_config.hf_config, limits)
+
+
+def _check_decoder_and_encoder(part: PruneConfig, undivided: str, hidden: str) -> None:
+    """Refuses a method that looks where it cannot, for the reasons that are given."""
+    if undivided and part.chooses_inside:
+        raise PruneConfigError(f"method={part.method!r}: {undivided}")
+    if hidden and part.needs_encoder_attention:
+        raise PruneConfigError(f"method={part.method!r}: {hidden}")
 
 
 def _max_dense_tokens(settings: ServerSettings, max_step_tokens: int) -> int:

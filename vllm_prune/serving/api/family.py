@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from vllm.multimodal.parse import MultiModalDataItems, VideoProcessorItems
 from vllm.multimodal.processing import BaseMultiModalProcessor
 
-from vllm_prune.config import PruneConfig, PruneConfigError
+from vllm_prune.config import PruneConfig, PruneConfigError, check_parts
 from vllm_prune.layout import MediumLayout
 from vllm_prune.media.errors import UnusableVideo
 from vllm_prune.override import ServerSettings
@@ -116,12 +116,7 @@ class FamilyProcessor(BaseMultiModalProcessor[Any]):
 
     def check_can_serve(self, config: PruneConfig) -> None:
         """Refuses what this model cannot do."""
-        self._check_part(config.of_videos)
-        if config.image is not None:
-            try:
-                self._check_part(config.image.choice)
-            except PruneConfigError as error:
-                raise PruneConfigError(f"image.{str(error).removeprefix('prune.')}") from error
+        check_parts(config, self._check_part)
         if config.image is not None and config.image.same_within is not None and not self.plans_on_pixels:
             raise PruneConfigError(
                 "image.same_within: this model's vision encoder takes whole images only; leave it out"

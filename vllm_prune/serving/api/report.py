@@ -8,7 +8,7 @@ from typing import Any
 from vllm_prune.budget import TokenCounts
 from vllm_prune.config import PRESETS, PruneConfig
 from vllm_prune.serving.api.ends import DONE
-from vllm_prune.serving.wire.notes import EncodedVideo, RequestNotes
+from vllm_prune.serving.wire.notes import EncodedMedium, RequestNotes
 
 FACTS_KEY = "prune_facts"
 """Key of the processed input under which the processor leaves the `PromptFacts` of a request with media to prune."""
@@ -100,7 +100,7 @@ class RequestReport:
     kv: KVFormat
     logged: bool = False
     """Whether it is to be logged (`--prune-log`)."""
-    encoded: dict[int, EncodedVideo] = field(default_factory=dict)
+    encoded: dict[int, EncodedMedium] = field(default_factory=dict)
     """By the medium's number in the prompt."""
     dense_s: float = 0.0
     choice_s: float = 0.0
@@ -203,8 +203,8 @@ class RequestReport:
         """Time by stage; stages that did not run for this request are absent."""
         seconds = {"processor": self.facts.processor_s}
         if self.encoded:
-            seconds["encoder"] = sum(video.encoder_s for video in self.encoded.values())
-            seconds["merge"] = sum(video.merge_s for video in self.encoded.values())
+            seconds["encoder"] = sum(medium.encoder_s for medium in self.encoded.values())
+            seconds["merge"] = sum(medium.merge_s for medium in self.encoded.values())
         if self.choice_s:
             seconds["choice"] = self.choice_s
         if self.attention:

@@ -49,10 +49,10 @@ def update_from_output(scheduler: Any, step: Any, output: Any, original: Callabl
 
 
 def _assign(scheduler: Any, step: Any, output: Any, notes: StepNotes, pending: dict[str, RequestNotes]) -> None:
-    videos = _encoded_media(scheduler, step)
-    if len(videos) == len(notes.encoded):  # else a request was aborted meanwhile, and nobody knows whose is whose
-        for (id, number), video in zip(videos, notes.encoded, strict=True):
-            pending.setdefault(id, RequestNotes()).encoded[number] = video
+    media = _encoded_media(scheduler, step)
+    if len(media) == len(notes.encoded):  # else a request was aborted meanwhile, and nobody knows whose is whose
+        for (id, number), medium in zip(media, notes.encoded, strict=True):
+            pending.setdefault(id, RequestNotes()).encoded[number] = medium
     by_row = {note.row: note for note in notes.dense}
     for id, row in _first_rows(step, output).items():
         if row in by_row:
@@ -64,20 +64,20 @@ def _assign(scheduler: Any, step: Any, output: Any, notes: StepNotes, pending: d
             pending.setdefault(id, RequestNotes()).choice_s += seconds
     if notes.lost_traces and output.req_ids:
         # Counted for the whole server, so that any request whose notes are read can carry the number.
-        id = next((id for id, _ in videos), output.req_ids[0])
+        id = next((id for id, _ in media), output.req_ids[0])
         id = next((id for id, row in _first_rows(step, output).items() if row in by_row), id)
         pending.setdefault(id, RequestNotes()).lost_traces += notes.lost_traces
 
 
 def _encoded_media(scheduler: Any, step: Any) -> list[tuple[str, int]]:
     """(request, number in its prompt) of every image and video that the step encodes, in the order of the workers."""
-    videos: list[tuple[str, int]] = []
+    media: list[tuple[str, int]] = []
     for id, inputs in step.scheduled_encoder_inputs.items():
         request = scheduler.requests.get(id)
         if request is not None:
             numbers = [i for i, feature in enumerate(request.mm_features) if feature.modality in _PRUNED]
-            videos += [(id, numbers.index(i)) for i in inputs if i in numbers]
-    return videos
+            media += [(id, numbers.index(i)) for i in inputs if i in numbers]
+    return media
 
 
 def _first_rows(step: Any, output: Any) -> dict[str, int]:

@@ -29,8 +29,8 @@ HEADER = "vllm-prune"
 
 
 @dataclass(frozen=True)
-class EncodedVideo:
-    """A video that was encoded in the step."""
+class EncodedMedium:
+    """An image or a video that was encoded in the step."""
 
     encoder_s: float
     """Its part of the vision encoder's time."""
@@ -47,39 +47,39 @@ class DenseRequestNote:
     seconds: float
     """The whole step's dense prefix, which all such requests of the step share."""
     attention: list[list[int]]
-    """For every video and pruning layer: layer, heads, rows of the question, tokens it chose from."""
+    """For every medium and pruning layer: layer, heads, rows of the question, tokens it chose from."""
 
 
 @dataclass(frozen=True)
 class StepNotes:
     """All of a step."""
 
-    encoded: list[EncodedVideo]
-    """In the order in which the scheduler named the videos."""
+    encoded: list[EncodedMedium]
+    """In the order in which the scheduler named the media."""
     dense: list[DenseRequestNote]
     failures: list[tuple[int, str]]
-    """A row of every failed video that a request used, and what happened to the video."""
+    """A row of every failed medium that a request used, and what happened to it."""
     choices: list[tuple[int, float]] = field(default_factory=list)
-    """A row of every video that a question chose tokens of before the first layer, and the seconds that it took."""
+    """A row of every medium that a question chose tokens of before the first layer, and the seconds that it took."""
     lost_traces: int = 0
     """Traces that could not be written."""
 
 
 @dataclass
 class _Encoding:
-    """A video under way."""
+    """A medium under way."""
 
     size: int
     """Features that the encoder made of it."""
     encoder: list[Stopwatch]
-    """Of the call that it was part of, shared with the call's other videos."""
+    """Of the call that it was part of, shared with the call's other media."""
     total: list[int]
-    """Sizes of the call's videos, likewise."""
+    """Sizes of the call's media, likewise."""
     merge: Stopwatch | None = None
 
-    def note(self) -> EncodedVideo:
+    def note(self) -> EncodedMedium:
         seconds = sum(watch.seconds for watch in self.encoder) * self.size / max(1, sum(self.total))
-        return EncodedVideo(seconds, 0.0 if self.merge is None else self.merge.seconds)
+        return EncodedMedium(seconds, 0.0 if self.merge is None else self.merge.seconds)
 
 
 class StepRecorder:
@@ -98,7 +98,7 @@ class StepRecorder:
     def encoding(
         self, features: Iterator[tuple[torch.Tensor, torch.Tensor | None]], device: torch.device
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
-        """Passes on what one call of the encoder makes of its videos, one after the other, and times it."""
+        """Passes on what one call of the encoder makes of its media, one after the other, and times it."""
         watches: list[Stopwatch] = []
         sizes: list[int] = []
         while True:
@@ -113,7 +113,7 @@ class StepRecorder:
 
     @contextmanager
     def merging(self, device: torch.device) -> Iterator[None]:
-        """Times what happens to the video that was encoded last."""
+        """Times what happens to the medium that was encoded last."""
         watch = Stopwatch(device)
         yield
         watch.stop()
@@ -129,11 +129,11 @@ class StepRecorder:
         self._dense += [(row, watch, shapes) for row, shapes in attention.items()]
 
     def chosen(self, row: int, watch: Stopwatch) -> None:
-        """Notes that a question chose tokens of the video at batch row `row`, and for how long."""
+        """Notes that a question chose tokens of the medium at batch row `row`, and for how long."""
         self._choices.append((row, watch))
 
     def failed(self, row: int, message: str) -> None:
-        """Notes that the request at batch row `row` uses a video that could not be pruned."""
+        """Notes that the request at batch row `row` uses a medium that could not be pruned."""
         self._failures.append((row, message))
 
     def finish(self) -> StepNotes:
@@ -148,8 +148,8 @@ class StepRecorder:
 class RequestNotes:
     """What happened to one request in the workers since the API server last heard of it."""
 
-    encoded: dict[int, EncodedVideo] = field(default_factory=dict)
-    """By the video's number in the prompt; those missing were found in a cache."""
+    encoded: dict[int, EncodedMedium] = field(default_factory=dict)
+    """By the medium's number in the prompt; those missing were found in a cache."""
     dense_s: float = 0.0
     choice_s: float = 0.0
     """Of choices before the first layer."""
@@ -170,5 +170,5 @@ class RequestNotes:
         if not headers or HEADER not in headers:
             return None
         fields: dict[str, Any] = json.loads(headers[HEADER])
-        fields["encoded"] = {int(index): EncodedVideo(**video) for index, video in fields["encoded"].items()}
+        fields["encoded"] = {int(index): EncodedMedium(**medium) for index, medium in fields["encoded"].items()}
         return cls(**fields)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from vllm.config import ModelConfig
 
-from vllm_prune.config import QUESTION, PruneConfig, PruneConfigError
+from vllm_prune.config import ATTENTION, QUESTION, PruneConfig, PruneConfigError
 from vllm_prune.selector import INPUT, LoadedSelector, ModelIdentity, SelectorFileError, load_selector
 from vllm_prune.serving.wire.architectures import variants
 from vllm_prune.serving.wire.decoder_layers import pruning_layers
@@ -23,11 +23,29 @@ def check_selectors(model_config: ModelConfig) -> None:
     """Reads the files that the settings name, and leaves their digests with the model's configuration.
 
     Raises:
-        PruneConfigError: One cannot be used with this model, or two read at the same place.
+        PruneConfigError: One cannot be used with this model, reads where nothing can be chosen, or where another does.
     """
     found = _load(model_config)
+    for place, loaded in found.items():
+        _check_place(place, loaded.path, model_config)
     if found:
         write_selector_digests(model_config.hf_config, {place: loaded.digest for place, loaded in found.items()})
+
+
+def _check_place(place: Place, path: str, model_config: ModelConfig) -> None:
+    if place == INPUT:
+        return
+    if model_config.is_hybrid:
+        raise PruneConfigError(
+            f"{OPTION}: {path} reads {_describe(place)}, and the model's decoder is a hybrid, in which a question can "
+            f"choose before the first layer only; leave it out"
+        )
+    try:
+        pruning_layers(PruneConfig(method=ATTENTION, layers=(int(place),)), model_config)
+    except PruneConfigError as error:
+        raise PruneConfigError(
+            f"{OPTION}: {path} reads {_describe(place)}, behind which no token can be dropped: {error}"
+        ) from error
 
 
 def load_checked_selectors(model_config: ModelConfig) -> dict[Place, LoadedSelector]:
