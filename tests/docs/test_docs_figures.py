@@ -67,6 +67,32 @@ def test_speed() -> None:
         assert rate == f"{float(eight[name][2].split()[0]):.2f}"
 
 
+def test_images() -> None:
+    text = (ROOT / "docs" / "image-tokens.md").read_text()
+    shown = table(text, "server")
+    measured = table((RESULTS / "images-cpu.md").read_text(), "server")
+    assert shown.pop("stock vLLM") == ["2105", "66", "2.81 s", "1.00"]
+    for label, (prompt, blocks, first_token, less) in shown.items():
+        assert [prompt, blocks, less] == [measured[label][i] for i in (0, 1, 3)]
+        assert first_token == f"{measured[label][2].split()[0]} s"
+    assert shown.keys() | {"stock"} == measured.keys()
+    _, blocks, _, less = measured["`dpp`, 25%"]
+    whole = measured["stock"][1]
+    assert f"after {less} of stock's time and holds {blocks} KV blocks of 32 in place of {whole}" in README
+
+
+def test_time_of_pages() -> None:
+    text = (ROOT / "docs" / "image-tokens.md").read_text()
+    lines = (RESULTS / "pixel-pages.md").read_text().partition("## Time")[2]
+    rows = table(lines, lines[lines.index("| page") :].partition(" |\n")[0].removeprefix("| "))
+    *_, encoder, _, _, first_token = rows["all twenty"]
+    assert f"takes {encoder} of stock's time and the first token comes after {first_token} of it" in text
+    assert f"at {first_token} of stock's" in README
+    each = [float(row[-1]) for label, row in rows.items() if label != "all twenty"]
+    assert f"from {min(each):.2f}\n(a dialog) to {max(each):.2f} (a scan" in text
+    assert (rows["dialog"][-1], rows["letter, scanned"][-1]) == (f"{min(each):.2f}", f"{max(each):.2f}")
+
+
 def test_dense_prefix() -> None:
     found = json.loads((RESULTS / "dense-prefix-cpu-eager.json").read_text())["presets"]["default"]
     assert f"after {found['ttft_over_unpruned']:.2f} of the unpruned time, {found['ttft_over_ideal']:.2f} of" in README
