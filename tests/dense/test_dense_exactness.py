@@ -88,6 +88,17 @@ def test_pruned_images_beside_videos(eager, oracle, start):
     check_cold_cached_and_in_chunks(eager, oracle, image_cases()[start : start + 14])
 
 
+@pytest.mark.long
+def test_pruned_images_on_two_ranks(two_ranks, oracle):
+    """Beside videos; both ranks keep the same tokens."""
+    two_ranks.call("forget")
+    before = two_ranks.call("rank_digests")[0][0]
+    check_cold_cached_and_in_chunks(two_ranks, oracle, image_cases()[:14])
+    first, second = two_ranks.call("rank_digests")
+    assert first == second
+    assert first[0] > before
+
+
 @pytest.mark.parametrize(("size", "rows"), PARTS)
 def test_layers_of_a_dense_prefix_in_parts(eager, oracle, size, rows):
     """All that a layer takes of a step is `rows` rows at a time; half of the requests find a cached context."""

@@ -28,7 +28,7 @@ def looks_at_pixels(medium: Medium, side: int, image: ImageConfig | None) -> boo
     """Whether cells of a medium that are as their neighbours are left out."""
     if medium.kind != "image" or image is None or image.same_within is None:
         return False
-    if image.same_within or image.total:
+    if image.total:
         raise NotImplementedError("the oracle has equal cells without a total only")
     _, h, w = medium.grid_thw
     return h * w // side**2 > (image.min_tokens or 0)
@@ -36,8 +36,8 @@ def looks_at_pixels(medium: Medium, side: int, image: ImageConfig | None) -> boo
 
 def _size(medium: Medium, side: int, image: ImageConfig | None) -> int:
     """Tokens that a method chooses from."""
-    if looks_at_pixels(medium, side, image):
-        return len(new_cells(medium, side))
+    if image is not None and image.same_within is not None and looks_at_pixels(medium, side, image):
+        return len(new_cells(medium, side, image.same_within))
     t, h, w = medium.grid_thw
     return t * h * w // side**2
 

@@ -65,35 +65,61 @@ def changed_cells(medium: Medium, side: int, config: PruneConfig) -> np.ndarray:
     return encoded
 
 
-def new_cells(medium: Medium, side: int) -> Tensor:
+def new_cells(medium: Medium, side: int, within: int = 0) -> Tensor:
     """Indices of an image's cells that are not what the cell to the left shows, or along a vertical border that above.
 
-    Pixel by pixel and cell by cell; only for cells that have to be equal.
+    Pixel by pixel and cell by cell. Above 0, cells within so many grey levels join the one that stands in for what they
+    are predicted by, the nearest first, with all that they stand for themselves.
     """
     _, h, w = medium.grid_thw
     h, w = h // side, w // side
-    cells = medium.pixel_values.double().numpy().reshape(h, w, -1)
-    levels = cells.reshape(h, w, side**2, 3, -1) * GREY_LEVELS[:, None]
-    new = []
+    units = medium.pixel_values.double().numpy().reshape(h, w, side**2, 3, -1)
+    levels = (units * GREY_LEVELS[:, None] + BLACK[:, None]).round().reshape(h * w, -1)
+    shown = _predictors(levels, h, w)
+    stand_in = list(range(h * w))
+    for cell in range(1, h * w):
+        if (levels[cell] == levels[shown[cell]]).all():
+            stand_in[cell] = stand_in[shown[cell]]
+
+    def apart(cells: list[int], other: int) -> float:
+        return max(float(abs(levels[cell] - levels[other]).max()) for cell in cells)
+
+    left = [cell for cell in range(1, h * w) if stand_in[cell] == cell]
+    waiting = [(apart([cell], stand_in[shown[cell]]), cell) for cell in left]
+    waiting = [step for step in waiting if step[0] <= within]
+    while waiting:
+        level, cell = min(waiting)
+        waiting.remove((level, cell))
+        group, new = [other for other in range(h * w) if stand_in[other] == cell], stand_in[shown[cell]]
+        now = apart(group, new)
+        if now <= level:
+            for other in group:
+                stand_in[other] = new
+        elif now <= within:
+            waiting.append((now, cell))
+    return torch.tensor([cell for cell in range(h * w) if stand_in[cell] == cell])
+
+
+def _predictors(levels: np.ndarray, h: int, w: int) -> list[int]:
+    """The cell that predicts each of `levels` [h * w, pixels]; of the first, itself."""
+    shown = []
     for row in range(h):
         for column in range(w):
-            here, left, above = (row, column), (row, column - 1), (row - 1, column)
+            here = row * w + column
+            left, above = here - 1, here - w
             if row == 0 or column == 0:
-                shown = left if column else above
+                shown.append(left if column else max(0, above))
             else:
-                corner = levels[row - 1, column - 1]
-                down, across = (abs(corner - levels[other]).max().round() for other in (left, above))
-                shown = above if down < across else left
-            if here == (0, 0) or (cells[here] != cells[shown]).any():
-                new.append(row * w + column)
-    return torch.tensor(new)
+                down, across = (abs(levels[above - 1] - levels[other]).max() for other in (left, above))
+                shown.append(above if down < across else left)
+    return shown
 
 
-def encoded_image(model: PreTrainedModel, medium: Medium) -> VideoTokens:
+def encoded_image(model: PreTrainedModel, medium: Medium, within: int) -> VideoTokens:
     """The tokens of an image's new cells."""
     _, h, w = medium.grid_thw
     side = model.config.vision_config.spatial_merge_size
-    cells, grid = new_cells(medium, side), (1, h // side, w // side)
+    cells, grid = new_cells(medium, side, within), (1, h // side, w // side)
     places = torch.stack(torch.unravel_index(cells, grid), dim=1)
     return VideoTokens(encode_cells(model.model.visual, medium, cells), places, grid)
 

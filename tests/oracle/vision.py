@@ -27,8 +27,9 @@ def entering_tokens(
 ) -> VideoTokens:
     """The N1 tokens of a medium that enter the language model. `image`: what is said of all images."""
     width = model.config.text_config.hidden_size
-    if looks_at_pixels(medium, model.config.vision_config.spatial_merge_size, image):
-        return select(encoded_image(model, medium), config, width)
+    side = model.config.vision_config.spatial_merge_size
+    if image is not None and image.same_within is not None and looks_at_pixels(medium, side, image):
+        return select(encoded_image(model, medium, image.same_within), config, width)
     if medium.kind == "video" and config.plans_on_pixels:
         return select(merged_cells(model, medium, config), config, width)
     tokens = encode(model, medium)

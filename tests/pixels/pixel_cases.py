@@ -11,6 +11,7 @@ from PIL import Image
 from pixel_clips import noisy, panning, pure_noise, still, video_item, with_square
 
 QUESTION = "What colour is the flash?"
+OTHER = "How many shapes move in the video?"
 PIXELS = {"where": "processor"}
 
 
@@ -37,6 +38,14 @@ def page(seed: int, height: int = 140, width: int = 196) -> Image.Image:
     return Image.fromarray(pixels)
 
 
+@functools.cache
+def scan(seed: int) -> Image.Image:
+    """A page that gets darker towards the right, with noise of three grey levels."""
+    pixels = np.array(page(seed)).astype(int) - np.arange(196)[:, None] // 20
+    pixels += np.random.default_rng(seed).integers(0, 4, pixels.shape)
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+
+
 SAME = {"preset": "baseline", "image": {"same_within": 0}}
 
 
@@ -56,6 +65,8 @@ def page_cases() -> list[Case]:
         pages = (page(seed), page(seed + 50, 84, 112))[: 1 + seed % 2]
         videos = (busy(seed),) if seed % 3 == 2 else ()
         cases.append(ask({"preset": "baseline", "image": config}, *videos, images=pages))
+    for seed, within in enumerate((4, 6, 10)):
+        cases.append(ask({"preset": "baseline", "image": {"same_within": within}}, images=(scan(seed), page(seed))))
     return [*cases, ask({"stage1": PIXELS, "image": {"same_within": 0}}, busy(7), images=(page(7), page(8)))]
 
 

@@ -7,26 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from dense_cases import VIDEO, Case, chat, check_steps, compare
-from pixel_cases import PIXELS, QUESTION, ask, busy, random_cases
+from dense_cases import VIDEO, chat, compare
+from pixel_cases import OTHER, PIXELS, QUESTION, ask, busy, random_cases
+from pixel_checks import check_cold_warm_and_in_chunks, watched
 from pixel_clips import pure_noise, to_cells, video_item
-from pixel_encoder import read_encoder, watch_encoder
 
 from vllm_prune.budget import plan_counts
 from vllm_prune.config import PruneConfig
 from vllm_prune.methods.still_cells import plan_runs
-
-OTHER = "How many shapes move in the video?"
-
-
-def watched(engine: Any, case: Case) -> tuple[Any, int, list[np.ndarray]]:
-    """Answer to one request with empty caches, patches encoded, and rows for the encoder cache."""
-    engine.call("forget")
-    engine.call("on_ranks", watch_encoder)
-    (answer,) = engine.run([case.prompt()])
-    ((patches, rows),) = engine.call("on_ranks", read_encoder)
-    assert not answer.error, answer.error
-    return answer, patches, rows
 
 
 @pytest.mark.parametrize(
@@ -60,17 +48,8 @@ def test_only_what_is_new_goes_through_the_encoder(engine):
 
 
 def test_ten_plans_equal_the_oracle_cold_warm_and_in_chunks(engine, pixel_oracle):
-    cases = random_cases()
-    for step_tokens in (None, 150):
-        engine.call("forget")
-        answers = engine.run([case.prompt() for case in cases], step_tokens=step_tokens)
-        compare(cases, answers, pixel_oracle)
-        for case, answer in zip(cases, answers, strict=True):
-            check_steps(answer, pixel_oracle, case)
+    answers = check_cold_warm_and_in_chunks(engine, pixel_oracle, random_cases())
     assert any(len(answer.steps) > 4 for answer in answers), "no prompt was prefilled in two steps"
-    again = engine.run([case.prompt() for case in cases])
-    compare(cases, again, pixel_oracle)
-    assert any(answer.num_cached for answer in again)
 
 
 def test_plans_and_features_in_one_batch(engine, pixel_oracle):

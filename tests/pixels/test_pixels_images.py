@@ -8,28 +8,25 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from dense_cases import IMAGE, Oracle, chat, check_steps, compare
+from dense_cases import IMAGE, Oracle, chat
 from dense_cases import image as noise
 from oracle.from_vllm import to_prompt
 from oracle.pixels import encode_cells, new_cells
 from oracle.prompt import Medium
 from PIL import Image
-from pixel_cases import QUESTION, SAME, ask, page, page_cases
+from pixel_cases import OTHER, QUESTION, SAME, ask, page, page_cases, scan
+from pixel_checks import check_cold_warm_and_in_chunks, watched
 from pixel_clips import pure_noise, video_item
-from test_pixels_engine import OTHER, watched
 
 
 def test_pages_equal_the_oracle_cold_warm_and_in_chunks(engine, pixel_oracle):
-    cases = page_cases()
-    for step_tokens in (None, 150):
-        engine.call("forget")
-        answers = engine.run([case.prompt() for case in cases], step_tokens=step_tokens)
-        compare(cases, answers, pixel_oracle)
-        for case, answer in zip(cases, answers, strict=True):
-            check_steps(answer, pixel_oracle, case)
-    again = engine.run([case.prompt() for case in cases])
-    compare(cases, again, pixel_oracle)
-    assert any(answer.num_cached for answer in again)
+    check_cold_warm_and_in_chunks(engine, pixel_oracle, page_cases())
+
+
+def test_the_oracle_joins_cells_within_a_threshold(pixel_oracle):
+    counts = [len(new_cells(medium_of(pixel_oracle, scan(1)), 2, within)) for within in (0, 4, 6, 10)]
+    assert counts == sorted(set(counts), reverse=True)
+    assert counts[0] == 35
 
 
 def image_tokens(answer: Any, oracle: Oracle) -> int:

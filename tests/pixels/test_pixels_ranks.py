@@ -8,7 +8,7 @@ import pytest
 import torch
 from dense_cases import compare
 from dense_engine import RemoteEngine
-from pixel_cases import PIXELS, ask, busy, random_cases
+from pixel_cases import PIXELS, ask, busy, page_cases, random_cases
 from pixel_clips import to_cells
 from pixel_encoder import read_encoder, watch_encoder
 
@@ -42,6 +42,8 @@ def two_ranks(pixel_model: str) -> Iterator[RemoteEngine]:
 def test_two_ranks_equal_the_oracle_and_share_the_encoding(two_ranks, pixel_oracle):
     cases = random_cases()
     compare(cases, two_ranks.run([case.prompt() for case in cases]), pixel_oracle)
+    pages = page_cases()
+    compare(pages, two_ranks.run([case.prompt() for case in pages]), pixel_oracle)
     two_ranks.call("on_ranks", watch_encoder)
     clip = busy(30)
     compare([case := ask({"stage1": PIXELS}, clip)], two_ranks.run([case.prompt()]), pixel_oracle)
