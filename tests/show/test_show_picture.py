@@ -22,6 +22,8 @@ from vllm_prune.page.plugin import CellsRequest, PageState
 from vllm_prune.show.cells import State
 from vllm_prune.show.errors import ShowError
 from vllm_prune.show.picture import grid_of, load_picture, name_picture_configs
+from vllm_prune.show.story import label_of_trace, make_panel
+from vllm_prune.show.trace_file import TracedVideo
 from vllm_prune.trace_key import file_name
 
 HALF = {"method": "uniform", "keep_ratio": 0.5}
@@ -71,6 +73,16 @@ def test_configurations_have_to_be_about_images():
     assert list(named) == ["uniform, 50%", "unpruned"]
     with pytest.raises(ShowError, match="prune='default': says nothing of images"):
         name_picture_configs(["default"])
+
+
+def test_equal_cells_that_were_not_encoded_are_told():
+    """Of them a trace has the count alone: what its configuration says is what chose among the others."""
+    cells = np.array([0, 1, 2, 4])
+    slot = np.array([0, 1, 2, -1, 3, -1])
+    video = TracedVideo((1, 2, 3), PruneConfig(), (6, 4), slot, cells, np.arange(4), (), {}, None)
+    assert (label_of_trace(video), make_panel("", video).summary) == ("same_within", "6 tokens -> 4 encoded (67%)")
+    named = name_picture_configs([json.dumps({"image": {"same_within": 4, **HALF}})])
+    assert list(named) == ["same_within 4 + uniform, 50%"]
 
 
 @pytest.mark.parametrize("keep_ratio", [0.5, 0.25])

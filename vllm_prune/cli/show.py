@@ -118,7 +118,7 @@ def _from_trace(args: argparse.Namespace) -> Any:
     from vllm_prune.show.media import load_video, to_frames
     from vllm_prune.show.picture import frames_of, load_picture
     from vllm_prune.show.run import make_story
-    from vllm_prune.show.story import label_of, make_panel
+    from vllm_prune.show.story import label_of_trace, make_panel
     from vllm_prune.show.trace_file import read_trace
 
     videos = read_trace(args.trace)
@@ -133,7 +133,7 @@ def _from_trace(args: argparse.Namespace) -> Any:
     else:
         images, metadata = load_video(args.video, model, parse_object("media_io_kwargs", args.media_io_kwargs))
         frames = to_frames(args.video, images, metadata)
-    return make_story(model, frames, args.question, [make_panel(label_of(video.config), video)])
+    return make_story(model, frames, args.question, [make_panel(label_of_trace(video), video)])
 
 
 def _save(story: Any, path: Path, args: argparse.Namespace) -> None:

@@ -89,7 +89,7 @@ class PageState:
         from vllm_prune.show.media import load_video, to_frames
         from vllm_prune.show.picture import frames_of, load_picture
         from vllm_prune.show.run import make_story
-        from vllm_prune.show.story import label_of, make_panel
+        from vllm_prune.show.story import label_of, label_of_trace, make_panel
 
         if not asked.video.startswith("data:"):  # before anything is opened: the text is a stranger's
             raise ShowError("video: must be a data URL; nothing else is opened for a page")
@@ -99,7 +99,7 @@ class PageState:
         of_picture = is_picture(asked.video)
         traced = find_trace(self.settings.trace, asked.trace_key, config, of_picture=of_picture)
         if of_picture:
-            frames, label = frames_of(asked.video, load_picture(asked.video)), label_of(traced.config)
+            frames, label = frames_of(asked.video, load_picture(asked.video)), label_of_trace(traced)
         else:
             images, metadata = load_video(asked.video, self.model, self.media_io_kwargs)
             frames, shown = to_frames(asked.video, images, metadata), config.of_videos

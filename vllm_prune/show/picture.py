@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from vllm_prune.config import PruneConfig
+from vllm_prune.config import NO_METHOD, ImageConfig, PruneConfig
 from vllm_prune.show.errors import ShowError
 from vllm_prune.show.media import locate, shorten
 from vllm_prune.show.story import Frames, label_of
@@ -65,6 +65,8 @@ def name_picture_configs(prunes: Sequence[str]) -> dict[str, PruneConfig]:
 
     >>> list(name_picture_configs(DEFAULT_PRUNES))
     ['dpp, 25%', 'attention, 25%']
+    >>> list(name_picture_configs(['{"image": {"same_within": 0}}', '{"image": {"same_within": 0, "method": "dpp"}}']))
+    ['same_within 0', 'same_within 0 + dpp']
     """
     named: dict[str, PruneConfig] = {}
     for prune in prunes:
@@ -73,7 +75,14 @@ def name_picture_configs(prunes: Sequence[str]) -> dict[str, PruneConfig]:
             raise ShowError(
                 f'prune={prune!r}: says nothing of images; give an object with "image", such as {DEFAULT_PRUNES[0]}'
             )
-        label = "unpruned" if config.image is None else label_of(config.image.choice)
+        label = "unpruned" if config.image is None else _label(config.image)
         if config not in named.values():
             named[config.to_json() if label in named else label] = config
     return named
+
+
+def _label(image: ImageConfig) -> str:
+    parts = [] if image.same_within is None else [f"same_within {image.same_within}"]
+    if image.method != NO_METHOD or not parts:
+        parts.append(label_of(image.choice))
+    return " + ".join(parts)

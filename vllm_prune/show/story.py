@@ -12,6 +12,8 @@ from vllm_prune.show.cells import Cells, map_cells
 from vllm_prune.show.errors import ShowError
 from vllm_prune.show.trace_file import TracedVideo
 
+_UNPRUNED, _ENCODED = "unpruned", "encoded"
+
 
 @dataclass(frozen=True)
 class Frames:
@@ -104,9 +106,17 @@ def _name_counts(video: TracedVideo) -> tuple[tuple[str, int], ...]:
         stages.append(video.config.method)
     if stages:
         named.append((f"after {' and '.join(stages)}", entering))
+    elif entering < total:
+        named.append((_ENCODED, entering))
     for layer, count in zip(video.layers, left, strict=False):
         named.append(("after the question" if layer == BEFORE_LAYERS else f"after layer {layer}", count))
     return tuple(named)
+
+
+def label_of_trace(video: TracedVideo) -> str:
+    """A short name for what a server did. A trace says nothing of `same_within` but the cells that it left."""
+    label = label_of(video.config)
+    return "same_within" if label == _UNPRUNED and video.counts[-1] < video.counts[0] else label
 
 
 def label_of(value: object) -> str:
@@ -128,7 +138,7 @@ def label_of(value: object) -> str:
         parts.append(f"stage 1{where}, {config.stage1.cluster_ratio:.0%}")
     if config.method != NO_METHOD:
         parts.append(config.method + _amount(config))
-    return " + ".join(parts) or "unpruned"
+    return " + ".join(parts) or _UNPRUNED
 
 
 def _amount(config: PruneConfig) -> str:
