@@ -17,6 +17,7 @@ MODULES = (
     "server_damaged_images",
     "server_decoding_process",
     "server_frame_lists",
+    "server_frames",
     "server_media_url_errors",
     "server_page_warning",
     "server_sent_media",

@@ -29,7 +29,7 @@ def _install() -> None:
     @functools.wraps(original)
     def _get_mm_token_counts(engine_input: Any, *args: Any, **kwargs: Any) -> dict[str, int]:
         from vllm_prune.serving.api.headers import tell_prompt
-        from vllm_prune.serving.api.report import FACTS_KEY
+        from vllm_prune.serving.api.prompt_facts import FACTS_KEY
 
         facts = engine_input.get(FACTS_KEY)
         tell_prompt(facts)

@@ -44,6 +44,7 @@ class Draw:
             "enable_pruning": lambda: self._mostly(lambda: self._one_of([True, False])),
             "pruning_layer": lambda: self._mostly(lambda: self._rng.randint(0, 5)),
             "image": lambda: self._mostly(lambda: self._one_of([False, None, self._image()])),
+            "frames": lambda: self._mostly(lambda: self._one_of([False, None, {"tokens": self._rng.randint(1, 400)}])),
             str(self._text()): self.junk,
         }
         value = {name: draw() for name, draw in fields.items() if self._rng.random() < 0.7}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from vllm_prune.config import checks, image
+from vllm_prune.config import checks, frames, image
 from vllm_prune.methods import _checks, create, dpp, merge_dropped
 from vllm_prune.trace_limits import TraceLimits
 
@@ -20,7 +20,7 @@ def rows() -> list[list[str]]:
 
 def test_every_constant_is_listed_with_its_value():
     where = {"methods/_checks.py": _checks, "methods/dpp.py": dpp, "methods/merge_dropped.py": merge_dropped}
-    where["config/image.py"] = image
+    where |= {"config/image.py": image, "config/frames.py": frames}
     listed = set()
     for _, limit, constant in rows():
         if constant:

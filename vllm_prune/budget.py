@@ -128,6 +128,28 @@ def stage1_limits(config: PruneConfig, num_tokens: int) -> tuple[int, int]:
     return min(config.stage1.min_tokens or 1, *ceilings), min(ceilings)
 
 
+def count_most(config: PruneConfig, num_tokens: int, num_frames: int) -> TokenCounts:
+    """Counts of a video under `config`, no less than those of any video of that many tokens.
+
+    Those of `plan_counts`, but where stage 1 looks at the pixels, and the count follows the content: nothing is still.
+
+    Args:
+        config: Its configuration.
+        num_tokens: N, 1 or more.
+        num_frames: Of the grid, all with as many tokens.
+
+    >>> still_parts = PruneConfig.parse({"stage1": {"where": "processor"}, "method": "dpp", "keep_ratio": 0.5})
+    >>> count_most(still_parts, 1000, 10).kept
+    250
+    """
+    if not config.plans_on_pixels:
+        return plan_counts(config, num_tokens)
+    cells = num_tokens // num_frames
+    # Merging leaves 14 of 14 cells, and may leave fewer of more.
+    counts = [plan_counts(config, num_tokens, [encoded] * num_frames) for encoded in (cells, min(cells, KEEP_SMALL))]
+    return max(counts, key=lambda each: each.stage1)
+
+
 def merged_count(per_frame: Sequence[int], cluster_ratio: float) -> int:
     """Tokens that merging leaves of groups: int(n * cluster_ratio) of n, groups of up to 14 as they are.
 

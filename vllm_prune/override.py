@@ -12,7 +12,7 @@ from vllm_prune.config.methods import check_work
 from vllm_prune.trace_key import FIELD, split_trace_key
 from vllm_prune.trace_limits import TraceLimits
 
-_TIGHTEN_KEYS = ("keep_ratio", "target_token_num", "stage1.cluster_ratio")
+_TIGHTEN_KEYS = ("keep_ratio", "target_token_num", "stage1.cluster_ratio", "frames.tokens", "frames.max")
 _TIGHTEN_IMAGE_KEYS = ("keep_ratio", "target_token_num", "min_tokens", "total", "same_within")
 _FIXED_KEYS = ("method", "layers", "params")
 
@@ -84,7 +84,7 @@ class ServerSettings:
         if (requested.stage1 is None) != (self.config.stage1 is None):
             changed.append("stage1")
         changed += _looser_plan(requested.stage1, self.config.stage1)
-        changed += self._changed_of_images(requested)
+        changed += self._changed_of_images(requested) + self._looser_frames(requested)
         if changed:
             raise PruneConfigError(
                 f"prune={brief(request)}: changes {', '.join(changed)}, but this server allows only fewer tokens "
@@ -101,6 +101,16 @@ class ServerSettings:
         if own.same_within is not None and (asked.same_within is None or asked.same_within < own.same_within):
             changed.append("same_within")
         return [f"image.{key}" for key in changed]
+
+    def _looser_frames(self, requested: PruneConfig) -> list[str]:
+        """Where the server says nothing, a request gets no more frames than it would without its own."""
+        asked, own = requested.frames, self.config.frames
+        if own is None:
+            return []
+        if asked is None:
+            return ["frames"]
+        amounts = {"frames.tokens": (asked.tokens, own.tokens), "frames.max": (asked.most, own.most)}
+        return [name for name, (more, allowed) in amounts.items() if more > allowed]
 
     def check_image(
         self,

@@ -9,7 +9,7 @@ from dense_engine import DENSE_TOKENS
 from vllm_prune.budget import TokenCounts
 from vllm_prune.config import PruneConfig, PruneConfigError
 from vllm_prune.override import ServerSettings
-from vllm_prune.serving.api.report import PromptMedium
+from vllm_prune.serving.api.prompt_facts import PromptMedium
 from vllm_prune.serving.api.span_check import check_spans
 from vllm_prune.serving.wire.settings import StepLimits
 from vllm_prune.spans import TurnFormat

@@ -13,7 +13,7 @@ for folder in ("", "dense", "pixels"):
     sys.path.insert(0, str(Path(__file__).parents[1] / folder))
 
 
-ALWAYS = ("random_requests", "questions_before", "everything_is_stock", "history", "hybrid_refuses")
+ALWAYS = ("random_requests", "questions_before", "everything_is_stock", "history", "hybrid_refuses", "frames")
 """Of the tests of a hybrid, those that are not long, each with its first cases."""
 
 

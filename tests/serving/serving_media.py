@@ -42,13 +42,22 @@ def image_item(height: int, width: int, seed: int = 0) -> Image.Image:
     return Image.fromarray(frames(1, height, width, seed)[0])
 
 
-def mp4(num_frames: int = 16, height: int = 112, width: int = 112, *, seed: int = 0, fps: float = 8.0) -> bytes:
+def mp4(
+    num_frames: int = 16,
+    height: int = 112,
+    width: int = 112,
+    *,
+    seed: int = 0,
+    fps: float = 8.0,
+    black: bool = False,
+) -> bytes:
     """The bytes of an mp4 file. The codec wants even sizes of 2 or more."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "clip.mp4")
         writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), fps, (width, height))
         assert writer.isOpened()
-        for frame in frames(num_frames, height, width, seed):
+        pictures = frames(num_frames, height, width, seed)
+        for frame in np.zeros_like(pictures) if black else pictures:
             writer.write(frame)
         writer.release()
         return path.read_bytes()

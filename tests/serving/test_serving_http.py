@@ -17,7 +17,8 @@ from vllm_prune.bench.clips import real_clips
 from vllm_prune.budget import TokenCounts
 from vllm_prune.config import PruneConfig
 from vllm_prune.serving.api.headers import REPORT_BYTES, tell_report, with_headers
-from vllm_prune.serving.api.report import KVFormat, PromptFacts, PromptMedium, RequestReport
+from vllm_prune.serving.api.prompt_facts import PromptFacts, PromptMedium
+from vllm_prune.serving.api.report import KVFormat, RequestReport
 
 CLIP = video(data_url(mp4(16, 112, 112, seed=1)))  # 32 tokens before pruning
 OTHER = video(data_url(mp4(32, 112, 168, seed=2)))  # 4 x 4 x 6 = 96

@@ -18,7 +18,8 @@ from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionStrea
 from vllm_prune.budget import plan_counts
 from vllm_prune.config import PruneConfig
 from vllm_prune.serving.api.log import describe
-from vllm_prune.serving.api.report import KVFormat, PromptFacts, PromptMedium, RequestReport
+from vllm_prune.serving.api.prompt_facts import PromptFacts, PromptMedium
+from vllm_prune.serving.api.report import KVFormat, RequestReport
 from vllm_prune.serving.api.response import add_to_chunk
 from vllm_prune.serving.wire.clock import Stopwatch
 from vllm_prune.serving.wire.notes import EncodedMedium, RequestNotes, StepRecorder

@@ -24,7 +24,8 @@ from vllm_prune.serving.api import metrics as metrics_module
 from vllm_prune.serving.api.ends import engine_seconds, state_of
 from vllm_prune.serving.api.log import describe, write_log
 from vllm_prune.serving.api.metrics import PruneMetrics
-from vllm_prune.serving.api.report import KVFormat, PromptFacts, PromptMedium, RequestReport
+from vllm_prune.serving.api.prompt_facts import PromptFacts, PromptMedium
+from vllm_prune.serving.api.report import KVFormat, RequestReport
 from vllm_prune.serving.api.salts import SharedMedia
 from vllm_prune.serving.wire.notes import EncodedMedium
 

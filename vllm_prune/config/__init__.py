@@ -8,6 +8,7 @@ request brings is checked here, before the engine hears of it.
 from vllm_prune.config.errors import PruneConfigError as PruneConfigError
 from vllm_prune.config.errors import brief as brief
 from vllm_prune.config.errors import shorten as shorten
+from vllm_prune.config.frames import FramesConfig as FramesConfig
 from vllm_prune.config.image import ImageConfig as ImageConfig
 from vllm_prune.config.image import check_parts as check_parts
 from vllm_prune.config.methods import ATTENTION as ATTENTION

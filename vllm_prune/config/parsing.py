@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 
 from vllm_prune.config.checks import MAX_TEXT, require_bool, require_int, require_known_keys
 from vllm_prune.config.errors import PruneConfigError, brief, require_length, shorten
+from vllm_prune.config.frames import FramesConfig
 from vllm_prune.config.image import ImageConfig
 from vllm_prune.config.methods import ATTENTION, NO_METHOD
 from vllm_prune.config.presets import PRESETS
@@ -27,7 +28,7 @@ def parse(value: object, base: PruneConfig | None = None) -> PruneConfig:
     Args:
         value: What to read. A mapping may name a `preset` to start from.
         base: The configuration that a mapping without `preset` changes; by default one that prunes nothing. Its
-            `image` stays with a preset, too, which says nothing of images.
+            `image` and `frames` stay with a preset, too, which says nothing of them.
 
     Raises:
         PruneConfigError: Unknown preset or key, or a value out of its range.
@@ -37,7 +38,8 @@ def parse(value: object, base: PruneConfig | None = None) -> PruneConfig:
     if isinstance(value, str):
         require_length("prune", value, MAX_TEXT, "characters")
         if not value.lstrip().startswith("{"):
-            return dataclasses.replace(preset(value), image=base.image if base else None)
+            base = base or PruneConfig()
+            return dataclasses.replace(preset(value), image=base.image, frames=base.frames)
         value = _parse_json(value)
     if not isinstance(value, Mapping):
         raise PruneConfigError(f"prune={brief(value)}: must be a preset's name ({', '.join(PRESETS)}) or an object")
@@ -60,12 +62,12 @@ _AMOUNTS = {"keep_ratio", "target_token_num", "min_tokens", "total"}
 def _merge(changes: Mapping[str, Any], base: PruneConfig) -> PruneConfig:
     """Applies `changes` to `base`, or to the preset that they name."""
     require_known_keys("prune", changes, (*_FIELDS, *_SHORTHANDS))
-    image = _merge_image(changes, base.image)
+    image, frames = _merge_image(changes, base.image), _merge_frames(changes, base.frames)
     if "preset" in changes:
         base = preset(changes["preset"])
     fields = _merge_choice(changes, {name: getattr(base, name) for name in _FIELDS})
     fields["stage1"] = _merge_stage1(changes, base.stage1)
-    fields["image"] = image
+    fields |= {"image": image, "frames": frames}
     _apply_switches(fields, changes)
     return PruneConfig(**fields)
 
@@ -95,6 +97,20 @@ def _merge_image(changes: Mapping[str, Any], base: ImageConfig | None) -> ImageC
     inherited = base or ImageConfig()
     image = ImageConfig(**_merge_choice(value, {name: getattr(inherited, name) for name in _IMAGE_FIELDS}))
     return None if image.method == NO_METHOD and image.same_within is None else image
+
+
+def _merge_frames(changes: Mapping[str, Any], base: FramesConfig | None) -> FramesConfig | None:
+    value = changes.get("frames", base)
+    if value is None or value is False or isinstance(value, FramesConfig):
+        return value or None
+    if not isinstance(value, Mapping):
+        raise PruneConfigError(f"frames={brief(value)}: must be an object, or false")
+    known = tuple(field.name for field in dataclasses.fields(FramesConfig))
+    require_known_keys("frames", value, known)
+    given = {**(base.to_dict() if base else {}), **value}
+    if "tokens" not in given:
+        raise PruneConfigError(f"frames={brief(value)}: needs tokens, an integer of 1 or more")
+    return FramesConfig(**given)
 
 
 def _merge_stage1(changes: Mapping[str, Any], base: Stage1Config | None) -> Stage1Config | None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from vllm_prune.config.checks import MAX_LAYERS, MAX_NAME, require_int, require_params, require_ratio
 from vllm_prune.config.errors import PruneConfigError, brief, require_length
+from vllm_prune.config.frames import FramesConfig
 from vllm_prune.config.image import ImageConfig
 from vllm_prune.config.layers import place_layers
 from vllm_prune.config.methods import (
@@ -53,6 +54,8 @@ class PruneConfig:
     """Further parameters of a query-free method, such as `{"seed": 1}` of "random"."""
     image: ImageConfig | None = None
     """What happens to images, which all other fields say nothing of; None: they stay as they are."""
+    frames: FramesConfig | None = None
+    """How many frames of a video are sampled; None: as many as vLLM would."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.method, str):
@@ -69,14 +72,17 @@ class PruneConfig:
         object.__setattr__(
             self, "target_token_num", self._checked_per_layer("target_token_num", lambda f, v: require_int(f, v, 1))
         )
+        for name, kind in (("image", ImageConfig), ("frames", FramesConfig)):
+            if not isinstance(value := getattr(self, name), kind | None):
+                raise PruneConfigError(f"{name}={brief(value)}: must be an object, or false")
         self._check_method()
         self._check_floor()
-        if self.image is not None and not isinstance(self.image, ImageConfig):
-            raise PruneConfigError(f"image={brief(self.image)}: must be an object, or false")
 
     def _check_floor(self) -> None:
-        floor = self.stage1.min_tokens if self.stage1 else None
-        target = self.target_token_num
+        floor, target = self.stage1.min_tokens if self.stage1 else None, self.target_token_num
+        kept = target[-1] if isinstance(target, tuple) else target or 0
+        if self.frames is not None and kept > self.frames.tokens:
+            raise PruneConfigError(f"target_token_num={kept}: must not be above frames.tokens={self.frames.tokens}")
         if floor is not None and self.method == NO_METHOD and isinstance(target, int) and floor > target:
             raise PruneConfigError(f"stage1.min_tokens={floor!r}: must not be above target_token_num={target!r}")
 
@@ -148,8 +154,8 @@ class PruneConfig:
 
     @property
     def of_videos(self) -> PruneConfig:
-        """The same without what it says of images."""
-        return self if self.image is None else dataclasses.replace(self, image=None)
+        """How a video's tokens are pruned: the same without what it says of images and of frames."""
+        return dataclasses.replace(self, image=None, frames=None) if self.image or self.frames else self
 
     @property
     def prunes_images(self) -> bool:
@@ -223,12 +229,11 @@ class PruneConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready mapping without the fields left at their defaults; `parse` reads it back."""
-        fields: dict[str, Any] = {"stage1": self.stage1.to_dict()} if self.stage1 else {}
-        if self.image is not None and self.image.to_dict():
-            fields["image"] = self.image.to_dict()
+        parts = {name: getattr(self, name) for name in ("stage1", "image", "frames")}
+        fields: dict[str, Any] = {name: own for name, part in parts.items() if part and (own := part.to_dict())}
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if field.name in ("stage1", "image") or value in (None, NO_METHOD, {}):
+            if field.name in parts or value in (None, NO_METHOD, {}):
                 continue
             fields[field.name] = list(value) if isinstance(value, tuple) else value
         return fields

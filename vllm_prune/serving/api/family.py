@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from vllm.multimodal.parse import MultiModalDataItems, VideoProcessorItems
@@ -94,6 +95,28 @@ class FamilyProcessor(BaseMultiModalProcessor[Any]):
                     "send a single picture as image_url",
                 )
 
+    @property
+    def frames_of_step(self) -> int:
+        """Frames of a video that share their tokens."""
+        return self.info.get_hf_config().vision_config.temporal_patch_size
+
+    def tokens_of_frames(self, width: int, height: int, frames: int, options: Mapping[str, Any]) -> int:
+        """Tokens of an unpruned video of so many frames, of so many pixels.
+
+        Args:
+            width: Of its frames, as they are in the file.
+            height: Likewise.
+            frames: A multiple of `frames_of_step`.
+            options: The Hugging Face processor's, of the request.
+        """
+        return self.info.get_num_video_tokens(
+            image_width=width,
+            image_height=height,
+            num_frames=frames,
+            image_processor=self.info.get_hf_processor().video_processor,
+            mm_kwargs=options,
+        )
+
     def check_embeddings(self, data: Any) -> None:
         """Refuses a request's precomputed embeddings that do not fit the model."""
         model = self.info.ctx.model_config
@@ -117,6 +140,9 @@ class FamilyProcessor(BaseMultiModalProcessor[Any]):
     def check_can_serve(self, config: PruneConfig) -> None:
         """Refuses what this model cannot do."""
         check_parts(config, self._check_part)
+        longest = self.info.ctx.model_config.max_model_len
+        if config.frames is not None and config.frames.tokens > longest:
+            raise PruneConfigError(f"frames.tokens={config.frames.tokens}: must be max_model_len={longest} or less")
         if config.image is not None and config.image.same_within is not None and not self.plans_on_pixels:
             raise PruneConfigError(
                 "image.same_within: this model's vision encoder takes whole images only; leave it out"

@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from typing import Any
 
-from vllm_prune.serving.api.report import IMAGE, PromptFacts, RequestReport, preset_of
+from vllm_prune.serving.api.prompt_facts import IMAGE, PromptFacts
+from vllm_prune.serving.api.report import RequestReport, preset_of
 
 PREFIX = "vllm-prune-"
 REPORT_BYTES = 2048

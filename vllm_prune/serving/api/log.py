@@ -9,17 +9,8 @@ from vllm.logger import init_logger
 from vllm_prune.config import ATTENTION, NO_METHOD, QUESTION, PruneConfig
 from vllm_prune.config.errors import shorten
 from vllm_prune.serving.api.ends import DONE
-from vllm_prune.serving.api.report import (
-    ENCODED,
-    ENCODER_CACHE,
-    IMAGE,
-    PREFIX_CACHE,
-    UNKNOWN,
-    VIDEO,
-    WITHHELD,
-    PromptMedium,
-    RequestReport,
-)
+from vllm_prune.serving.api.prompt_facts import IMAGE, VIDEO, PromptMedium
+from vllm_prune.serving.api.report import ENCODED, ENCODER_CACHE, PREFIX_CACHE, UNKNOWN, WITHHELD, RequestReport
 
 logger = init_logger("vllm.vllm_prune")
 
@@ -77,9 +68,10 @@ def _describe_medium(report: RequestReport, medium: PromptMedium, source: str) -
     assert counts is not None  # of a medium that a configuration is about
     steps = {"detected": counts.total, "after stage 1": counts.stage1, "entering the model": counts.entering}
     steps |= {f"after choice {i + 1}": left for i, left in enumerate(counts.layers)}
+    frames = "" if medium.frames is None else "{} of {} frames; ".format(*medium.frames)
     tokens = ", ".join(f"{left} {step}" for step, left in steps.items())
     return (
-        f"tokens {tokens}; {counts.encoded} cells to encode, {_SOURCES[source]}; kept at {medium.offset}.."
+        f"{frames}tokens {tokens}; {counts.encoded} cells to encode, {_SOURCES[source]}; kept at {medium.offset}.."
         f"{medium.offset + medium.length - 1} of the "
         f"prompt's {report.facts.prompt_len}"
     )

@@ -13,7 +13,8 @@ from prometheus_client import Counter, Histogram
 from vllm_prune.config import PruneConfigError
 from vllm_prune.serving.api.ends import DONE
 from vllm_prune.serving.api.metrics_reasons import reason_of
-from vllm_prune.serving.api.report import CUSTOM, VIDEO, RequestReport, preset_of
+from vllm_prune.serving.api.prompt_facts import VIDEO
+from vllm_prune.serving.api.report import CUSTOM, RequestReport, preset_of
 from vllm_prune.serving.wire.architectures import is_variant
 
 _LABELS = ("model_name", "method", "preset", "modality")

@@ -27,12 +27,15 @@ from vllm_prune.hook import Hooked, hook
 from vllm_prune.methods.still_cells import StillPlan
 from vllm_prune.serving.api.aspect_ratio import told_with_its_size
 from vllm_prune.serving.api.encoder_check import check_encoder_runs
+from vllm_prune.serving.api.frame_limit import limit_frames
 from vllm_prune.serving.api.image_specs import ImageSpecs
 from vllm_prune.serving.api.length_check import check_length
 from vllm_prune.serving.api.metrics import observe_refusal
 from vllm_prune.serving.api.missing_places import told_as_a_mistake_of_the_client
 from vllm_prune.serving.api.pixel_plan import config_for, encoded_cells, keep_encoded, plan_video
-from vllm_prune.serving.api.prompt_media import MediumPlaceholders, chosen_inside, media_of
+from vllm_prune.serving.api.position_check import check_positions, last_position
+from vllm_prune.serving.api.prompt_facts import FACTS_KEY, PromptFacts, PromptMedium
+from vllm_prune.serving.api.prompt_media import MediumPlaceholders, chosen_inside, frames_seen, layouts_of, media_of
 from vllm_prune.serving.api.prune_inputs import (
     ImageShares,
     ProfilingInputs,
@@ -41,14 +44,13 @@ from vllm_prune.serving.api.prune_inputs import (
     request_config,
     without_prune,
 )
-from vllm_prune.serving.api.report import FACTS_KEY, PromptFacts, PromptMedium
 from vllm_prune.serving.api.sent_media import KnownItem
 from vllm_prune.serving.api.span_check import check_spans
 from vllm_prune.serving.wire.request_spec import CELLS_FIELD, FIELD, VideoSpec
 from vllm_prune.serving.wire.settings import REQUEST_KEY, SHARE_KEY, TRACE_KEY, read_step_limits
 
-_COUNTS = "vllm_prune_counts"
-"""Attribute of a request under way: by modality, the `TokenCounts` of its media that a configuration is about."""
+_PLACES = "vllm_prune_places"
+"""Attribute of a request under way: by modality, the placeholders of its media that a configuration is about."""
 
 
 def _without_plans(config: PruneConfig) -> PruneConfig:
@@ -58,7 +60,7 @@ def _without_plans(config: PruneConfig) -> PruneConfig:
         stage1 = stage1.after_encoder()
     if image is not None:
         image = dataclasses.replace(image, same_within=None)
-    return dataclasses.replace(config, stage1=stage1, image=image)
+    return dataclasses.replace(config, stage1=stage1, image=image, frames=None)
 
 
 class PruningProcessorMixin(Hooked, ImageSpecs):
@@ -72,21 +74,21 @@ class PruningProcessorMixin(Hooked, ImageSpecs):
 
     @hook
     def apply(self, inputs: ProcessorInputs, timing_ctx: TimingContext) -> MultiModalInput:
-        """Resolves the request's configuration, processes, and adds the report of token counts."""
+        """Resolves the request's configuration, processes, and adds the report."""
         begin = time.perf_counter()
         try:
             self.check_frames(inputs.mm_data_items)
             with told_with_its_size(inputs.mm_data_items), told_as_a_mistake_of_the_client():
                 inputs = self._with_resolved_config(inputs)
                 processed = super().apply(inputs, timing_ctx)
-            counts = getattr(inputs, _COUNTS, {})
-            media = media_of(processed, counts)
-            if counts and not isinstance(inputs, ProfilingInputs):
-                self._check_prompt(inputs, processed, media)
+            places = getattr(inputs, _PLACES, {})
+            media = media_of(processed, places, frames_seen(inputs.mm_data_items, places, self.frames_of_step))
+            if places and not isinstance(inputs, ProfilingInputs):
+                self._check_prompt(inputs, processed, media, places)
         except PruneConfigError as error:
             observe_refusal(error)
             raise
-        if counts:
+        if places:
             processed[FACTS_KEY] = PromptFacts(
                 config=request_config(inputs.hf_processor_mm_kwargs),
                 media=media,
@@ -96,11 +98,13 @@ class PruningProcessorMixin(Hooked, ImageSpecs):
         return processed
 
     def _check_prompt(
-        self, inputs: ProcessorInputs, processed: MultiModalInput, media: tuple[PromptMedium, ...]
+        self, inputs: ProcessorInputs, processed: MultiModalInput, media: tuple[PromptMedium, ...], places: Any
     ) -> None:
         """Refuses what depends on the prompt as a whole."""
         counts = [medium.counts for medium in media if medium.counts is not None]
-        check_length(len(processed["prompt_token_ids"]), counts, self.info.ctx.model_config.max_model_len)
+        model = self.info.ctx.model_config
+        check_length(len(processed["prompt_token_ids"]), counts, model.max_model_len)
+        check_positions(layouts_of(places), model.max_model_len, last_position(model.hf_text_config))
         chosen = chosen_inside(media, request_config(inputs.hf_processor_mm_kwargs))
         if chosen:
             assert self.turn is not None  # `check_can_serve` sees to it
@@ -124,14 +128,15 @@ class PruningProcessorMixin(Hooked, ImageSpecs):
             config = _without_plans(config)
         plain = without_prune(inputs.hf_processor_mm_kwargs)
         kwargs = dict(plain)
-        if not config.keeps_everything or config.prunes_images:
+        items = limit_frames(self, inputs.mm_data_items, config, plain)
+        if not config.keeps_everything or config.prunes_images or config.frames is not None:
             kwargs[REQUEST_KEY] = config.to_json()
             if trace_key is not None:
                 kwargs[TRACE_KEY] = trace_key
             if config.image is not None and not isinstance(inputs, ProfilingInputs):
                 kwargs |= self.image_shares(config.image, inputs.mm_data_items, plain)
         kind = ProfilingInputs if isinstance(inputs, ProfilingInputs) else PruneInputs
-        return kind(**{**fields_of(inputs), "hf_processor_mm_kwargs": kwargs})
+        return kind(**{**fields_of(inputs), "hf_processor_mm_kwargs": kwargs, "mm_data_items": items})
 
     @hook
     def _cached_apply_hf_processor(
@@ -144,9 +149,9 @@ class PruningProcessorMixin(Hooked, ImageSpecs):
                     item.process = functools.partial(self._process_again, inputs, modality, i)
         for modality, items in result.prompt_updates.items():
             contents = [updates[0].content for updates in items]
-            counts = [content.counts for content in contents if isinstance(content, MediumPlaceholders)]
-            if counts:
-                setattr(inputs, _COUNTS, {**getattr(inputs, _COUNTS, {}), modality: counts})
+            places = [content for content in contents if isinstance(content, MediumPlaceholders)]
+            if places:
+                setattr(inputs, _PLACES, {**getattr(inputs, _PLACES, {}), modality: places})
         return result
 
     def _process_again(
@@ -231,9 +236,9 @@ class PruningProcessorMixin(Hooked, ImageSpecs):
             item = items[modality][item_idx]
             spec = self._checked_spec(item) if modality == "video" else self.checked_image_spec(item, shares)
             if not spec.keeps_all:
-                return MediumPlaceholders(full=[pad_id] * spec.counts.rows, counts=spec.counts)
+                return MediumPlaceholders([pad_id] * spec.counts.rows, None, spec.counts, layout=spec.layout)
             is_embed = (lambda full: torch.tensor(full) == pad_id) if spec.layout.text else None
-            return MediumPlaceholders(spec.layout.prompt(pad_id), is_embed, spec.counts)
+            return MediumPlaceholders(spec.layout.prompt(pad_id), is_embed, spec.counts, layout=spec.layout)
 
         return dataclasses.replace(update, replacement=placeholders)
 

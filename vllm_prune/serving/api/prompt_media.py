@@ -7,30 +7,72 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from vllm.multimodal.parse import MultiModalDataItems, VideoProcessorItems
 from vllm.multimodal.processing import PromptUpdateDetails
 
 from vllm_prune.budget import TokenCounts
 from vllm_prune.config import PruneConfig
-from vllm_prune.serving.api.report import IMAGE, MODALITIES, VIDEO, PromptMedium
+from vllm_prune.layout import MediumLayout
+from vllm_prune.serving.api.prompt_facts import IMAGE, MODALITIES, VIDEO, FramesSeen, PromptMedium
 
 
 @dataclasses.dataclass
 class MediumPlaceholders(PromptUpdateDetails):
-    """The placeholders of one medium, with the counts they come from (kept in vLLM's processor cache with them)."""
+    """The placeholders of one medium, with what they come from (kept in vLLM's processor cache with them)."""
 
     counts: TokenCounts | None = None
+    layout: MediumLayout = dataclasses.field(kw_only=True)
 
 
-def media_of(processed: Mapping[str, Any], counts: Mapping[str, Sequence[TokenCounts]]) -> tuple[PromptMedium, ...]:
-    """All images and videos of a processed prompt, in its order."""
+def media_of(
+    processed: Mapping[str, Any], places: Mapping[str, Sequence[MediumPlaceholders]], frames: Sequence[FramesSeen]
+) -> tuple[PromptMedium, ...]:
+    """All images and videos of a processed prompt, in its order. `frames`: of its videos; none of embeddings."""
     media = [
-        PromptMedium(modality=modality, offset=place.offset, length=place.length, counts=own)
+        PromptMedium(
+            modality=modality, offset=place.offset, length=place.length, counts=own and own.counts, frames=seen
+        )
         for modality in MODALITIES
-        for place, own in itertools.zip_longest(
-            processed["mm_placeholders"].get(modality, ()), counts.get(modality, ())
+        for place, own, seen in itertools.zip_longest(
+            processed["mm_placeholders"].get(modality, ()),
+            places.get(modality, ()),
+            frames if modality == VIDEO else (),
         )
     ]
     return tuple(sorted(media, key=lambda medium: medium.offset))
+
+
+def metadata_of(videos: VideoProcessorItems) -> list[dict[str, Any] | None]:
+    """Of every video."""
+    return videos.metadata if isinstance(videos.metadata, list) else [videos.metadata] * videos.get_count()
+
+
+def frames_seen(
+    items: MultiModalDataItems, places: Mapping[str, Sequence[MediumPlaceholders]], frames_of_step: int
+) -> list[FramesSeen]:
+    """Of every video of a request: None of one of which only an identity is sent, and of embeddings.
+
+    Args:
+        items: Its media.
+        places: Their placeholders by modality.
+        frames_of_step: Frames that share a step of the grid.
+    """
+    videos = items.get(VIDEO)
+    if not isinstance(videos, VideoProcessorItems):
+        return []
+    seen: list[FramesSeen] = []
+    for video, metadata, place in zip(videos.get_all(), metadata_of(videos), places.get(VIDEO, ()), strict=False):
+        frames = video[0] if isinstance(video, tuple) else video
+        given = 0 if frames is None else len(frames)
+        # Hugging Face's processor may have sampled once more.
+        shown = min(given, place.layout.grid[0] * frames_of_step)
+        seen.append((shown, max((metadata or {}).get("total_num_frames") or 0, given)) if shown else None)
+    return seen
+
+
+def layouts_of(places: Mapping[str, Sequence[MediumPlaceholders]]) -> list[MediumLayout]:
+    """Of all media, whose placeholders are given by modality."""
+    return [place.layout for own in places.values() for place in own]
 
 
 def chosen_inside(media: Sequence[PromptMedium], config: PruneConfig) -> list[PromptMedium]:

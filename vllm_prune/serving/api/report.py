@@ -5,16 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from vllm_prune.budget import TokenCounts
 from vllm_prune.config import PRESETS, PruneConfig
 from vllm_prune.serving.api.ends import DONE
+from vllm_prune.serving.api.prompt_facts import IMAGE, MODALITIES, VIDEO, PromptFacts, PromptMedium
 from vllm_prune.serving.wire.notes import EncodedMedium, RequestNotes
 
-FACTS_KEY = "prune_facts"
-"""Key of the processed input under which the processor leaves the `PromptFacts` of a request with media to prune."""
-
 CUSTOM = "custom"
-VIDEO, IMAGE = MODALITIES = ("video", "image")
 
 ENCODED, ENCODER_CACHE, PREFIX_CACHE = "encoded", "encoder_cache", "prefix_cache"
 """Where a video's tokens came from: computed for this request; or found, as the encoder's output, or as KV blocks."""
@@ -22,51 +18,6 @@ WITHHELD, UNKNOWN = "withheld", "unknown"
 """In place of these: who else sent the video is nobody's business; or the request ended before its tokens came."""
 _TELLING = ("processor", "encoder", "merge")
 """Stages whose time, or absence, tells whether a video was there already."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PromptMedium:
-    """An image or a video of a prompt."""
-
-    modality: str
-    offset: int
-    """Index of its first placeholder in the prompt."""
-    length: int
-    """Number of its placeholders."""
-    counts: TokenCounts | None
-    """None of an image that no configuration is about."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PromptFacts:
-    """What the multimodal processor knows of a request with videos, or images to prune."""
-
-    config: PruneConfig
-    media: tuple[PromptMedium, ...]
-    """All images and videos, in the order of the prompt, by which workers number them."""
-    prompt_len: int
-    processor_s: float
-    """Time of the processor: resizing, patches, and stage 1 where it looks at the pixels."""
-
-    def counts(self, modality: str | None = None) -> list[TokenCounts]:
-        """Of the media of one kind, or of all, that a configuration is about."""
-        return [medium.counts for _, medium in self.numbered(modality) if medium.counts is not None]
-
-    def numbered(self, modality: str | None = None) -> list[tuple[int, PromptMedium]]:
-        """The same media with their numbers in the prompt."""
-        known = [(i, medium) for i, medium in enumerate(self.media) if medium.counts is not None]
-        return [(i, medium) for i, medium in known if modality in (None, medium.modality)]
-
-    @property
-    def modalities(self) -> list[str]:
-        """Which of "video" and "image" there are of these."""
-        return [modality for modality in MODALITIES if self.numbered(modality)]
-
-    def config_of(self, modality: str) -> PruneConfig:
-        """What says how media of one kind are pruned."""
-        if modality == VIDEO:
-            return self.config.of_videos
-        return PruneConfig() if self.config.image is None else self.config.image.choice
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,8 +180,8 @@ class RequestReport:
                 "structure": self.structure_of(modality),
             }
             fields[f"{modality}s"] = [
-                {**_describe(counts), "source": source}
-                for counts, source in zip(self.facts.counts(modality), self.sources(modality), strict=True)
+                {**_describe(medium), "source": source}
+                for (_, medium), source in zip(self.facts.numbered(modality), self.sources(modality), strict=True)
             ]
             fields[f"cached_{modality}_tokens"] = self.cached(modality)
         fields["kv_saved"] = {"blocks": self.saved_blocks, "bytes": self.saved_bytes}
@@ -238,7 +189,10 @@ class RequestReport:
         return fields
 
 
-def _describe(counts: TokenCounts) -> dict[str, Any]:
+def _describe(medium: PromptMedium) -> dict[str, Any]:
+    counts = medium.counts
+    assert counts is not None  # of a medium that a configuration is about
+    frames = {} if medium.frames is None else dict(zip(("seen", "of"), medium.frames, strict=True))
     return {
         "before": counts.total,
         "encoded": counts.encoded,
@@ -247,4 +201,4 @@ def _describe(counts: TokenCounts) -> dict[str, Any]:
         "layers": list(counts.layers),
         "kept": counts.kept,
         "structure": counts.pinned,
-    }
+    } | ({"frames": frames} if frames else {})

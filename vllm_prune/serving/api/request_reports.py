@@ -18,7 +18,8 @@ from vllm.utils.torch_utils import kv_cache_dtype_str_to_dtype
 from vllm_prune.serving.api import metrics
 from vllm_prune.serving.api.ends import engine_seconds, state_of, worse
 from vllm_prune.serving.api.log import write_log
-from vllm_prune.serving.api.report import FACTS_KEY, KVFormat, PromptFacts, RequestReport
+from vllm_prune.serving.api.prompt_facts import FACTS_KEY, PromptFacts
+from vllm_prune.serving.api.report import KVFormat, RequestReport
 from vllm_prune.serving.api.salts import withheld
 from vllm_prune.serving.wire.notes import RequestNotes
 from vllm_prune.serving.wire.settings import read_settings

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from vllm_prune.budget import TokenCounts
 from vllm_prune.config import PruneConfigError
-from vllm_prune.serving.api.report import PromptMedium
+from vllm_prune.serving.api.prompt_facts import PromptMedium
 from vllm_prune.serving.wire.settings import StepLimits
 from vllm_prune.spans import Span, TurnFormat, dense_spans
 
