@@ -27,6 +27,7 @@ MODULES = (
     "server_beam_reports",
     "server_metrics",
     "server_exit_status",
+    "server_features",
     "server_startup_interrupt",
     "core_block_keys",
     "core_span_scheduling",

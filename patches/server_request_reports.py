@@ -34,7 +34,7 @@ def _verify() -> None:
     require_source(state.make_request_output, ("_new_request_output(",), f"{_MODULE}:RequestState.make_request_output")
     inputs = _input_processor()
     target = "vllm.v1.engine.input_processor:InputProcessor.process_inputs"
-    require_leading(inputs.process_inputs, ("self", "request_id", "prompt"), target)
+    require_leading(inputs.process_inputs, ("self", "request_id", "prompt", "params"), target)
     require_source(inputs.process_inputs, ("self.vllm_config.parallel_config",), target)
 
 
@@ -47,11 +47,11 @@ def _wrap_inputs(inputs: type[Any]) -> None:
     process_inputs = inputs.process_inputs
 
     @functools.wraps(process_inputs)
-    def process(self: Any, request_id: str, prompt: Any, *args: Any, **kwargs: Any) -> Any:
+    def process(self: Any, request_id: str, prompt: Any, params: Any, *args: Any, **kwargs: Any) -> Any:
         from vllm_prune.serving.api.request_reports import begin
 
-        begin(self.vllm_config, request_id, prompt)
-        return process_inputs(self, request_id, prompt, *args, **kwargs)
+        begin(self.vllm_config, request_id, prompt, params)
+        return process_inputs(self, request_id, prompt, params, *args, **kwargs)
 
     inputs.process_inputs = process
 

@@ -11,6 +11,7 @@ from vllm_prune.config import OverridePolicy, PruneConfig, check_override_policy
 from vllm_prune.hub import read_config_fields
 from vllm_prune.override import ServerSettings, check_dense_tokens
 from vllm_prune.serving.wire.architectures import variant_of
+from vllm_prune.serving.wire.features import DEFAULT_LAYERS
 from vllm_prune.serving.wire.settings import settings_to_hf_override
 from vllm_prune.trace_limits import TraceLimits
 
@@ -25,6 +26,7 @@ def engine_args(
     log: bool = False,
     selector: str | Sequence[str] | None = None,
     dense_tokens: int | None = None,
+    feature_layers: Sequence[int] = DEFAULT_LAYERS,
     **others: Any,
 ) -> dict[str, Any]:
     """Keyword arguments for `vllm.LLM`.
@@ -40,6 +42,8 @@ def engine_args(
             places; the embedded models have one each, for method "question".
         dense_tokens: Most tokens that the dense prefixes of a step may have, for method "attention"; they take memory
             of their own. By default twice vLLM's `max_num_batched_tokens`.
+        feature_layers: Layers that are handed out with `runner="pooling"` (docs/features.md): 0 is what enters the
+            first, -1 what leaves the last.
         others: Any further argument of `vllm.LLM`; a dictionary of `hf_overrides` is merged.
 
     Raises:
@@ -52,7 +56,7 @@ def engine_args(
         "model": model,
         "hf_overrides": {
             **given,
-            **hf_overrides(model, config, override, trace, log, trace_limits, selector, dense_tokens),
+            **hf_overrides(model, config, override, trace, log, trace_limits, selector, dense_tokens, feature_layers),
         },
         **others,
     }
@@ -67,6 +71,7 @@ def hf_overrides(
     trace_limits: TraceLimits | None = None,
     selector: str | Sequence[str] | None = None,
     dense_tokens: int | None = None,
+    feature_layers: Sequence[int] = DEFAULT_LAYERS,
 ) -> dict[str, Any]:
     """The `hf_overrides` that select the variant of `model` and carry its settings."""
     policy = check_override_policy(override)
@@ -82,6 +87,7 @@ def hf_overrides(
         selectors=selectors,
         dense_tokens=check_dense_tokens(dense_tokens),
         log=log,
+        feature_layers=tuple(feature_layers),
     )
     return {"architectures": [variant_of(read_architecture(model))], **settings_to_hf_override(settings)}
 

@@ -32,6 +32,8 @@ class ServerSettings:
     """Most tokens that the dense prefixes of a step may have; None for twice the step's budget of tokens."""
     log: bool = False
     """Whether every request with videos is described in the log (see `serving/api/log.py`)."""
+    feature_layers: tuple[int, ...] = (0, -1)
+    """That a server of features hands out (see `serving/wire/features.py`)."""
 
     @property
     def may_prune(self) -> bool:

@@ -394,11 +394,11 @@ def _client_id(request_id: str) -> str:
     return request_id.partition("-")[0]
 
 
-def _serve(pipe: Any, model: str, config: Any, options: dict[str, Any]) -> None:
+def _serve(pipe: Any, model: str, config: Any, options: dict[str, Any], kind: type[DenseEngine]) -> None:
     os.environ.update(ENVIRONMENT)
     engine: Any = None
     try:
-        engine = DenseEngine(model, config, **options)
+        engine = kind(model, config, **options)
         pipe.send((True, None))
     except BaseException:
         pipe.send((False, traceback.format_exc()))
@@ -420,14 +420,21 @@ class RemoteError(AssertionError):
 class RemoteEngine:
     """A `DenseEngine` in another process, which starts at once; the first `call` waits until it is there."""
 
-    def __init__(self, model: str, config: Any, environment: Mapping[str, str] | None = None, **options: Any) -> None:
+    def __init__(
+        self,
+        model: str,
+        config: Any,
+        environment: Mapping[str, str] | None = None,
+        kind: type[DenseEngine] = DenseEngine,
+        **options: Any,
+    ) -> None:
         context = multiprocessing.get_context("spawn")
         self._pipe, other = context.Pipe()
         self.started_by = os.environ.get("PYTEST_CURRENT_TEST", "")
         """The test that was running."""
         before = dict(os.environ)
         os.environ.update({**ENVIRONMENT, **(environment or {})})
-        self._process = context.Process(target=_serve, args=(other, model, config, options))
+        self._process = context.Process(target=_serve, args=(other, model, config, options, kind))
         self._process.start()
         os.environ.clear()
         os.environ.update(before)

@@ -38,20 +38,32 @@ class Pruning:
     """Index of each medium -> importance of the tokens still there, at each of its layers."""
 
 
-def run_rows(model: PreTrainedModel, rows: Rows, cache: KVCache, pruning: Pruning | None = None) -> tuple[Tensor, Rows]:
+def run_rows(
+    model: PreTrainedModel,
+    rows: Rows,
+    cache: KVCache,
+    pruning: Pruning | None = None,
+    seen: list[Tensor] | None = None,
+) -> tuple[Tensor, Rows]:
     """All layers over the next rows of a prompt; with `pruning` the media among them lose tokens on the way.
+
+    `seen`: gets, for each layer, what entered it of the kept rows.
 
     Returns:
         The kept rows after the last layer [K, C], and the same rows as they came in.
     """
     hidden, start = rows.embeds, cache.length()
     for layer in range(len(model.model.language_model.layers)):
+        if seen is not None:
+            seen.append(hidden)
         hidden, weights = run_layer(model, layer, hidden, rows.positions, cache)
         if layer < len(rows.levels):
             hidden = hidden + rows.levels[layer]
         if pruning is not None and any(layer in choice.targets for choice in pruning.choices.values()):
             kept = choose_rows(weights, hidden, start, rows, pruning, layer)
             hidden, rows = hidden[kept], rows.select(kept)
+            if seen is not None:
+                seen[:] = [entered[kept] for entered in seen]
             for compacted in range(layer + 1):
                 cache.compact(compacted, start, kept)
     return hidden, rows

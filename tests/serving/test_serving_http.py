@@ -16,6 +16,7 @@ from serving_server import image, text, video
 from vllm_prune.bench.clips import real_clips
 from vllm_prune.budget import TokenCounts
 from vllm_prune.config import PruneConfig
+from vllm_prune.features import FeaturesClient, FeaturesError
 from vllm_prune.serving.api.headers import REPORT_BYTES, tell_report, with_headers
 from vllm_prune.serving.api.prompt_facts import PromptFacts, PromptMedium
 from vllm_prune.serving.api.report import KVFormat, RequestReport
@@ -190,3 +191,9 @@ def test_a_report_that_is_too_long_for_a_header_is_left_out():
     assert len(headers[1]["vllm-prune-report"]) <= REPORT_BYTES
     assert "vllm-prune-report" not in headers[40]
     assert headers[40]["vllm-prune-video-tokens-kept"] == str(40 * 2)
+
+
+def test_a_server_for_answers_says_that_it_hands_out_no_features(server):
+    with FeaturesClient(server.root) as client, pytest.raises(FeaturesError, match="--runner pooling"):
+        client.get(mp4(4, 56, 56), QUESTION)
+    assert httpx.post(f"{server.root}/pooling", json={"input": "hello"}).status_code == 404

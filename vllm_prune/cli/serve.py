@@ -22,6 +22,7 @@ from vllm_prune.gpus import list_gpus
 from vllm_prune.media.policy import ALL, DEFAULT, OPTIONAL, VARIABLE, parse_containers
 from vllm_prune.override import ServerSettings
 from vllm_prune.page.enable import allowed_plugins, trace_folder
+from vllm_prune.serving.wire.features import DEFAULT_LAYERS, parse_layers
 from vllm_prune.trace_limits import TraceLimits
 from vllm_prune.versions import UnsupportedVllmError, require_supported_vllm
 
@@ -72,6 +73,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "(default: twice --max-num-batched-tokens)",
     )
     parser.add_argument(
+        "--prune-features",
+        metavar="LAYER,...",
+        help="with --runner pooling: the layers whose hidden states /pooling hands out; 0 is what enters the first, -1 "
+        "what leaves the last (default: 0,-1)",
+    )
+    parser.add_argument(
         "--prune-log",
         action="store_true",
         help="describe in the log, for every request with videos, what was found, pruned and reused, and the times",
@@ -109,6 +116,7 @@ def run(args: argparse.Namespace) -> int:
             "trace_limits": limits,
             "selector": args.prune_selector,
             "dense_tokens": args.prune_dense_tokens,
+            "feature_layers": parse_layers(args.prune_features),
         }
         command = serve_command(args.model, args.prune, args.prune_override, args.passed_on, **options)
         check_port(args.passed_on)
@@ -138,6 +146,7 @@ def serve_command(
     trace_limits: TraceLimits | None = None,
     selector: list[str] | None = None,
     dense_tokens: int | None = None,
+    feature_layers: tuple[int, ...] = DEFAULT_LAYERS,
 ) -> list[str]:
     """The equivalent `vllm serve` command line.
 
@@ -152,7 +161,7 @@ def serve_command(
             rest = ["--served-model-name", model, *rest]
         model = resolve(model)
     check_ray(rest)
-    own = hf_overrides(model, prune, override, trace, log, trace_limits, selector, dense_tokens)
+    own = hf_overrides(model, prune, override, trace, log, trace_limits, selector, dense_tokens, feature_layers)
     overrides = {**given, **own}
     settings = ServerSettings(config=PruneConfig.parse(prune), override=check_override_policy(override))
     for option in added_options(settings.may_query, rest, list_gpus()):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from vllm.multimodal.parse import MultiModalDataItems, VideoProcessorItems
@@ -15,6 +15,7 @@ from vllm_prune.override import ServerSettings
 from vllm_prune.serving.api.embeddings_check import check_embeddings
 from vllm_prune.serving.api.encoder_check import check_encoder_is_readable
 from vllm_prune.serving.api.pixel_plan import PixelFormat
+from vllm_prune.serving.api.prompt_facts import PromptFacts, PromptMedium
 from vllm_prune.serving.api.turn_format import derive_turn_format
 from vllm_prune.serving.wire.decoder_layers import deepstack_levels, pruning_layers
 from vllm_prune.serving.wire.request_spec import VideoSpec
@@ -43,6 +44,23 @@ class FamilyProcessor(BaseMultiModalProcessor[Any]):
     def layout(self, data: Any, index: int) -> MediumLayout:
         """The video `index` of what the Hugging Face processor made (or the client sent), unpruned."""
         return MediumLayout(self.grid(data, index))
+
+    def step_seconds(self, layout: MediumLayout) -> Sequence[float] | None:
+        """When each step of a video's grid begins, in seconds, [t]; None where the layout does not tell."""
+        return None
+
+    def facts(
+        self, config: PruneConfig, media: tuple[PromptMedium, ...], prompt_len: int, processor_s: float
+    ) -> PromptFacts:
+        """What is known of a processed prompt."""
+        return PromptFacts(
+            config=config,
+            media=media,
+            prompt_len=prompt_len,
+            processor_s=processor_s,
+            turn=self.turn,
+            step_seconds=self.step_seconds,
+        )
 
     @property
     def pad_id(self) -> int:

@@ -34,7 +34,7 @@ from vllm_prune.serving.api.metrics import observe_refusal
 from vllm_prune.serving.api.missing_places import told_as_a_mistake_of_the_client
 from vllm_prune.serving.api.pixel_plan import config_for, encoded_cells, keep_encoded, plan_video
 from vllm_prune.serving.api.position_check import check_positions, last_position
-from vllm_prune.serving.api.prompt_facts import FACTS_KEY, PromptFacts, PromptMedium
+from vllm_prune.serving.api.prompt_facts import FACTS_KEY, PromptMedium
 from vllm_prune.serving.api.prompt_media import MediumPlaceholders, chosen_inside, frames_seen, layouts_of, media_of
 from vllm_prune.serving.api.prune_inputs import (
     ImageShares,
@@ -89,12 +89,8 @@ class PruningProcessorMixin(Hooked, ImageSpecs):
             observe_refusal(error)
             raise
         if places:
-            processed[FACTS_KEY] = PromptFacts(
-                config=request_config(inputs.hf_processor_mm_kwargs),
-                media=media,
-                prompt_len=len(processed["prompt_token_ids"]),
-                processor_s=time.perf_counter() - begin,
-            )
+            config, length = request_config(inputs.hf_processor_mm_kwargs), len(processed["prompt_token_ids"])
+            processed[FACTS_KEY] = self.facts(config, media, length, time.perf_counter() - begin)
         return processed
 
     def _check_prompt(

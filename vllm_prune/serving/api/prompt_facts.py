@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 from vllm_prune.budget import TokenCounts
 from vllm_prune.config import PruneConfig
+from vllm_prune.layout import MediumLayout
+from vllm_prune.spans import TurnFormat
 
 FACTS_KEY = "prune_facts"
 """Key of the processed input under which the processor leaves the `PromptFacts` of a request with media to prune."""
@@ -28,6 +32,8 @@ class PromptMedium:
     """None of an image that no configuration is about."""
     frames: FramesSeen = None
     """Of a video."""
+    layout: MediumLayout | None = None
+    """Unpruned; None of an image that no configuration is about."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +46,10 @@ class PromptFacts:
     prompt_len: int
     processor_s: float
     """Time of the processor: resizing, patches, and stage 1 where it looks at the pixels."""
+    turn: TurnFormat | None = None
+    """How questions end."""
+    step_seconds: Callable[[MediumLayout], Sequence[float] | None] = field(default=lambda _: None, compare=False)
+    """When each step of a video's grid begins, in seconds; None where its processor does not say."""
 
     def counts(self, modality: str | None = None) -> list[TokenCounts]:
         """Of the media of one kind, or of all, that a configuration is about."""
@@ -60,3 +70,8 @@ class PromptFacts:
         if modality == VIDEO:
             return self.config.of_videos
         return PruneConfig() if self.config.image is None else self.config.image.choice
+
+
+def facts_of(prompt: Any) -> PromptFacts | None:
+    """What is known of a processed prompt, as the engine gets it; None if it has no such media."""
+    return prompt.get(FACTS_KEY) if isinstance(prompt, dict) else None

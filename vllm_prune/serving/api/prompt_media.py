@@ -30,7 +30,12 @@ def media_of(
     """All images and videos of a processed prompt, in its order. `frames`: of its videos; none of embeddings."""
     media = [
         PromptMedium(
-            modality=modality, offset=place.offset, length=place.length, counts=own and own.counts, frames=seen
+            modality=modality,
+            offset=place.offset,
+            length=place.length,
+            counts=own and own.counts,
+            frames=seen,
+            layout=own and own.layout,
         )
         for modality in MODALITIES
         for place, own, seen in itertools.zip_longest(

@@ -8,6 +8,7 @@ from typing import Any
 from vllm_prune.config import PRESETS, PruneConfig
 from vllm_prune.serving.api.ends import DONE
 from vllm_prune.serving.api.prompt_facts import IMAGE, MODALITIES, VIDEO, PromptFacts, PromptMedium
+from vllm_prune.serving.wire.features import FeatureRequest
 from vllm_prune.serving.wire.notes import EncodedMedium, RequestNotes
 
 CUSTOM = "custom"
@@ -51,6 +52,10 @@ class RequestReport:
     kv: KVFormat
     logged: bool = False
     """Whether it is to be logged (`--prune-log`)."""
+    asked: FeatureRequest | None = None
+    """What features are to be handed out, on a server of features."""
+    features: dict[str, Any] | None = None
+    """What those are that were handed out (`api/features.py`)."""
     encoded: dict[int, EncodedMedium] = field(default_factory=dict)
     """By the medium's number in the prompt."""
     dense_s: float = 0.0

@@ -15,10 +15,12 @@ from typing import Any
 from vllm.exceptions import GracefulHTTPError
 from vllm.utils.torch_utils import kv_cache_dtype_str_to_dtype
 
+from vllm_prune.config import PruneConfigError
 from vllm_prune.serving.api import metrics
 from vllm_prune.serving.api.ends import engine_seconds, state_of, worse
+from vllm_prune.serving.api.features import begin_request, hand_out
 from vllm_prune.serving.api.log import write_log
-from vllm_prune.serving.api.prompt_facts import FACTS_KEY, PromptFacts
+from vllm_prune.serving.api.prompt_facts import facts_of
 from vllm_prune.serving.api.report import KVFormat, RequestReport
 from vllm_prune.serving.api.salts import withheld
 from vllm_prune.serving.wire.notes import RequestNotes
@@ -57,15 +59,27 @@ def kv_format(vllm_config: Any) -> KVFormat:
     return KVFormat(block_size=cache.block_size, token_bytes=token_bytes)
 
 
-def begin(vllm_config: Any, request_id: str, prompt: Any) -> None:
-    """A prompt becomes a request."""
+def begin(vllm_config: Any, request_id: str, prompt: Any, params: Any) -> None:
+    """A prompt becomes a request. `params`: vLLM's; on a server of features, what is asked of them is settled there.
+
+    Raises:
+        PruneConfigError: Features are asked for that there are not.
+    """
     report = searched.get() or new_report(vllm_config, prompt)
+    facts = None if report is None else report.facts
+    try:
+        asked = begin_request(vllm_config.model_config, params, prompt, facts)
+    except PruneConfigError as error:
+        metrics.observe_refusal(error)
+        raise
+    if report is not None:
+        report.asked = asked
     _under_way.set(None if report is None else (request_id, report))
 
 
 def new_report(vllm_config: Any, prompt: Any) -> RequestReport | None:
     """The report of a processed prompt; None if that has no videos."""
-    facts: PromptFacts | None = prompt.get(FACTS_KEY) if isinstance(prompt, dict) else None
+    facts = facts_of(prompt)
     if facts is None:
         return None
     server = _server(vllm_config)
@@ -102,6 +116,11 @@ def receive(states: dict[str, Any], outputs: Iterable[Any]) -> list[Any]:
             continue
         reported.append(state)
         report.answered = report.answered or bool(output.new_token_ids)
+        if report.asked is not None and output.pooling_output is not None:
+            report.answered = True
+            output.pooling_output, report.features = hand_out(
+                report.asked, report.facts, state.prompt_token_ids, output.pooling_output
+            )
         if output.finish_reason is not None:
             report.state = worse(report.state, state_of(output.finish_reason))
         notes = RequestNotes.from_headers(output.trace_headers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -24,9 +25,16 @@ class PruneQwen2_5_VLProcessor(PruningProcessorMixin, Qwen2_5_VLMultiModalProces
 
     def layout(self, data: Any, index: int) -> MediumLayout:
         seconds = data.get("second_per_grid_ts")
-        per_second = getattr(self.info.get_hf_config().vision_config, "tokens_per_second", 1.0)
-        t_factor = (1.0 if seconds is None else float(seconds[index])) * per_second
+        t_factor = (1.0 if seconds is None else float(seconds[index])) * self._positions_per_second
         return MediumLayout(self.grid(data, index), t_factor=t_factor)
+
+    def step_seconds(self, layout: MediumLayout) -> Sequence[float] | None:
+        """Steps are as far apart as their positions say."""
+        return [step * layout.t_factor / self._positions_per_second for step in range(layout.grid[0])]
+
+    @property
+    def _positions_per_second(self) -> float:
+        return float(getattr(self.info.get_hf_config().vision_config, "tokens_per_second", 1.0))
 
 
 @MULTIMODAL_REGISTRY.register_processor(

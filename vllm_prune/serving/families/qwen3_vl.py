@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,6 +22,8 @@ from vllm_prune.serving.api.processor import PruningProcessorMixin
 from vllm_prune.serving.worker.dense.decoder_view import DecoderView, DeepstackView
 from vllm_prune.serving.worker.patch_media import PatchMediaMixin
 
+_TIMESTAMP = re.compile(r"<([\d.]+) seconds>")
+
 
 class PruneQwen3VLProcessor(PruningProcessorMixin, Qwen3VLMultiModalProcessor):
     """Timestamps and the marks around each step are rows that nobody may drop."""
@@ -36,6 +40,11 @@ class PruneQwen3VLProcessor(PruningProcessorMixin, Qwen3VLMultiModalProcessor):
         ]
         text = [times[0] + begin, *(end + time + begin for time in times[1:]), end]
         return MediumLayout(self.grid(data, index), tuple(text), rope="per_step")
+
+    def step_seconds(self, layout: MediumLayout) -> Sequence[float] | None:
+        """As the timestamps say, to a tenth."""
+        found = [_TIMESTAMP.search(self.info.get_tokenizer().decode(run)) for run in layout.text[:-1]]
+        return [float(match[1]) for match in found if match] if all(found) else None
 
 
 class Qwen3VLMediaMixin(PatchMediaMixin):

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from vllm_prune.config import PruneConfig, PruneConfigError, check_override_policy
 from vllm_prune.override import ServerSettings, check_dense_tokens
+from vllm_prune.serving.wire.features import DEFAULT_LAYERS
 from vllm_prune.trace_limits import TraceLimits
 
 HF_CONFIG_KEY = "vllm_prune"
@@ -21,7 +22,7 @@ TRACE_KEY = "prune_trace_key"
 """Under which the processor keeps a request's trace key, apart from the resolved configuration."""
 SHARE_KEY = "prune_image_share"
 """Under which the processor keeps what a total over a request's images means for each."""
-_KEYS = ("config", "override", "trace", "trace_limits", "selector", "dense_tokens", "log")
+_KEYS = ("config", "override", "trace", "trace_limits", "selector", "dense_tokens", "log", "feature_layers")
 _STEP_LIMITS = "vllm_prune_step_limits"
 _HIDDEN_ENCODER = "vllm_prune_hidden_encoder"
 _UNDIVIDED_DECODER = "vllm_prune_undivided_decoder"
@@ -59,6 +60,7 @@ def read_settings(hf_config: Any) -> ServerSettings:
         selectors=_read_selectors(value.get("selector", [])),
         dense_tokens=check_dense_tokens(value.get("dense_tokens")),
         log=log,
+        feature_layers=_read_layers(value.get("feature_layers", list(DEFAULT_LAYERS))),
     )
 
 
@@ -67,6 +69,14 @@ def _read_selectors(value: Any) -> tuple[str, ...]:
     if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
         raise PruneConfigError(f"hf_overrides.{HF_CONFIG_KEY}.selector={value!r}: must be a path or a list of paths")
     return tuple(paths)
+
+
+def _read_layers(value: Any) -> tuple[int, ...]:
+    if not isinstance(value, list) or not value or not all(type(layer) is int for layer in value):
+        raise PruneConfigError(
+            f"hf_overrides.{HF_CONFIG_KEY}.feature_layers={value!r}: must be a list of layers, such as [0, -1]"
+        )
+    return tuple(value)
 
 
 def _read_limits(value: Any) -> TraceLimits:
@@ -91,6 +101,8 @@ def settings_to_hf_override(settings: ServerSettings) -> dict[str, Any]:
         fields["dense_tokens"] = settings.dense_tokens
     if settings.log:
         fields["log"] = True
+    if settings.feature_layers != DEFAULT_LAYERS:
+        fields["feature_layers"] = list(settings.feature_layers)
     return {HF_CONFIG_KEY: fields}
 
 

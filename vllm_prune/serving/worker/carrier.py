@@ -18,12 +18,10 @@ from typing import NamedTuple
 
 import torch
 
-_BASE = 256
-_DIGITS = 3
-"""Base-256 digits of an integer."""
-LARGEST_INTEGER = _BASE**_DIGITS - 1
-_TAG_COLUMNS = 2 * _DIGITS
-_END_COLUMNS = 2 * _DIGITS
+from vllm_prune.serving.wire.digits import DIGITS, from_digits, to_digits
+
+_TAG_COLUMNS = 2 * DIGITS
+_END_COLUMNS = 2 * DIGITS
 
 
 def pack(features: torch.Tensor, slots: torch.Tensor, groups: torch.Tensor, num_rows: int, info: int) -> torch.Tensor:
@@ -39,13 +37,13 @@ def pack(features: torch.Tensor, slots: torch.Tensor, groups: torch.Tensor, num_
     Returns:
         [K, ceil(N1 / K) * (C + 6) + 6] in the features' precision.
     """
-    tags = _to_digits(torch.stack((slots, groups), dim=1))
+    tags = to_digits(torch.stack((slots, groups), dim=1))
     tokens = torch.cat((features, tags.to(features.dtype)), dim=1)
     per_row = -(-len(tokens) // num_rows)
     padding = tokens.new_zeros(per_row * num_rows - len(tokens), tokens.shape[1])
     rows = torch.cat((tokens, padding)).view(num_rows, -1)
     number = torch.arange(num_rows, device=rows.device)
-    end = _to_digits(torch.stack((number, torch.full_like(number, info)), dim=1))
+    end = to_digits(torch.stack((number, torch.full_like(number, info)), dim=1))
     return torch.cat((rows, end.to(rows.dtype)), dim=1)
 
 
@@ -75,7 +73,7 @@ def read_parts(
         found = torch.cat([part.flatten().to(device, torch.int64) for part in parts]).cpu()
         split = found.split([part.numel() for part in parts])
         parts = [own.view(part.shape) for own, part in zip(split, parts, strict=True)]
-    ends = [_from_digits(own[None])[0].tolist() for own in parts[1 : 1 + len(media)]]
+    ends = [from_digits(own[None])[0].tolist() for own in parts[1 : 1 + len(media)]]
     ids = parts[-1].tolist() if isinstance(prompt, torch.Tensor) else prompt
     return [PartOfMedium(info, row) for row, info in ends], parts[0], ids
 
@@ -91,7 +89,7 @@ def unpack(rows: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor, 
         Features [m, C], slots [m] and groups [m] (int64) of m = n * ceil(N1 / K) tokens, padding at their end included.
     """
     tokens = _by_token(rows, width).flatten(0, 1)
-    slots, groups = _from_digits(tokens[:, width:]).unbind(1)
+    slots, groups = from_digits(tokens[:, width:]).unbind(1)
     return tokens[:, :width], slots, groups
 
 
@@ -105,15 +103,3 @@ def take(rows: torch.Tensor, width: int, tokens: torch.Tensor) -> torch.Tensor:
 def _by_token(rows: torch.Tensor, width: int) -> torch.Tensor:
     """A view [n, tokens of a row, C + tags] of rows."""
     return rows[:, :-_END_COLUMNS].unflatten(1, (-1, width + _TAG_COLUMNS))
-
-
-def _to_digits(values: torch.Tensor) -> torch.Tensor:
-    """Integers [n, m] as digits [n, m * 3], least significant first."""
-    digits = torch.stack([(values // _BASE**power) % _BASE for power in range(_DIGITS)], dim=2)
-    return digits.flatten(1)
-
-
-def _from_digits(digits: torch.Tensor) -> torch.Tensor:
-    """Inverse of `_to_digits`, int64."""
-    by_power = digits.long().view(len(digits), -1, _DIGITS).unbind(2)
-    return torch.stack([digit * _BASE**power for power, digit in enumerate(by_power)]).sum(0)

@@ -13,7 +13,7 @@ import torch
 from vllm_prune.budget import TokenCounts
 from vllm_prune.config import PruneConfig
 from vllm_prune.layout import MediumLayout
-from vllm_prune.serving.worker import carrier
+from vllm_prune.serving.wire.digits import LARGEST_INTEGER
 from vllm_prune.serving.worker.trace import VideoTrace
 from vllm_prune.serving.worker.upload import upload
 from vllm_prune.spans import TurnFormat
@@ -92,7 +92,7 @@ class MediumTable:
     free again then.
     """
 
-    def __init__(self, capacity: int = carrier.LARGEST_INTEGER + 1) -> None:
+    def __init__(self, capacity: int = LARGEST_INTEGER + 1) -> None:
         self._capacity = capacity
         self._infos: dict[int, MediumInfo] = {}
         self._places: dict[int, Callable[[], torch.Tensor]] = {}

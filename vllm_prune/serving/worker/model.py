@@ -77,6 +77,7 @@ class PruningModelMixin(Hooked):
             self._dense_prefix.check_supported()
         # Of every medium with rows in the step being prepared.
         self._gathered: list[Gathered] = []
+        self._slots: list[torch.Tensor | None] = []
         self.notes = StepRecorder()
         self._dense_videos: list[DenseVideo] = []
 
@@ -156,6 +157,7 @@ class PruningModelMixin(Hooked):
         index = pruned_rows_from(mrope_positions, known, num_computed_tokens)
         for rows in multimodal_embeddings:
             dense: Gathered = None
+            slots: torch.Tensor | None = None
             if rows.shape[1] > self._row_width:
                 here, index = index[: len(rows)], index[len(rows) :]
                 part = parts.pop(0)
@@ -173,6 +175,7 @@ class PruningModelMixin(Hooked):
                     fill_rows(mrope_positions, upload(here, offsets.device), offsets)
             stripped.append(rows)
             self._gathered.append(dense)
+            self._slots.append(slots)
         return stripped, mrope_positions, prompt_delta(mrope_positions, known, text_goes_on)
 
     def _unpack(
@@ -197,8 +200,7 @@ class PruningModelMixin(Hooked):
         **kwargs: Any,
     ) -> torch.Tensor:
         """Embeddings of the step's rows; notes which rows belong to videos whose tokens are yet to be chosen."""
-        gathered, self._gathered = self._gathered, []
-        self._dense_videos = []
+        gathered, self._gathered, self._slots, self._dense_videos = self._gathered, [], [], []
         if any(gathered) and is_multimodal is not None:
             is_multimodal = is_multimodal.to("cpu")
             self._is_media_row = is_multimodal.clone()

@@ -21,12 +21,12 @@ from vllm_prune.serving.wire.request_spec import (
     read_spec,
 )
 from vllm_prune.serving.worker.encoder_batches import encoder_batches
-from vllm_prune.serving.worker.model import PruningModelMixin
+from vllm_prune.serving.worker.features import FeatureRowsMixin
 from vllm_prune.serving.worker.partial_encoder import encode_on_all_ranks
 from vllm_prune.serving.worker.upload import upload
 
 
-class PatchMediaMixin(PruningModelMixin):
+class PatchMediaMixin(FeatureRowsMixin):
     """Put before a vLLM model class; needs its `visual` and its methods that parse and encode images and videos."""
 
     pixels_field: ClassVar[str] = "pixel_values_videos"

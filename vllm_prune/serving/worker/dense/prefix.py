@@ -17,6 +17,7 @@ from vllm_prune.selector import Selector
 from vllm_prune.serving.refusals import check_resolved, check_windows
 from vllm_prune.serving.wire.selector_file import Place
 from vllm_prune.serving.wire.settings import read_settings, read_step_limits
+from vllm_prune.serving.worker.dense.captured import CapturedLayers
 from vllm_prune.serving.worker.dense.decoder_view import DecoderView
 from vllm_prune.serving.worker.dense.drop import RowDropper
 from vllm_prune.serving.worker.dense.fused_layers import fused_layers, has_fused_kernels, rotary_embeddings
@@ -45,6 +46,8 @@ class DensePrefix:
         self._decoder = decoder
         self._paged = PagedCache(vllm_config)
         self._rotary = rotary_embeddings(decoder.layers)
+        self.captured: CapturedLayers | None = None
+        """What else a model hands out of its next step, beside the last layer."""
         self.rows_at_once: int = vllm_config.scheduler_config.max_num_batched_tokens
         """Rows that a layer computes in one call, vLLM's own budget for it."""
 
@@ -127,7 +130,7 @@ class DensePrefix:
         begin = time.perf_counter()
         dropper = RowDropper(step, self._decoder, self._paged, self._selectors)
         scratch = ScratchCaches(self._paged, step)
-        run = StepRun(self._decoder, step, dropper, scratch, inputs_embeds, positions, self.rows_at_once)
+        run = StepRun(self._decoder, step, dropper, scratch, inputs_embeds, positions, self.rows_at_once, self.captured)
         with fused_layers(self._rotary) if has_fused_kernels() else contextlib.nullcontext():
             hidden = run.run()
         if self._trace is not None:

@@ -16,6 +16,7 @@ from vllm.forward_context import get_forward_context
 from vllm.model_executor.layers.attention import Attention
 
 from vllm_prune.serving.worker.dense.attention import taken_over
+from vllm_prune.serving.worker.dense.captured import CapturedLayers
 from vllm_prune.serving.worker.dense.decoder_view import DecoderView
 from vllm_prune.serving.worker.dense.drop import RowDropper
 from vllm_prune.serving.worker.dense.parts import Part, make_parts
@@ -38,8 +39,10 @@ class StepRun:
         embeds: torch.Tensor,
         positions: torch.Tensor,
         most_rows: int,
+        captured: CapturedLayers | None = None,
     ) -> None:
         """Of the step: embeds [batch rows, C], positions [3, batch rows]; a layer gets `most_rows` rows at a time."""
+        self._captured = captured
         self._decoder, self._step, self._dropper, self._scratch = decoder, step, dropper, scratch
         self._num_other, self._most_rows = len(step.other_rows), most_rows
         self._other = upload(step.other_rows, embeds.device)
@@ -81,6 +84,9 @@ class StepRun:
         """Hidden states [batch rows, C]."""
         last = self._dropper.last_layer
         for index in range(len(self._decoder.layers)):
+            if self._captured is not None:
+                alive = self._rows.alive if index <= last else None
+                self._captured.take(index, self._hidden, self._residual, alive)
             if index <= last:
                 self._run_dense_layer(index)
             else:
@@ -184,6 +190,8 @@ class StepRun:
         order = torch.empty_like(rows)
         order[rows] = torch.arange(len(rows), device=rows.device)
         self._hidden, self._residual = self._hidden[order], self._residual[order]
+        if self._captured is not None:
+            self._captured.return_to_batch(self._rows, self._num_other, order)
         positions = self._batch_positions.clone()
         positions[:, rows] = self._positions
         self._positions = positions

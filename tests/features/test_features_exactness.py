@@ -1,0 +1,128 @@
+"""Features of every family against a Hugging Face run of the same stages: values, order and places of rows."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+from dense_cases import (
+    ASK_FIRST,
+    CONFIGS,
+    IMAGE_CONFIGS,
+    IMAGE_SIZES,
+    INSIDE,
+    VIDEO,
+    Case,
+    chat,
+    random_case,
+    video,
+)
+from feature_engine import HYBRIDS, LAYERS, check
+
+from vllm_prune.config import PruneConfig
+
+NUM_LAYERS = 6
+STEP_TOKENS = 350
+"""In which the longest dense span has room, and a batch has not."""
+QUESTION = "What colour is the flash?"
+BATCHES = [0, *(pytest.param(start, marks=pytest.mark.long) for start in range(8, 40, 8))]
+
+
+def cases(family: str) -> list[Case]:
+    """40 at random with media; all kinds of choices take turns."""
+    random = np.random.default_rng(8)
+    kinds = zip(itertools.cycle(CONFIGS[1:]), itertools.cycle(ASK_FIRST), INSIDE * 3, IMAGE_CONFIGS, strict=False)
+    configs = [config for kind in kinds for config in kind if can_serve(family, config)]
+    found: list[Case] = []
+    for config in itertools.cycle(configs):
+        case = random_case(random, [config], 0.3, IMAGE_SIZES)
+        if case.videos or (case.images and PruneConfig.parse(config).prunes_images):
+            found.append(case)
+        if len(found) == 40:
+            return found
+    raise AssertionError
+
+
+def can_serve(family: str, config: Any) -> bool:
+    parsed = PruneConfig.parse(config)
+    if family in HYBRIDS:
+        return not any(part.chooses_inside for part in parsed.parts)
+    lowest = [part.layers[0] for part in parsed.parts if part.chooses_inside and part.layers]
+    return not family.startswith("qwen3") or all(layer >= 2 for layer in lowest)
+
+
+@pytest.mark.parametrize("start", BATCHES)
+def test_features_equal_the_oracle_cold_warm_and_in_chunks(engine, oracle, family, start):
+    batch = cases(family)[start : start + 8]
+    prompts = [case.prompt() for case in batch]
+    for layer in LAYERS:
+        found = engine.call("encode", prompts, {"layer": layer, "text": "all"})
+        for case, features in zip(batch, found, strict=True):
+            check(oracle, case, features, layer % (NUM_LAYERS + 1))
+            assert features.num_cached == 0
+    engine.call("forget")
+    found = engine.call("encode", prompts, {"text": "all"}, step_tokens=STEP_TOKENS)
+    for case, features in zip(batch, found, strict=True):
+        check(oracle, case, features, NUM_LAYERS)
+
+
+def test_the_encoder_runs_once_for_all_questions_layers_and_configurations_after_it(engine):
+    asked = [Case(chat(VIDEO + words), (video(3),), (), {"preset": "stage1_only"}) for words in (QUESTION, "How many?")]
+    for case, layer in itertools.product(asked, LAYERS):
+        (features,) = engine.call("encode", [case.prompt()], {"layer": layer})
+        assert features.report["videos"][0]["source"] in ("encoded", "encoder_cache")
+    assert engine.call("num_encoded") == 1
+
+
+def test_a_short_video_is_padded_to_the_target(engine, oracle):
+    config = {"method": "uniform", "stage1": None, "keep_ratio": None, "target_token_num": 20}
+    case = Case(chat(VIDEO + QUESTION), (video(3),), (), config)
+    (ragged,) = engine.call("encode", [case.prompt()], {})
+    assert ragged.rows.shape[0] == 20
+    (padded,) = engine.call("encode", [case.prompt()], {"pad": True, "text": "question"})
+    assert np.array_equal(padded.rows[:20], ragged.rows)
+    assert padded.described["media"][0]["rows"] == [0, 20]
+    assert padded.described["text"]["rows"][0] == 20
+
+
+def test_chosen_text_positions_are_handed_out_in_the_order_asked_for(engine):
+    case = Case(chat(VIDEO + QUESTION), (video(3),))
+    (whole,) = engine.call("encode", [case.prompt()], {"text": "all"})
+    (chosen,) = engine.call("encode", [case.prompt()], {"text": [-1, 0]})
+    places = whole.described["text"]["places"]
+    first = whole.described["text"]["rows"][0]
+    of = {place: whole.rows[first + i] for i, place in enumerate(places)}
+    assert np.array_equal(chosen.rows[-2:], np.stack([of[places[-1]], of[0]]))
+
+
+BAD = {
+    "layer of a model with fewer": ({"layer": 9}, "features.layer=9: the model has 6 decoder layers"),
+    "layer not handed out": ({"layer": 3}, "hands out 0, 2, 6; start it with --prune-features 0,2,3,6"),
+    "layer of another kind": ({"layer": "last"}, "features.layer='last'"),
+    "unknown field": ({"layers": 1}, "features: unknown field 'layers'"),
+    "no object": ([1], "features=[1]: must be an object"),
+    "text of another kind": ({"text": "answer"}, "features.text='answer': must be none, question, all"),
+    "text of a medium": ({"text": [8]}, "index 8 is not one of text"),
+    "text beyond the prompt": ({"text": [5000]}, "index 5000 is not one of text"),
+    "pad without a target": ({"pad": True}, "give prune.target_token_num for videos"),
+    "pad of another kind": ({"pad": 20}, "features.pad=20: must be true or false"),
+}
+
+
+@pytest.mark.parametrize(("asked", "message"), BAD.values(), ids=BAD)
+def test_what_cannot_be_handed_out_is_refused(engine, asked, message):
+    (answer,) = engine.call("encode", [Case(chat(VIDEO + QUESTION), (video(3),)).prompt()], asked)
+    assert message in answer.error
+
+
+def test_features_of_text_alone_are_refused(engine):
+    (answer,) = engine.call("encode", [Case(chat(QUESTION)).prompt()], {})
+    assert "features: the request has no video" in answer.error
+
+
+def test_more_tokens_than_the_video_has_are_refused(engine):
+    config = {"method": "uniform", "stage1": None, "keep_ratio": None, "target_token_num": 5000}
+    (answer,) = engine.call("encode", [Case(chat(VIDEO + QUESTION), (video(3),), (), config).prompt()], {"pad": True})
+    assert "target_token_num=5000: the video has 64 tokens" in answer.error
