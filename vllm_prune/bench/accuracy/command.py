@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from vllm_prune.bench.accuracy.asking import Backend
-from vllm_prune.bench.accuracy.datasets import MADE, PAGES, PUBLISHED, SYNTHETIC, draw_samples, load_published
+from vllm_prune.bench.accuracy.datasets import CLIPS, LONG, MADE, PAGES, PUBLISHED, draw_samples, load_published
 from vllm_prune.bench.accuracy.datasets.records import read_json
 from vllm_prune.bench.accuracy.pictures import modality_of
 from vllm_prune.bench.accuracy.questions import Question
@@ -74,13 +74,21 @@ def add_dataset_arguments(group: argparse._ArgumentGroup, *, required: bool) -> 
         "-n",
         "--n",
         type=positive,
-        help=f"questions a sample (default: all); synthetic: clips of each kind, pages: pages ({DEFAULT_CLIPS})",
+        help=f"questions a sample (default: all); synthetic, long: clips of each kind, pages: pages ({DEFAULT_CLIPS})",
     )
     group.add_argument(
         "--seeds", nargs="+", type=not_negative, default=[0], metavar="SEED", help="a sample each (default 0)"
     )
-    group.add_argument("--frames", nargs="+", type=positive, default=[32], help="synthetic: of a clip (default 32)")
-    group.add_argument("--noise", nargs="+", default=["clean"], help="synthetic: clean, noise, flicker, ... (clean)")
+    group.add_argument(
+        "--frames",
+        nargs="+",
+        type=positive,
+        default=[32],
+        help="synthetic, long: of a clip (32)",
+    )
+    group.add_argument(
+        "--noise", nargs="+", default=["clean"], help="synthetic, long: clean, noise, flicker, ... (clean)"
+    )
 
 
 def _add_models(group: argparse._ArgumentGroup) -> None:
@@ -172,7 +180,8 @@ def read_questions(args: argparse.Namespace) -> list[Question]:
         return pages.load(args.n or DEFAULT_CLIPS, args.seeds)
     from vllm_prune.bench.accuracy.datasets import synthetic
 
-    return synthetic.load(args.n or DEFAULT_CLIPS, args.seeds, args.frames, args.noise)
+    load = synthetic.load_long if args.dataset == LONG else synthetic.load
+    return load(args.n or DEFAULT_CLIPS, args.seeds, args.frames, args.noise)
 
 
 def _baseline(given: str | None, configurations: Sequence[Configuration]) -> str:
@@ -200,7 +209,7 @@ def _backend(args: argparse.Namespace, modalities: Sequence[str]) -> Backend:
         on_cpu=provenance.runs_on_cpu(),
         processes=args.engines,
         arguments=args.engine_args,
-        max_frames=args.max_frames or (max(args.frames) if args.dataset == SYNTHETIC else 32),
+        max_frames=args.max_frames or (max(args.frames) if args.dataset in CLIPS else 32),
         max_tokens=max_tokens,
         log_folder=args.output / f"{args.name}.logs",
         modalities=modalities,

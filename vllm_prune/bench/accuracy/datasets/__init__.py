@@ -13,8 +13,9 @@ from vllm_prune.bench.accuracy.questions import Question
 from vllm_prune.bench.accuracy.videos import FileVideo, FrameFolder
 from vllm_prune.bench.throughput.errors import BenchmarkError
 
-SYNTHETIC, PAGES = "synthetic", "pages"
-MADE = (SYNTHETIC, PAGES)
+SYNTHETIC, LONG, PAGES = "synthetic", "long", "pages"
+CLIPS = (SYNTHETIC, LONG)
+MADE = (*CLIPS, PAGES)
 """Made on the fly: clips, and pictures."""
 PUBLISHED = ("egoschema", "mvbench", "videomme", "mlvu", "longvideobench", "docvqa", "gqa")
 """Each is a module of this package with `load(folder) -> list[Question]` and `FILES`, what it reads there."""

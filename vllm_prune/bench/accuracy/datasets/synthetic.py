@@ -15,6 +15,8 @@ from vllm_prune.bench.throughput.errors import BenchmarkError
 
 GENERATOR = "benchmarks.tiny_model"
 CLIPS_A_SEED, CLIPS_A_KIND = 1_000_000, 1_000
+LONGEST = 4096
+"""Frames of a long clip, of which one takes 150 MB."""
 
 
 def generator(module: str) -> Any:
@@ -41,10 +43,17 @@ class SyntheticVideo:
     """The generator's own."""
     num_frames: int
     noise: str
+    long: bool = False
+    """Whether its events are somewhere in it, before a still background."""
 
     @property
     def key(self) -> str:
-        return f"{self.num_frames}-{self.noise}-{self.seed}"
+        return f"{'long-' if self.long else ''}{self.num_frames}-{self.noise}-{self.seed}"
+
+    @property
+    def fps(self) -> float:
+        """Of its file."""
+        return float(generator("long_clips" if self.long else "config").FPS)
 
     @property
     def scene(self) -> str:
@@ -52,18 +61,20 @@ class SyntheticVideo:
         return str(self.seed)
 
     def frames(self, limit: int) -> Frames:
-        clip, fps = _make_clip(self), generator("config").FPS
+        clip = _make_clip(self)
         if len(clip.frames) > limit:
             raise BenchmarkError(f"--max-frames {limit}: must be {self.num_frames} or more for clips of that length")
-        return Frames(clip.frames, tuple(range(len(clip.frames))), len(clip.frames), fps)
+        return Frames(clip.frames, tuple(range(len(clip.frames))), len(clip.frames), self.fps)
 
     def data_url(self) -> str:
-        return mp4_url(_make_clip(self).frames, generator("config").FPS)
+        return mp4_url(_make_clip(self).frames, self.fps)
 
 
 @lru_cache(maxsize=4)
 def _make_clip(video: SyntheticVideo) -> Any:
     degradation = generator("degrade").named_degradation(video.noise)
+    if video.long:
+        return generator("long_clips").make_long_clip(video.seed, video.num_frames, degradation)
     return generator("clips").make_clip(video.seed, video.num_frames, degradation)
 
 
@@ -79,16 +90,27 @@ def load(n: int, seeds: Sequence[int], lengths: Sequence[int], noises: Sequence[
         lengths: Frames a clip.
         noises: Names of disturbances.
     """
+    _check(lengths, noises, generator("clips").CLIP_LENGTHS)
+    return _load(n, seeds, lengths, noises, long=False)
+
+
+def load_long(n: int, seeds: Sequence[int], lengths: Sequence[int], noises: Sequence[str]) -> list[Question]:
+    """The questions on long clips, in which something short happens once; arguments as of `load`."""
+    short = generator("long_clips").SHORT
+    _check(lengths, noises, range(short, LONGEST + 1))
+    return _load(n, seeds, lengths, noises, long=True)
+
+
+def _load(n: int, seeds: Sequence[int], lengths: Sequence[int], noises: Sequence[str], long: bool) -> list[Question]:
     if n > CLIPS_A_KIND:
         raise BenchmarkError(f"--n {n}: a seed has {CLIPS_A_KIND} clips of a kind; give more --seeds")
-    _check(lengths, noises)
     return [
         question
         for seed in seeds
         for frames in lengths
         for noise in noises
         for clip in range(n)
-        for question in _questions(SyntheticVideo(_first_clip(seed, frames, noise) + clip, frames, noise), seed)
+        for question in _questions(SyntheticVideo(_first_clip(seed, frames, noise) + clip, frames, noise, long), seed)
     ]
 
 
@@ -98,11 +120,11 @@ def _first_clip(seed: int, frames: int, noise: str) -> int:
     return int(generator("clips").HELD_OUT_SEED) + seed * CLIPS_A_SEED + kind * CLIPS_A_KIND
 
 
-def _check(lengths: Sequence[int], noises: Sequence[str]) -> None:
-    known = generator("clips").CLIP_LENGTHS
+def _check(lengths: Sequence[int], noises: Sequence[str], known: Sequence[int]) -> None:
+    listed = f"{known[0]} to {known[-1]}" if isinstance(known, range) else ", ".join(map(str, known))
     for length in lengths:
         if length not in known:
-            raise BenchmarkError(f"--frames {length}: clips have {', '.join(map(str, known))} frames")
+            raise BenchmarkError(f"--frames {length}: clips have {listed} frames")
     for noise in noises:
         try:
             generator("degrade").named_degradation(noise)
