@@ -34,6 +34,27 @@ def test_json_has_every_configuration_asked_for(capsys):
     assert default["before"]["kv"] == {"tokens": 576, "blocks": 36, "bytes": 36 * 16 * 2 * 6 * 2 * 32 * 2}
 
 
+def test_frames_follow_the_tokens(capsys):
+    """512 frames of 16 tokens a pair: a quarter of the tokens of all of them, or all tokens of a quarter."""
+    prune = [{"frames": {"tokens": 1024}}, {"method": "dpp", "keep_ratio": 0.25, "frames": {"tokens": 1024}}]
+    arguments = (
+        "--frames",
+        "512",
+        "--size",
+        "112x112",
+        *(part for each in prune for part in ("--prune", json.dumps(each))),
+    )
+    few, all_of_them = json.loads(answer(capsys, *arguments, "--json"))
+    assert (few["frames"], few["tokens"]["video"], few["tokens"]["kept"]) == (128, 1024, 1024)
+    assert (all_of_them["frames"], all_of_them["tokens"]["video"], all_of_them["tokens"]["kept"]) == (512, 4096, 1024)
+    assert few["before"] == all_of_them["before"]
+    text = answer(capsys, *arguments)
+    assert "512 frames of 112x112: a grid of 256 x 4 x 4 tokens" in text
+    assert ["frames", "512", "128", "512"] in [line.split() for line in text.splitlines()]
+    assert main(["estimate", "embedded", *arguments[:4], "--prune", '{"frames": {"tokens": 15}}']) == 2
+    assert "frames.tokens=15: 2 frames keep 16; allow as many" in capsys.readouterr().err
+
+
 def test_images_are_counted_each_by_itself(capsys):
     image = {"method": "dpp", "keep_ratio": 0.5, "total": 100}
     arguments = ("--images", "8", "--size", "224x112", "--prune", json.dumps({"image": image}), "--prune", "default")

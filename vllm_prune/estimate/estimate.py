@@ -12,7 +12,7 @@ from vllm_prune.estimate.dims import ModelDims
 from vllm_prune.estimate.flops import Flops, decoder_flops, encoder_flops, head_flops, importance_flops
 from vllm_prune.estimate.kv import KVNeed, kv_need
 from vllm_prune.estimate.text_dims import EstimateError
-from vllm_prune.estimate.video import PixelLimits, VideoShape
+from vllm_prune.estimate.video import PixelLimits, VideoShape, sampled_video
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +82,10 @@ class Estimate:
     before: Cost
     after: Cost
     of_images: bool = False
+    frames: int = 0
+    """Of the video, with pruning: fewer than without where `config.frames` says so."""
+    whole: tuple[int, int, int]
+    """The grid without pruning."""
 
     @property
     def prefill_ratio(self) -> float:
@@ -109,6 +113,7 @@ class Estimate:
         return {
             "prune": self.config.to_dict(),
             "grid": list(self.grid),
+            **({} if self.of_images else {"frames": self.frames}),
             "tokens": {
                 "image" if self.of_images else "video": counts.total,
                 "stage1": counts.stage1,
@@ -142,21 +147,27 @@ def estimate(dims: ModelDims, request: Request, config: PruneConfig, limits: Pix
         )
     if request.images:
         return _estimate_images(dims, request, config, limits)
-    grid = request.video.grid(dims.vision, limits)
-    num_tokens = grid[0] * grid[1] * grid[2]
-    pinned = grid[0] * dims.step_text
-    counts = plan_counts(config.of_videos, num_tokens, None, pinned)
+    whole, video = request.video, sampled_video(request.video, dims.vision, config, limits)
+    nothing, unpruned = _counts(dims, whole.grid(dims.vision, limits), PruneConfig())
+    grid = video.grid(dims.vision, limits)
+    counts, encoder = _counts(dims, grid, config)
     layers = config.resolved_layers(dims.text.layers, dims.vision.levels) if config.method == ATTENTION else ()
-    encoder = encoder_flops(dims.vision, grid)
-    nothing = plan_counts(PruneConfig(), num_tokens, None, pinned)
     return Estimate(
         config=config,
         grid=grid,
         counts=counts,
         layers=layers,
-        before=_cost(dims, request, encoder, nothing, ()),
+        before=_cost(dims, request, unpruned, nothing, ()),
         after=_cost(dims, request, encoder, counts, layers),
+        frames=video.frames,
+        whole=whole.grid(dims.vision, limits),
     )
+
+
+def _counts(dims: ModelDims, grid: tuple[int, int, int], config: PruneConfig) -> tuple[TokenCounts, Flops]:
+    """Of a video under `config`, with the encoder's work."""
+    num_tokens = grid[0] * grid[1] * grid[2]
+    return plan_counts(config.of_videos, num_tokens, None, grid[0] * dims.step_text), encoder_flops(dims.vision, grid)
 
 
 def _estimate_images(dims: ModelDims, request: Request, config: PruneConfig, limits: PixelLimits | None) -> Estimate:
@@ -180,6 +191,7 @@ def _estimate_images(dims: ModelDims, request: Request, config: PruneConfig, lim
         before=_cost(dims, request, encoder, nothing, ()),
         after=_cost(dims, request, encoder, counts, layers if counts.layers else ()),
         of_images=True,
+        whole=grid,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -50,12 +51,12 @@ class OnDevice:
 def table(labels: Sequence[str], estimates: Sequence[Estimate], request: Request, place: OnDevice | None = None) -> str:
     """A column without pruning and one for each configuration; `place` adds what depends on a device."""
     costs = [estimates[0].before, *(estimate.after for estimate in estimates)]
-    rows = [["", "unpruned", *labels], *_token_rows(estimates), *_flop_rows(costs), *_memory_rows(costs)]
+    rows = [["", "unpruned", *labels], *_token_rows(estimates, request), *_flop_rows(costs), *_memory_rows(costs)]
     rows.append(["predicted prefill time", "100%", *(f"{e.prefill_ratio:.0%}" for e in estimates)])
     rows.append(["  encoder output cached", "100%", *(f"{e.decoder_ratio:.0%}" for e in estimates)])
     if place is not None:
         rows += _device_rows(place, costs, estimates)
-    t, h, w = estimates[0].grid
+    t, h, w = estimates[0].whole
     what, grid = (
         (f"{request.images} images", f"{h} x {w}")
         if request.images
@@ -79,9 +80,12 @@ def table(labels: Sequence[str], estimates: Sequence[Estimate], request: Request
     return "\n\n".join([head, _align(rows), "\n".join(notes)])
 
 
-def _token_rows(estimates: Sequence[Estimate]) -> list[list[str]]:
-    total = str(estimates[0].counts.total)
+def _token_rows(estimates: Sequence[Estimate], request: Request) -> list[list[str]]:
+    total = str(math.prod(estimates[0].whole))
+    fewer = any(estimate.config.frames for estimate in estimates) and not estimates[0].of_images
+    frames = ["frames", str(request.video.frames), *(str(estimate.frames) for estimate in estimates)]
     return [
+        *([frames] if fewer else []),
         [
             "image tokens" if estimates[0].of_images else "video tokens",
             total,

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from vllm_prune.budget import count_most
+from vllm_prune.config import PruneConfig
 from vllm_prune.estimate.dims import VisionDims, config_path
 from vllm_prune.estimate.text_dims import EstimateError
+from vllm_prune.frames import most_steps
 
 _IMAGES_FILE = "preprocessor_config.json"
 _MAX_ASPECT = 200  # of Qwen's processor
@@ -88,6 +91,32 @@ def _check_aspect(height: int, width: int) -> None:
         raise EstimateError(
             f"size={width}x{height}: the model takes aspect ratios up to {_MAX_ASPECT}; crop the frames"
         )
+
+
+def sampled_video(video: VideoShape, vision: VisionDims, config: PruneConfig, limits: PixelLimits | None) -> VideoShape:
+    """Of a file of `video`, the frames that a server with `config` samples; all of them where that says nothing.
+
+    Raises:
+        EstimateError: Even one step of the grid keeps more tokens than `config.frames` allows.
+    """
+    allowed = config.frames
+    if allowed is None:
+        return video
+
+    def cells(steps: int) -> int:
+        _, h, w = replace(video, frames=steps * vision.temporal_patch).grid(vision, limits)
+        return h * w
+
+    def fits(steps: int, size: int) -> bool:
+        return count_most(config.of_videos, steps * size, steps).kept <= allowed.tokens
+
+    steps = most_steps(cells, fits, max(min(video.frames, allowed.most) // vision.temporal_patch, 1))
+    if steps == 0:
+        kept = count_most(config.of_videos, cells(1), 1).kept
+        raise EstimateError(
+            f"frames.tokens={allowed.tokens}: {vision.temporal_patch} frames keep {kept}; allow as many"
+        )
+    return replace(video, frames=min(steps * vision.temporal_patch, video.frames))
 
 
 def _fit(height: int, width: int, side: int, limits: PixelLimits | None) -> tuple[int, int]:

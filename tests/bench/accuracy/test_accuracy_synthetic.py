@@ -9,6 +9,7 @@ from vllm_prune.bench.accuracy.datasets import synthetic
 from vllm_prune.bench.throughput.errors import BenchmarkError
 
 named_degradation = pytest.importorskip("benchmarks.tiny_model.degrade").named_degradation
+long_clips = pytest.importorskip("benchmarks.tiny_model.long_clips")
 clips = pytest.importorskip("benchmarks.tiny_model.clips", reason="needs the repository's benchmarks/")
 
 
@@ -35,6 +36,22 @@ def test_each_kind_and_seed_has_scenes_of_its_own():
     assert {question.subset for question in loaded} == {
         f"{frames} frames, {noise}" for frames in (16, 32) for noise in ("clean", "noise")
     }
+
+
+def test_long_clips_show_their_events_once_before_a_still_background():
+    loaded = synthetic.load_long(3, [0], [512], ["clean"])
+    assert {question.category for question in loaded} <= {"flash_form", "flash_colour"}
+    for video in {question.video for question in loaded}:
+        taken = video.frames(512)
+        assert (len(taken.pixels), taken.metadata()["duration"]) == (512, 32.0)
+        busy = (taken.pixels != np.median(taken.pixels, axis=0)).any(axis=(1, 2, 3)).nonzero()[0]
+        assert 0 < busy[-1] - busy[0] < 64
+        scene = long_clips.make_long_clip(video.seed, 512).scene
+        for flash in scene.flashes:
+            assert busy[0] <= flash.start < flash.end <= busy[-1] + 1
+            assert flash.end - flash.start <= 4
+    with pytest.raises(BenchmarkError, match="--frames 63: clips have 64 to 4096 frames"):
+        synthetic.load_long(1, [0], [63], ["clean"])
 
 
 def test_mistakes_are_named():
