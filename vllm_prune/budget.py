@@ -44,6 +44,10 @@ class TokenCounts:
         """K: tokens that stay."""
         return self.layers[-1] if self.layers else self.entering
 
+    def positions_left_out(self, contiguous: bool) -> int:
+        """Positions that a prompt has beyond its rows; none `contiguous` where no question chooses which stay."""
+        return 0 if contiguous and self.kept == self.carried else self.total - self.kept
+
     @property
     def rows(self) -> int:
         """K + S: placeholders in the prompt, rows in the paged cache."""

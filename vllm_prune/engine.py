@@ -9,7 +9,7 @@ from typing import Any
 from vllm_prune import embedded
 from vllm_prune.config import OverridePolicy, PruneConfig, check_override_policy
 from vllm_prune.hub import read_config_fields
-from vllm_prune.override import ServerSettings, check_dense_tokens
+from vllm_prune.override import KEPT, ServerSettings, check_dense_tokens, check_positions_policy
 from vllm_prune.serving.wire.architectures import variant_of
 from vllm_prune.serving.wire.features import DEFAULT_LAYERS
 from vllm_prune.serving.wire.settings import settings_to_hf_override
@@ -27,6 +27,7 @@ def engine_args(
     selector: str | Sequence[str] | None = None,
     dense_tokens: int | None = None,
     feature_layers: Sequence[int] = DEFAULT_LAYERS,
+    positions: str = KEPT,
     **others: Any,
 ) -> dict[str, Any]:
     """Keyword arguments for `vllm.LLM`.
@@ -44,6 +45,8 @@ def engine_args(
             of their own. By default twice vLLM's `max_num_batched_tokens`.
         feature_layers: Layers that are handed out with `runner="pooling"` (docs/features.md): 0 is what enters the
             first, -1 what leaves the last.
+        positions: Of the tokens that stay, in a decoder with plain RoPE (LLaVA, InternVL): "kept", those of the
+            unpruned prompt; or "contiguous", one after the other where no question chooses.
         others: Any further argument of `vllm.LLM`; a dictionary of `hf_overrides` is merged.
 
     Raises:
@@ -56,7 +59,9 @@ def engine_args(
         "model": model,
         "hf_overrides": {
             **given,
-            **hf_overrides(model, config, override, trace, log, trace_limits, selector, dense_tokens, feature_layers),
+            **hf_overrides(
+                model, config, override, trace, log, trace_limits, selector, dense_tokens, feature_layers, positions
+            ),
         },
         **others,
     }
@@ -72,6 +77,7 @@ def hf_overrides(
     selector: str | Sequence[str] | None = None,
     dense_tokens: int | None = None,
     feature_layers: Sequence[int] = DEFAULT_LAYERS,
+    positions: str = KEPT,
 ) -> dict[str, Any]:
     """The `hf_overrides` that select the variant of `model` and carry its settings."""
     policy = check_override_policy(override)
@@ -86,6 +92,7 @@ def hf_overrides(
         trace_limits=limits,
         selectors=selectors,
         dense_tokens=check_dense_tokens(dense_tokens),
+        positions=check_positions_policy(positions),
         log=log,
         feature_layers=tuple(feature_layers),
     )

@@ -12,6 +12,10 @@ from vllm_prune.config.methods import check_work
 from vllm_prune.trace_key import FIELD, split_trace_key
 from vllm_prune.trace_limits import TraceLimits
 
+KEPT, CONTIGUOUS = "kept", "contiguous"
+POSITIONS = (KEPT, CONTIGUOUS)
+"""Of tokens that stay, in a decoder with plain RoPE: those of the unpruned prompt; or one after the other, where no
+question chooses."""
 _TIGHTEN_KEYS = ("keep_ratio", "target_token_num", "stage1.cluster_ratio", "frames.tokens", "frames.max")
 _TIGHTEN_IMAGE_KEYS = ("keep_ratio", "target_token_num", "min_tokens", "total", "same_within")
 _FIXED_KEYS = ("method", "layers", "params")
@@ -28,6 +32,8 @@ class ServerSettings:
     trace_limits: TraceLimits = dataclasses.field(default_factory=TraceLimits)
     selectors: tuple[str, ...] = ()
     """Files of learned selectors (see `vllm_prune/selector`), which read at different places."""
+    positions: str = KEPT
+    """One of `POSITIONS`."""
     dense_tokens: int | None = None
     """Most tokens that the dense prefixes of a step may have; None for twice the step's budget of tokens."""
     log: bool = False
@@ -183,6 +189,17 @@ def check_dense_tokens(value: object) -> int | None:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise PruneConfigError(f"dense_tokens={brief(value)}: must be an integer of 1 or more")
     return value
+
+
+def check_positions_policy(value: object) -> str:
+    """`value` as `ServerSettings.positions`.
+
+    Raises:
+        PruneConfigError: It is none of `POSITIONS`.
+    """
+    if value not in POSITIONS:
+        raise PruneConfigError(f"positions={brief(value)}: must be one of {', '.join(POSITIONS)}")
+    return str(value)
 
 
 def _looser_plan(requested: Stage1Config | None, server: Stage1Config | None) -> list[str]:

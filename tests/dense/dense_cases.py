@@ -226,10 +226,18 @@ def _fits(videos: list[Any], images: list[Any]) -> bool:
 class Oracle:
     """The oracle for one model, and one configuration of the server; it remembers what it has computed."""
 
-    def __init__(self, model: Any, processor: Any, config: Any, selectors: Any = None, chooser: Any = None) -> None:
-        """`chooser`: by whose embeddings a question chooses; None: `model`'s."""
+    def __init__(
+        self,
+        model: Any,
+        processor: Any,
+        config: Any,
+        selectors: Any = None,
+        chooser: Any = None,
+        contiguous: bool = False,
+    ) -> None:
+        """`chooser`: by whose embeddings a question chooses; None: `model`'s. `contiguous`: see `run_oracle`."""
         self.model, self.processor, self.config = model, processor, PruneConfig.parse(config)
-        self.selectors, self.chooser = selectors, chooser
+        self.selectors, self.chooser, self.contiguous = selectors, chooser, contiguous
         self._known: dict[Any, OracleResult] = {}
 
     def __call__(self, case: Case, max_tokens: int) -> OracleResult:
@@ -237,7 +245,8 @@ class Oracle:
         if key not in self._known:
             config = self.config_of(case)
             prompt = to_prompt(self.processor, case.text, videos=case.videos, images=case.images, typed=True)
-            self._known[key] = run_oracle(self.model, prompt, config, max_tokens, self.selectors, self.chooser)
+            options = (self.selectors, self.chooser, self.contiguous)
+            self._known[key] = run_oracle(self.model, prompt, config, max_tokens, *options)
         return self._known[key]
 
     def config_of(self, case: Case) -> PruneConfig:
@@ -250,7 +259,7 @@ class Oracle:
         `pruned`: the request's configuration; without, the question chooses tokens of videos.
         """
         config = self.model.config
-        starts = {config.video_token_id} if pruned is None or pruned.chooses_inside else set()
+        starts = {getattr(config, "video_token_id", None)} if pruned is None or pruned.chooses_inside else set()
         if pruned is not None and pruned.image is not None and pruned.image.choice.chooses_inside:
             starts.add(config.image_token_id)
         spans: list[tuple[int, int]] = []

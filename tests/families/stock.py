@@ -67,12 +67,15 @@ def masks_of_ours(tokens: VideoTokens, method: str, rate: float, count: int, wid
 
 
 def answer_by_stock(
-    model: str, cases: Sequence[Any], folder: Path, max_tokens: int = 4
+    model: str, cases: Sequence[Any], folder: Path, max_tokens: int = 4, **options: Any
 ) -> tuple[list[StockAnswer], list[StockMask]]:
-    """The answers to all cases in one batch, without what they ask of pruning, and what vLLM's own would keep."""
+    """The answers to all cases in one batch, without what they ask of pruning, and what vLLM's own would keep.
+
+    `options`: of the engine.
+    """
     prompts = [{**case.prompt(), "mm_processor_kwargs": {}} for case in cases]
     requests, answers = folder / "requests.pickle", folder / "answers.pickle"
-    requests.write_bytes(pickle.dumps((prompts, max_tokens)))
+    requests.write_bytes(pickle.dumps((prompts, max_tokens, options)))
     tests = Path(__file__).parents[1]
     path = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(tests), str(tests / "dense")]))
     command = [sys.executable, __file__, str(requests), str(answers), model]
@@ -84,10 +87,12 @@ def answer_by_stock(
     return [StockAnswer(*fields) for fields in answered], [StockMask(*fields) for fields in masks]
 
 
-def _answer(prompts: Sequence[Mapping[str, Any]], model: str, max_tokens: int) -> tuple[list[Any], list[Any]]:
+def _answer(
+    prompts: Sequence[Mapping[str, Any]], model: str, max_tokens: int, options: Mapping[str, Any]
+) -> tuple[list[Any], list[Any]]:
     from vllm import LLM, SamplingParams
 
-    llm = LLM(model=model, **OPTIONS, **options_of(model))
+    llm = LLM(model=model, **{**OPTIONS, **options_of(model), **options})
     llm.apply_model(_remember_videos)
     params = SamplingParams(max_tokens=max_tokens, temperature=0.0, logprobs=-1, ignore_eos=True)
     outputs = llm.generate([dict(prompt) for prompt in prompts], params, use_tqdm=False)
@@ -101,6 +106,8 @@ def _answer(prompts: Sequence[Mapping[str, Any]], model: str, max_tokens: int) -
 
 
 def _remember_videos(model: Any) -> None:
+    if not hasattr(model, "_process_video_input"):
+        return  # a model of which vLLM prunes nothing itself
     process, model.seen = model._process_video_input, []
 
     def remembering(inputs: Any) -> Any:
@@ -138,5 +145,5 @@ def _prune_as_vllm(model: Any) -> list[Any]:
 
 if __name__ == "__main__":
     requests, answers, model = sys.argv[1:]
-    prompts, max_tokens = pickle.loads(Path(requests).read_bytes())
-    Path(answers).write_bytes(pickle.dumps(_answer(prompts, model, max_tokens)))
+    prompts, max_tokens, options = pickle.loads(Path(requests).read_bytes())
+    Path(answers).write_bytes(pickle.dumps(_answer(prompts, model, max_tokens, options)))

@@ -130,7 +130,7 @@ def test_a_total_over_images_asks_for_their_sizes():
 
 @pytest.mark.parametrize(
     "architecture",
-    ["Glm4vForConditionalGeneration", "Gemma4ForConditionalGeneration", "LlavaForConditionalGeneration", "Unknown"],
+    ["Glm4vForConditionalGeneration", "Gemma4ForConditionalGeneration", "MllamaForConditionalGeneration", "Unknown"],
 )
 def test_an_architecture_without_a_family_is_refused_with_the_list(architecture):
     with pytest.raises(ValueError, match=r"has no pruning variant; supported: .*Qwen2VLFor") as info:

@@ -77,10 +77,15 @@ def run_layer(
         output = decoder.layers[layer](
             hidden[None],
             attention_mask=None,
-            position_embeddings=decoder.rotary_emb(hidden[None], positions[:, None]),
+            position_embeddings=decoder.rotary_emb(hidden[None], _rotated_by(decoder, positions)),
             **({"past_key_values": cache.states} if linear else {}),
         )
     return output[0], seen[0] if seen else hidden.new_empty(0, len(hidden), cache.length())
+
+
+def _rotated_by(decoder: Any, positions: Tensor) -> Tensor:
+    """As a decoder takes positions [3, R]; one without M-RoPE takes one of three equal ones."""
+    return positions[:, None] if "mrope_section" in decoder.config.rope_parameters else positions[:1]
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ from transformers import BatchFeature, ProcessorMixin
 from transformers.video_utils import VideoMetadata
 
 from .prompt import Medium, Prompt
+from .squares import sees_squares, square_images, square_videos
 
 REPLY_HEADER = "<|im_end|>\n<|im_start|>assistant\n"
 Video = tuple[np.ndarray, dict[str, Any]]
@@ -38,14 +39,14 @@ def to_prompt(
     """
     ids = processor.tokenizer(text).input_ids
     for name, token_id, given in (
-        ("videos", processor.video_token_id, videos),
+        ("videos", _video_token_id(processor), videos),
         ("images", processor.image_token_id, images),
     ):
         count = ids.count(token_id)
         if count < len(given) or (count > len(given) and not typed):
             raise ValueError(f"{len(given)} {name} for {count} placeholders")
     remaining = {
-        processor.video_token_id: iter(_videos(processor, videos, dtype)),
+        _video_token_id(processor): iter(_videos(processor, videos, dtype)),
         processor.image_token_id: iter(_images(processor, images)),
     }
     found = [(index, next(remaining[token_id], None)) for index, token_id in enumerate(ids) if token_id in remaining]
@@ -55,9 +56,17 @@ def to_prompt(
     return Prompt(ids, [medium for _, medium in media], [index for index, _ in media], tuple(header), special)
 
 
+def _video_token_id(processor: ProcessorMixin) -> int | None:
+    """None of a model without videos; not every processor says it."""
+    token = getattr(processor, "video_token", None)
+    return None if token is None else processor.tokenizer.convert_tokens_to_ids(token)
+
+
 def _videos(processor: ProcessorMixin, videos: Sequence[Video], dtype: torch.dtype) -> list[Medium]:
     if not videos:
         return []
+    if sees_squares(processor):
+        return square_videos(processor, videos)
     metadata = [
         # Copied, since Qwen3-VL's processor appends to the list of an odd number of frames.
         VideoMetadata(**copy.deepcopy({key: value for key, value in fields.items() if key != "do_sample_frames"}))
@@ -87,6 +96,8 @@ def _text(processor: ProcessorMixin, metadata: VideoMetadata, steps: int) -> tup
 def _images(processor: ProcessorMixin, images: Sequence[Image]) -> list[Medium]:
     if not images:
         return []
+    if sees_squares(processor):
+        return square_images(processor, images)
     output = processor(images=[image.convert("RGB") for image in images], return_tensors="pt")
     return [Medium("image", values, grid) for values, grid in _split(output, "pixel_values", "image_grid_thw")]
 

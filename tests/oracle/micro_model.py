@@ -29,6 +29,8 @@ from transformers import (
 from vllm_prune.selector import INPUT, Header, ModelIdentity, Selector, SelectorConfig, load_selector, write_selector
 from vllm_prune.selector.storage import probe_ids
 
+from .square_models import SQUARES
+
 FAMILY = os.environ.get("PRUNE_TEST_FAMILY", "qwen2_5_vl")
 EMBEDDED_MODEL = Path(__file__).parents[2] / "vllm_prune" / "embedded" / "model"
 COPIED = (
@@ -107,15 +109,10 @@ VISION = {"depth": 2, "fullatt_block_indexes": [1], "tokens_per_second": 4}
 def write_micro_model(folder: Path, seed: int = 0, family: str = FAMILY) -> Path:
     """Writes the checkpoint into `folder`, which is made if need be, and returns `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    make_config, processing = FAMILIES[family]
     for name in COPIED:
         shutil.copy(EMBEDDED_MODEL / name, folder)
-        if "preprocessor" in name:
-            fields = json.loads((folder / name).read_text()) | processing
-            if name.startswith("video") and "3" in processing["processor_class"]:
-                fields |= QWEN3_VIDEOS
-            (folder / name).write_text(json.dumps(fields))
-    model = AutoModelForImageTextToText.from_config(make_config()).float()
+    config = _write_square_processor(folder, family) if family in SQUARES else _write_patch_processor(folder, family)
+    model = AutoModelForImageTextToText.from_config(config).float()
     randomize(model, seed)
     if family == "qwen3_5_moe":
         center_norms(model.model.language_model)
@@ -125,7 +122,39 @@ def write_micro_model(folder: Path, seed: int = 0, family: str = FAMILY) -> Path
     model.save_pretrained(folder)
     if hasattr(text, "num_experts"):
         transpose_experts(folder / "model.safetensors")
+    if family.startswith("llava"):
+        nest_encoder(folder / "model.safetensors")
     return folder
+
+
+def _write_patch_processor(folder: Path, family: str) -> PreTrainedConfig:
+    make_config, processing = FAMILIES[family]
+    for name in (name for name in COPIED if "preprocessor" in name):
+        fields = json.loads((folder / name).read_text()) | processing
+        if name.startswith("video") and "3" in processing["processor_class"]:
+            fields |= QWEN3_VIDEOS
+        (folder / name).write_text(json.dumps(fields))
+    return make_config()
+
+
+def _write_square_processor(folder: Path, family: str) -> PreTrainedConfig:
+    for name in (name for name in COPIED if "preprocessor" in name):
+        (folder / name).unlink()
+    for name, own in SQUARES[family][1].items():
+        path = folder / name
+        path.write_text(json.dumps((json.loads(path.read_text()) if path.exists() else {}) | own))
+    return square_config(family)
+
+
+def square_config(family: str) -> PreTrainedConfig:
+    """Of a family of `SQUARES`, for the embedded model's vocabulary, in the sizes of `TEXT`."""
+    fields = _fields()
+    for name in ("rope_scaling", "rope_parameters", "layer_types", "model_type"):
+        fields["text_config"].pop(name, None)
+    tokens = {"image": fields["image_token_id"], "video": fields["video_token_id"]}
+    config = SQUARES[family][0](fields["text_config"] | {"architectures": None}, tokens)
+    config.dtype = "float32"
+    return config
 
 
 def transpose_experts(file: Path) -> None:
@@ -134,6 +163,12 @@ def transpose_experts(file: Path) -> None:
     save_file(
         {name: (w.mT if w.ndim == 3 and ".experts." in name else w).contiguous() for name, w in weights.items()}, file
     )
+
+
+def nest_encoder(file: Path) -> None:
+    """Published checkpoints have the vision encoder one level further down than today's `transformers`."""
+    weights, old, new = load_file(file), "vision_tower.", "vision_tower.vision_model."
+    save_file({name if new in name else name.replace(old, new): weight for name, weight in weights.items()}, file)
 
 
 def micro_config() -> Qwen2_5_VLConfig:
@@ -221,7 +256,7 @@ def write_micro_selector(
 ) -> Path:
     """A random selector for the model in `model`, in the folder `into`, or in one there in which no weights are."""
     config = json.loads((model / "config.json").read_text())
-    text = config["text_config"]
+    text = config.get("text_config") or config["llm_config"]
     torch.manual_seed(seed)
     selector = Selector(SelectorConfig(kind=kind, width=text["hidden_size"]))
     if bias is not None:

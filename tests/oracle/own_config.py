@@ -11,13 +11,13 @@ from vllm_prune.config import NO_METHOD, ImageConfig, PruneConfig
 
 from .pixels import new_cells
 from .prompt import Medium, Prompt
+from .squares import encode_square, has_squares
 
 
 def own_configs(model: PreTrainedModel, prompt: Prompt, config: PruneConfig) -> list[PruneConfig]:
     """One for each medium, in which the amounts of an image are numbers of its own."""
-    side = model.config.vision_config.spatial_merge_size
     image, videos = config.image, dataclasses.replace(config, image=None)
-    sizes = [_size(medium, side, image) for medium in prompt.media if medium.kind == "image"]
+    sizes = [_size(model, medium, image) for medium in prompt.media if medium.kind == "image"]
     if image is None:
         return [videos if medium.kind == "video" else PruneConfig() for medium in prompt.media]
     kept = iter(image_targets(image, sizes))
@@ -34,8 +34,11 @@ def looks_at_pixels(medium: Medium, side: int, image: ImageConfig | None) -> boo
     return h * w // side**2 > (image.min_tokens or 0)
 
 
-def _size(medium: Medium, side: int, image: ImageConfig | None) -> int:
+def _size(model: PreTrainedModel, medium: Medium, image: ImageConfig | None) -> int:
     """Tokens that a method chooses from."""
+    if has_squares(model):
+        return encode_square(model, medium).num_tokens
+    side = model.config.vision_config.spatial_merge_size
     if image is not None and image.same_within is not None and looks_at_pixels(medium, side, image):
         return len(new_cells(medium, side, image.same_within))
     t, h, w = medium.grid_thw

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,7 @@ from vllm_prune.methods import VideoTokens
 
 from .positions import medium_extent, step_start, temporal_factor, token_offsets
 from .prompt import Medium, Prompt
+from .squares import has_squares, slots_of
 
 TEXT, PINNED = -1, -2
 """In `Rows.medium`: not of any medium; or of the text that a model puts between the steps of one."""
@@ -68,9 +70,11 @@ class Layout:
     """Which of the prompt's ids are the media's placeholders."""
 
 
-def lay_out(model: PreTrainedModel, prompt: Prompt, tokens: list[VideoTokens]) -> Layout:
-    """The rows of a prompt whose media enter with `tokens`."""
-    placeholders = (model.config.image_token_id, model.config.video_token_id)
+def lay_out(
+    model: PreTrainedModel, prompt: Prompt, tokens: list[VideoTokens], renumbered: Collection[int] = ()
+) -> Layout:
+    """The rows of a prompt whose media enter with `tokens`; those of the media `renumbered` are numbered anew."""
+    placeholders = (model.config.image_token_id, getattr(model.config, "video_token_id", None))
     places = prompt.places
     if places is None:
         places = [index for index, token_id in enumerate(prompt.ids) if token_id in placeholders]
@@ -82,7 +86,14 @@ def lay_out(model: PreTrainedModel, prompt: Prompt, tokens: list[VideoTokens]) -
         if index in places:
             item = _medium_of(model, prompt, medium, token_id)
             t_factor = temporal_factor(item, tokens_per_second)
-            if item.text:
+            if has_squares(model):
+                rows, extent = _slots(model, item, tokens[medium], medium, position)
+                if medium in renumbered:
+                    extent = len(rows)
+                    rows = dataclasses.replace(rows, positions=(torch.arange(extent) + position).expand(3, -1))
+                parts.append(rows)
+                position += extent
+            elif item.text:
                 parts.append(_steps(model, item, tokens[medium], medium, position))
                 position += step_start(item.text, tokens[medium].grid_thw, len(item.text))
                 position -= max(tokens[medium].grid_thw[1:])
@@ -100,7 +111,7 @@ def lay_out(model: PreTrainedModel, prompt: Prompt, tokens: list[VideoTokens]) -
 
 
 def _medium_of(model: PreTrainedModel, prompt: Prompt, index: int, token_id: int) -> Medium:
-    kind = "video" if token_id == model.config.video_token_id else "image"
+    kind = "video" if token_id == getattr(model.config, "video_token_id", None) else "image"
     if index >= len(prompt.media) or prompt.media[index].kind != kind:
         raise ValueError(f"placeholder {index} is of kind {kind!r}, and media[{index}] is not")
     return prompt.media[index]
@@ -112,6 +123,16 @@ def _medium_rows(model: PreTrainedModel, tokens: VideoTokens, index: int, start:
     positions = token_offsets(tokens.grid, t_factor) + start
     added = torch.stack(levels) if levels else embeds.new_empty(0, *embeds.shape)
     return Rows(embeds, positions, torch.full_like(number, index), number, added)
+
+
+def _slots(model: PreTrainedModel, medium: Medium, tokens: VideoTokens, index: int, start: int) -> tuple[Rows, int]:
+    """A medium whose slots are one position apart, and how many it has; newlines and text stay between the tokens."""
+    slots, places, others, extent = slots_of(model, medium, tokens)
+    cells = _medium_rows(model, tokens, index, 0, 1.0)
+    cells = dataclasses.replace(cells, positions=(slots + start).expand(3, -1))
+    mark = torch.full_like(places, PINNED)
+    pinned = Rows(others, (places + start).expand(3, -1), mark, mark, others.new_empty(0, *others.shape))
+    return join([cells, pinned]).select(torch.cat((slots, places)).argsort()), extent
 
 
 def _steps(model: PreTrainedModel, medium: Medium, tokens: VideoTokens, index: int, start: int) -> Rows:

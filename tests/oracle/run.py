@@ -61,18 +61,20 @@ def run_oracle(
     max_new_tokens: int,
     selectors: Mapping[str | int, Selector] | None = None,
     chooser: PreTrainedModel | None = None,
+    contiguous: bool = False,
 ) -> OracleResult:
     """Prefill under `config` and `max_new_tokens` (>= 1) greedy steps.
 
     `selectors`: those of the server, by where they read. `chooser`: by whose embeddings a question chooses; None:
-    `model`'s.
+    `model`'s. `contiguous`: media of which no question chooses tokens are numbered anew.
     """
     configs = own_configs(model, prompt, config)
     tokens = [
         entering_tokens(model, medium, own, config.image) for medium, own in zip(prompt.media, configs, strict=True)
     ]
     tokens, chosen = choose(chooser or model, prompt, configs, tokens, selectors or {})
-    layout = lay_out(model, prompt, tokens)
+    renumbered = [i for i, own in enumerate(configs) if contiguous and not own.query_aware]
+    layout = lay_out(model, prompt, tokens, renumbered)
     pruning = plan_pruning(model, prompt, configs, tokens, selectors or {})
     cache = KVCache(model.config.text_config)
     hidden, rows = prefill(model, prompt, layout, pruning, cache)

@@ -20,6 +20,7 @@ from vllm_prune.methods import VideoTokens, compact, create
 from .own_config import looks_at_pixels
 from .pixels import encoded_image, merged_cells
 from .prompt import Medium
+from .squares import encode_square, has_squares
 
 
 def entering_tokens(
@@ -27,6 +28,8 @@ def entering_tokens(
 ) -> VideoTokens:
     """The N1 tokens of a medium that enter the language model. `image`: what is said of all images."""
     width = model.config.text_config.hidden_size
+    if has_squares(model):
+        return merge(encode_square(model, medium), config, width)
     side = model.config.vision_config.spatial_merge_size
     if image is not None and image.same_within is not None and looks_at_pixels(medium, side, image):
         return select(encoded_image(model, medium, image.same_within), config, width)

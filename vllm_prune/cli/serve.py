@@ -20,7 +20,7 @@ from vllm_prune.config import PRESETS, OverridePolicy, PruneConfig, check_overri
 from vllm_prune.embedded import LISTED, NAMES, resolve
 from vllm_prune.gpus import list_gpus
 from vllm_prune.media.policy import ALL, DEFAULT, OPTIONAL, VARIABLE, parse_containers
-from vllm_prune.override import ServerSettings
+from vllm_prune.override import KEPT, POSITIONS, ServerSettings
 from vllm_prune.page.enable import allowed_plugins, trace_folder
 from vllm_prune.serving.wire.features import DEFAULT_LAYERS, parse_layers
 from vllm_prune.trace_limits import TraceLimits
@@ -79,6 +79,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "what leaves the last (default: 0,-1)",
     )
     parser.add_argument(
+        "--prune-positions",
+        choices=POSITIONS,
+        default=KEPT,
+        help="of tokens that stay, in a decoder with plain RoPE (LLaVA, InternVL): those of the unpruned prompt, or "
+        "one after the other where no question chooses, as papers on such methods have it (default: %(default)s)",
+    )
+    parser.add_argument(
         "--prune-log",
         action="store_true",
         help="describe in the log, for every request with videos, what was found, pruned and reused, and the times",
@@ -117,6 +124,7 @@ def run(args: argparse.Namespace) -> int:
             "selector": args.prune_selector,
             "dense_tokens": args.prune_dense_tokens,
             "feature_layers": parse_layers(args.prune_features),
+            "positions": args.prune_positions,
         }
         command = serve_command(args.model, args.prune, args.prune_override, args.passed_on, **options)
         check_port(args.passed_on)
@@ -147,6 +155,7 @@ def serve_command(
     selector: list[str] | None = None,
     dense_tokens: int | None = None,
     feature_layers: tuple[int, ...] = DEFAULT_LAYERS,
+    positions: str = KEPT,
 ) -> list[str]:
     """The equivalent `vllm serve` command line.
 
@@ -161,7 +170,9 @@ def serve_command(
             rest = ["--served-model-name", model, *rest]
         model = resolve(model)
     check_ray(rest)
-    own = hf_overrides(model, prune, override, trace, log, trace_limits, selector, dense_tokens, feature_layers)
+    own = hf_overrides(
+        model, prune, override, trace, log, trace_limits, selector, dense_tokens, feature_layers, positions
+    )
     overrides = {**given, **own}
     settings = ServerSettings(config=PruneConfig.parse(prune), override=check_override_policy(override))
     for option in added_options(settings.may_query, rest, list_gpus()):

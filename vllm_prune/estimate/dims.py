@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vllm_prune.estimate.squares import SquareDims, encoder_depth, parse_squares, text_fields
 from vllm_prune.estimate.text_dims import EstimateError, TextDims, parse_text, size_of
 from vllm_prune.hub import read_config_fields
-from vllm_prune.serving.wire.architectures import STEP_TEXT, families
+from vllm_prune.serving.wire.architectures import STEP_TEXT, VIDEO_PINS, families
 
 _DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "fp8": 1, "float8_e4m3fn": 1, "float8_e5m2": 1}
 
@@ -34,6 +35,8 @@ class VisionDims:
     """Whether the MLP of a block has a gate, and so three matrices in place of two."""
     levels: int = 0
     """Blocks whose output goes through a merger of its own, for later layers of the decoder."""
+    squares: SquareDims | None = None
+    """Where frames and images are squares of one size."""
 
     @property
     def token_pixels(self) -> int:
@@ -53,6 +56,8 @@ class VisionDims:
     @property
     def merger_parameters(self) -> int:
         """Matrix elements that one token is multiplied with at the end, and behind each of `levels`."""
+        if self.squares is not None:
+            return self.squares.projector_parameters
         wide = self.hidden * self.merge**2
         return (1 + self.levels) * wide * (wide + self.out)
 
@@ -66,6 +71,9 @@ class ModelDims:
     dtype_bytes: int
     step_text: int = 0
     """Tokens of text around each step of a video, which nothing prunes."""
+
+    video_pins: int = 0
+    """Rows that the encoder adds behind a video, likewise."""
 
     @property
     def step_text_most(self) -> int:
@@ -129,13 +137,15 @@ def parse_dims(config: Mapping[str, Any]) -> ModelDims:
             f"architectures={architectures!r} (model_type={config.get('model_type')!r}): cannot be estimated; "
             f"supported: {', '.join(sorted(families()))}"
         )
-    text = config.get("text_config") or config
+    text = text_fields(config)
+    squares = parse_squares(architectures[0], config, size_of(text, "hidden_size"))
     dtype = str(config.get("dtype") or config.get("torch_dtype") or text.get("dtype") or "bfloat16")
     return ModelDims(
         text=parse_text(text, bool(config.get("tie_word_embeddings", False))),
-        vision=_parse_vision(config.get("vision_config") or {}),
+        vision=_parse_vision(config.get("vision_config") or {}) if squares is None else _square_vision(config, squares),
         dtype_bytes=bytes_of(dtype.removeprefix("torch.")),
         step_text=STEP_TEXT.get(architectures[0], 0),
+        video_pins=VIDEO_PINS.get(architectures[0], 0),
     )
 
 
@@ -165,4 +175,25 @@ def _parse_vision(fields: Mapping[str, Any]) -> VisionDims:
         full_attention=frozenset(whole),
         levels=len(levels or ()),
         gated=fields.get("hidden_act", "quick_gelu" if own_width else "silu") == "silu",
+    )
+
+
+def _square_vision(config: Mapping[str, Any], squares: SquareDims) -> VisionDims:
+    """Every block attends over one square."""
+    fields = config.get("vision_config") or {}
+    patch = fields.get("patch_size", 14)
+    depth = encoder_depth(config, fields)
+    return VisionDims(
+        hidden=size_of(fields, "hidden_size"),
+        depth=depth,
+        mlp=size_of(fields, "intermediate_size"),
+        out=size_of(text_fields(config), "hidden_size"),
+        channels=size_of(fields, "num_channels", 3),
+        patch_pixels=patch if isinstance(patch, int) else patch[0],
+        temporal_patch=1,
+        merge=1,
+        window_pixels=0,
+        full_attention=frozenset(range(depth)),
+        gated=False,
+        squares=squares,
     )

@@ -167,12 +167,15 @@ def estimate(dims: ModelDims, request: Request, config: PruneConfig, limits: Pix
 def _counts(dims: ModelDims, grid: tuple[int, int, int], config: PruneConfig) -> tuple[TokenCounts, Flops]:
     """Of a video under `config`, with the encoder's work."""
     num_tokens = grid[0] * grid[1] * grid[2]
-    return plan_counts(config.of_videos, num_tokens, None, grid[0] * dims.step_text), encoder_flops(dims.vision, grid)
+    pinned = grid[0] * dims.step_text + dims.video_pins
+    return plan_counts(config.of_videos, num_tokens, None, pinned), encoder_flops(dims.vision, grid)
 
 
 def _estimate_images(dims: ModelDims, request: Request, config: PruneConfig, limits: PixelLimits | None) -> Estimate:
     """To the vision encoder, images of one size are the frames of a video; each is pruned by itself."""
-    _, height, width = VideoShape(1, request.video.height, request.video.width).grid(dims.vision, limits)
+    _, height, width = VideoShape(1, request.video.height, request.video.width).grid(
+        dims.vision, limits, of_images=True
+    )
     grid = (request.images, height, width)
     sizes = [height * width] * request.images
     choice, own = PruneConfig(), [PruneConfig()] * request.images

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vllm_prune.estimate.dims import VisionDims
+from vllm_prune.estimate.squares import SquareDims
 from vllm_prune.estimate.text_dims import TextDims
 
 
@@ -37,6 +38,8 @@ class Flops:
 def encoder_flops(vision: VisionDims, grid: tuple[int, int, int]) -> Flops:
     """The vision encoder over a video of `grid` (t, h, w) tokens."""
     steps, rows, columns = grid
+    if vision.squares is not None:
+        return _square_flops(vision, vision.squares, steps)
     tokens = steps * rows * columns
     patches = tokens * vision.merge**2
     linear = 2 * patches * (vision.patch_embed_parameters + vision.depth * vision.block_parameters)
@@ -44,6 +47,14 @@ def encoder_flops(vision: VisionDims, grid: tuple[int, int, int]) -> Flops:
     full = sum(block in vision.full_attention for block in range(vision.depth))
     pairs = full * (rows * columns) ** 2 + (vision.depth - full) * _window_pairs(vision, rows, columns)
     return Flops(linear, 4 * vision.hidden * steps * pairs * vision.merge**4)
+
+
+def _square_flops(vision: VisionDims, squares: SquareDims, count: int) -> Flops:
+    """The encoder over `count` squares: each attends to itself."""
+    linear = squares.patches**2 * vision.patch_embed_parameters
+    linear += vision.depth * squares.sequence * vision.block_parameters
+    linear += squares.projected * squares.projector_parameters
+    return Flops(2 * count * linear, 4 * vision.hidden * count * vision.depth * squares.sequence**2)
 
 
 def _window_pairs(vision: VisionDims, rows: int, columns: int) -> int:

@@ -50,13 +50,20 @@ class VideoShape:
             raise EstimateError(f"frames={frames!r}: must be 1 or more")
         return cls(frames, int(parts[-1]), int(parts[0]))
 
-    def grid(self, vision: VisionDims, limits: PixelLimits | None = None) -> tuple[int, int, int]:
+    def grid(
+        self, vision: VisionDims, limits: PixelLimits | None = None, of_images: bool = False
+    ) -> tuple[int, int, int]:
         """(t, h, w) in tokens. Without `limits`, frames keep their size, rounded to whole tokens.
+
+        `of_images`: whether they are images; of weight only to models that see squares of one size.
 
         >>> from vllm_prune.estimate.dims import read_dims
         >>> VideoShape(63, 450, 448).grid(read_dims("embedded").vision)
         (32, 16, 16)
         """
+        if vision.squares is not None:
+            side = vision.squares.side_of(of_images)
+            return self.frames, side, side
         steps = -(-self.frames // vision.temporal_patch)
         if limits is not None and limits.of_all_frames:
             counted = max(1, round(self.frames / vision.temporal_patch)) * vision.temporal_patch

@@ -16,6 +16,7 @@ from vllm_prune.override import ServerSettings
 from vllm_prune.serving.combinations import check_pruning
 from vllm_prune.serving.refusals import check_requested, hidden_encoder, undivided_decoder
 from vllm_prune.serving.wire.decoder_layers import pruning_layers
+from vllm_prune.serving.wire.positions import ask_for_positions, write_position_table
 from vllm_prune.serving.wire.selector_file import check_selectors, needed_digests
 from vllm_prune.serving.wire.settings import (
     REQUEST_KEY,
@@ -52,6 +53,8 @@ class PruneConfigHook(Hooked, VerifyAndUpdateConfig):
             )
         if settings.may_prune:
             mm_config.video_pruning_rate = _PRUNING_ENABLED
+        if not model_config.uses_mrope:
+            ask_for_positions(model_config.hf_config)
         check_selectors(model_config)
 
     @staticmethod
@@ -73,7 +76,9 @@ class PruneConfigHook(Hooked, VerifyAndUpdateConfig):
         scheduler = vllm_config.scheduler_config
         max_step_tokens = min(scheduler.max_num_batched_tokens, scheduler.max_num_scheduled_tokens or sys.maxsize)
         limits = StepLimits(max_step_tokens, _max_dense_tokens(settings, max_step_tokens))
-        write_step_limits(vllm_config.model_config.hf_config, limits)
+        model = vllm_config.model_config
+        write_step_limits(model.hf_config, limits)
+        write_position_table(model.hf_config, model.hf_text_config, model.max_model_len)
 
 
 def _check_decoder_and_encoder(part: PruneConfig, undivided: str, hidden: str) -> None:

@@ -11,7 +11,7 @@ from vllm.multimodal.processing import BaseMultiModalProcessor
 from vllm_prune.config import PruneConfig, PruneConfigError, check_parts
 from vllm_prune.layout import MediumLayout
 from vllm_prune.media.errors import UnusableVideo
-from vllm_prune.override import ServerSettings
+from vllm_prune.override import CONTIGUOUS, ServerSettings
 from vllm_prune.serving.api.embeddings_check import check_embeddings
 from vllm_prune.serving.api.encoder_check import check_encoder_is_readable
 from vllm_prune.serving.api.pixel_plan import PixelFormat
@@ -38,6 +38,8 @@ class FamilyProcessor(BaseMultiModalProcessor[Any]):
     """What the chat format puts between a question and the reply, where rendering the chat template does not tell."""
     fewest_frames: ClassVar[int] = 1
     """That a video may have; more than 1 where the Hugging Face processor does not fill up the first step."""
+    may_renumber: ClassVar[bool] = False
+    """Whether positions have one dimension, in which tokens that stay may be numbered anew."""
     plans_on_pixels: ClassVar[bool] = True
     """Whether the model's encoder can leave out cells (`PatchMediaMixin.encode_cells`)."""
 
@@ -83,9 +85,13 @@ class FamilyProcessor(BaseMultiModalProcessor[Any]):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.settings: ServerSettings = read_settings(self.info.get_hf_config())
-        self.merge: int = self.info.get_hf_config().vision_config.spatial_merge_size
+        self.merge: int = getattr(self.info.get_hf_config().vision_config, "spatial_merge_size", 1)
         processor = self.info.get_hf_processor()
         self.turn = derive_turn_format(self.info.get_tokenizer(), processor, self.reply_header)
+        if self.settings.positions == CONTIGUOUS and not self.may_renumber:
+            raise PruneConfigError(
+                f"positions={CONTIGUOUS!r}: the positions of this model's media are those of a grid; leave it out"
+            )
         self.check_can_serve(self.settings.config)
 
     def grid(self, data: Any, index: int) -> tuple[int, int, int]:
@@ -153,6 +159,7 @@ class FamilyProcessor(BaseMultiModalProcessor[Any]):
             turn=self.turn,
             trace_key=trace_key,
             selectors=tuple(needed_digests(config, self.info.ctx.model_config)),
+            contiguous=self.settings.positions == CONTIGUOUS,
         )
 
     def check_can_serve(self, config: PruneConfig) -> None:

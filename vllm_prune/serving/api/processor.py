@@ -25,6 +25,7 @@ from vllm.multimodal.processing.processor import MultiModalProcessingResult
 from vllm_prune.config import PruneConfig, PruneConfigError
 from vllm_prune.hook import Hooked, hook
 from vllm_prune.methods.still_cells import StillPlan
+from vllm_prune.override import CONTIGUOUS
 from vllm_prune.serving.api.aspect_ratio import told_with_its_size
 from vllm_prune.serving.api.encoder_check import check_encoder_runs
 from vllm_prune.serving.api.frame_limit import limit_frames
@@ -33,7 +34,7 @@ from vllm_prune.serving.api.length_check import check_length
 from vllm_prune.serving.api.metrics import observe_refusal
 from vllm_prune.serving.api.missing_places import told_as_a_mistake_of_the_client
 from vllm_prune.serving.api.pixel_plan import config_for, encoded_cells, keep_encoded, plan_video
-from vllm_prune.serving.api.position_check import check_positions, last_position
+from vllm_prune.serving.api.position_check import check_positions, check_table, last_position
 from vllm_prune.serving.api.prompt_facts import FACTS_KEY, PromptMedium
 from vllm_prune.serving.api.prompt_media import MediumPlaceholders, chosen_inside, frames_seen, layouts_of, media_of
 from vllm_prune.serving.api.prune_inputs import (
@@ -46,6 +47,7 @@ from vllm_prune.serving.api.prune_inputs import (
 )
 from vllm_prune.serving.api.sent_media import KnownItem
 from vllm_prune.serving.api.span_check import check_spans
+from vllm_prune.serving.wire.positions import read_position_table
 from vllm_prune.serving.wire.request_spec import CELLS_FIELD, FIELD, VideoSpec
 from vllm_prune.serving.wire.settings import REQUEST_KEY, SHARE_KEY, TRACE_KEY, read_step_limits
 
@@ -101,6 +103,8 @@ class PruningProcessorMixin(Hooked, ImageSpecs):
         model = self.info.ctx.model_config
         check_length(len(processed["prompt_token_ids"]), counts, model.max_model_len)
         check_positions(layouts_of(places), model.max_model_len, last_position(model.hf_text_config))
+        left_out = sum(each.positions_left_out(self.settings.positions == CONTIGUOUS) for each in counts)
+        check_table(len(processed["prompt_token_ids"]), left_out, read_position_table(self.info.get_hf_config()))
         chosen = chosen_inside(media, request_config(inputs.hf_processor_mm_kwargs))
         if chosen:
             assert self.turn is not None  # `check_can_serve` sees to it

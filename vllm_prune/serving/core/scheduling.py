@@ -8,6 +8,7 @@ from typing import Any
 
 from vllm_prune.serving.core.encoder_accounting import begin_request, release
 from vllm_prune.serving.core.spans import RequestSpan, dense_request_spans
+from vllm_prune.serving.wire.positions import read_position_table
 from vllm_prune.serving.wire.request_spec import read_spec
 from vllm_prune.serving.wire.settings import read_step_limits
 from vllm_prune.spans import clip_hit, clip_to_spans
@@ -30,6 +31,7 @@ def schedule_encoder_inputs(
         num_new_tokens: What the step's budget allows.
         original: vLLM's own way, given a number of tokens; it may lower the number.
     """
+    limit_positions(request, read_position_table(scheduler.vllm_config.model_config.hf_config))
     spans = dense_request_spans(request)
     allowed = _allowed_tokens(scheduler, spans, computed, num_new_tokens)
     begin_request(scheduler.encoder_cache_manager)
@@ -39,6 +41,20 @@ def schedule_encoder_inputs(
         release(scheduler.encoder_cache_manager, request, computed + tokens)
     _book_dense_rows(scheduler, spans, computed, tokens)
     return inputs, tokens, _true_budget(request, inputs, budget), *others
+
+
+def limit_positions(request: Any, table: int | None) -> None:
+    """Ends a reply where the decoder knows no more positions; it goes on behind those of the unpruned prompt.
+
+    Args:
+        request: vLLM's, with media, before its first step.
+        table: Positions that the decoder knows; None: enough.
+    """
+    if table is None:
+        return
+    specs = [spec for feature in request.mm_features if (spec := read_spec(feature)) is not None]
+    unpruned = request.num_prompt_tokens + sum(spec.positions_left_out for spec in specs)
+    request.max_tokens = min(request.max_tokens, max(1, table - unpruned))
 
 
 def _allowed_tokens(scheduler: Any, spans: list[RequestSpan], computed: int, num_new_tokens: int) -> int:

@@ -15,6 +15,10 @@ ENTRY_POINT_GROUP = "vllm_prune.families"
 
 _ROOM = "vllm_prune.serving.families"
 _BUILT_IN = {
+    "InternVLForConditionalGeneration": f"{_ROOM}.internvl:PruneInternVLForConditionalGeneration",
+    "LlavaForConditionalGeneration": f"{_ROOM}.llava:PruneLlavaForConditionalGeneration",
+    "LlavaNextForConditionalGeneration": f"{_ROOM}.llava_next:PruneLlavaNextForConditionalGeneration",
+    "LlavaOnevisionForConditionalGeneration": f"{_ROOM}.llava_onevision:PruneLlavaOnevisionForConditionalGeneration",
     "Qwen2VLForConditionalGeneration": f"{_ROOM}.qwen2_vl:PruneQwen2VLForConditionalGeneration",
     "Qwen2_5_VLForConditionalGeneration": f"{_ROOM}.qwen2_5_vl:PruneQwen2_5_VLForConditionalGeneration",
     "Qwen3VLForConditionalGeneration": f"{_ROOM}.qwen3_vl:PruneQwen3VLForConditionalGeneration",
@@ -28,8 +32,13 @@ STEP_TEXT = {
     "Qwen3VLMoeForConditionalGeneration": 9,
     "Qwen3_5ForConditionalGeneration": 9,
     "Qwen3_5MoeForConditionalGeneration": 9,
+    "InternVLForConditionalGeneration": 7,
 }
-"""Tokens of text around each step of a video, on average: `<12.5 seconds>` is 6 to 8 of Qwen's, and two marks."""
+"""Tokens of text around each step of a video, on average: `<12.5 seconds>` is 6 to 8 of Qwen's, and two marks;
+`Frame12: ` is about 5, and two."""
+
+VIDEO_PINS = {"LlavaOnevisionForConditionalGeneration": 1}
+"""Rows that the vision encoder adds behind a video."""
 
 
 @functools.cache

@@ -43,6 +43,8 @@ class VideoSpec:
     """The identity that the request gave its trace (see `trace_key.py`)."""
     selectors: tuple[str, ...] = ()
     """Digests of the learned selectors that score its tokens, in the order of the choices."""
+    contiguous: bool = False
+    """Whether the rows that stay have positions one after the other, where no question chooses among them."""
 
     @property
     def num_tokens(self) -> int:
@@ -55,6 +57,21 @@ class VideoSpec:
         return plan_counts(self.config, self.num_tokens, self.per_frame, self.layout.num_pinned)
 
     @property
+    def renumbered(self) -> bool:
+        """Whether what stays of it has positions of its own, and not those of the unpruned prompt."""
+        return self.contiguous and self.counts.kept == self.counts.carried
+
+    @property
+    def prompt_layout(self) -> MediumLayout:
+        """By which the prompt's positions go."""
+        return MediumLayout((1, 1, self.counts.rows), rope="sequential") if self.renumbered else self.layout
+
+    @property
+    def positions_left_out(self) -> int:
+        """Positions that the prompt has beyond its rows, because of this medium."""
+        return self.counts.positions_left_out(self.contiguous)
+
+    @property
     def keeps_all(self) -> bool:
         """Whether no token goes; its prompt is the unpruned one then, its rows are the encoder's own."""
         return self.counts.kept == self.counts.total
@@ -64,6 +81,7 @@ class VideoSpec:
         turn = None if self.turn is None else asdict(self.turn)
         fields: dict[str, Any] = {"layout": self.layout.to_dict(), "per_frame": self.per_frame, "turn": turn}
         fields |= {"config": self.config.to_dict(), "trace_key": self.trace_key, "selectors": self.selectors}
+        fields["contiguous"] = self.contiguous
         return torch.frombuffer(bytearray(json.dumps(fields).encode()), dtype=torch.uint8)
 
     @classmethod
@@ -96,4 +114,5 @@ def _decode(data: bytes) -> VideoSpec:
         turn=turn and _read_turn(turn),
         trace_key=None if fields["trace_key"] is None else checked(fields["trace_key"]),
         selectors=tuple(fields["selectors"]),
+        contiguous=fields["contiguous"],
     )

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from vllm_prune.config import PruneConfig, PruneConfigError, check_override_policy
-from vllm_prune.override import ServerSettings, check_dense_tokens
+from vllm_prune.override import KEPT, ServerSettings, check_dense_tokens, check_positions_policy
 from vllm_prune.serving.wire.features import DEFAULT_LAYERS
 from vllm_prune.trace_limits import TraceLimits
 
@@ -22,7 +22,17 @@ TRACE_KEY = "prune_trace_key"
 """Under which the processor keeps a request's trace key, apart from the resolved configuration."""
 SHARE_KEY = "prune_image_share"
 """Under which the processor keeps what a total over a request's images means for each."""
-_KEYS = ("config", "override", "trace", "trace_limits", "selector", "dense_tokens", "log", "feature_layers")
+_KEYS = (
+    "config",
+    "override",
+    "trace",
+    "trace_limits",
+    "selector",
+    "dense_tokens",
+    "log",
+    "feature_layers",
+    "positions",
+)
 _STEP_LIMITS = "vllm_prune_step_limits"
 _HIDDEN_ENCODER = "vllm_prune_hidden_encoder"
 _UNDIVIDED_DECODER = "vllm_prune_undivided_decoder"
@@ -59,6 +69,7 @@ def read_settings(hf_config: Any) -> ServerSettings:
         trace_limits=limits,
         selectors=_read_selectors(value.get("selector", [])),
         dense_tokens=check_dense_tokens(value.get("dense_tokens")),
+        positions=check_positions_policy(value.get("positions", KEPT)),
         log=log,
         feature_layers=_read_layers(value.get("feature_layers", list(DEFAULT_LAYERS))),
     )
@@ -99,6 +110,8 @@ def settings_to_hf_override(settings: ServerSettings) -> dict[str, Any]:
         fields["selector"] = list(settings.selectors)
     if settings.dense_tokens is not None:
         fields["dense_tokens"] = settings.dense_tokens
+    if settings.positions != KEPT:
+        fields["positions"] = settings.positions
     if settings.log:
         fields["log"] = True
     if settings.feature_layers != DEFAULT_LAYERS:

@@ -82,7 +82,8 @@ class EncoderRows:
         begin = time.perf_counter()
         features, pinned = self._split(features, layout)
         tokens = place_tokens(features, layout.grid, cells)
-        info = MediumInfo(layout, counts, spec.config.to_json(), turn=spec.turn)
+        renumbered = spec.prompt_layout if spec.renumbered else None
+        info = MediumInfo(layout, counts, spec.config.to_json(), turn=spec.turn, renumbered=renumbered)
         with notes.merging(features.device):
             selection = select_tokens(tokens, spec.config, counts, self._width, attention)
         if isinstance(selection, str):
@@ -135,6 +136,8 @@ class EncoderRows:
     ) -> torch.Tensor:
         count = info.counts.rows
         features, slots, groups = _join(features, pinned, cells, groups, info.layout)
+        if info.renumbered is not None:
+            info, slots = dataclasses.replace(info, layout=info.renumbered), torch.arange(count, device=slots.device)
         return self.media.attach(info, lambda number: carrier.pack(features, slots, groups, count, number))
 
     def _failed(self, pinned: torch.Tensor, info: MediumInfo) -> torch.Tensor:

@@ -33,6 +33,8 @@ class MediumInfo:
 
     turn: TurnFormat | None = None
     """How questions end, where one has a say."""
+    renumbered: MediumLayout | None = None
+    """Of the rows that stay, where they have positions of their own."""
 
     @property
     def query_aware(self) -> bool:
