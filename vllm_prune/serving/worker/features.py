@@ -20,7 +20,7 @@ from vllm.tasks import PoolingTask
 from vllm.v1.pool.metadata import PoolingMetadata
 
 from vllm_prune.config import PruneConfigError
-from vllm_prune.hook import hook
+from vllm_prune.hook import Hooked, hook
 from vllm_prune.serving.wire.digits import DIGITS, to_digits
 from vllm_prune.serving.wire.features import KEY, served_layers
 from vllm_prune.serving.wire.settings import read_settings
@@ -28,7 +28,7 @@ from vllm_prune.serving.worker.dense.captured import CapturedLayers
 from vllm_prune.serving.worker.model import PruningModelMixin
 
 
-class FeaturesPooler(Pooler):
+class FeaturesPooler(Hooked, Pooler):
     """Gives a finished request the rows [L, C + 3] of its prompt at the layer that it asked for, and their slots."""
 
     def __init__(self, layers: Sequence[int], width: int) -> None:
@@ -37,10 +37,12 @@ class FeaturesPooler(Pooler):
         self._all_rows = AllPool()
         self._layers, self._width = list(layers), width
 
+    @hook
     def get_supported_tasks(self) -> Set[PoolingTask]:
         """Token by token only."""
         return {"token_embed"}
 
+    @hook
     def forward(self, hidden_states: torch.Tensor, pooling_metadata: PoolingMetadata) -> PoolerOutput:
         """For each request its rows, or None where its prompt goes on in a later step."""
         prompts = self._all_rows(hidden_states, pooling_metadata)
