@@ -62,6 +62,7 @@ def main() -> None:
     parser.add_argument("--keep", type=float, nargs="+", default=[1.0, 0.25, 0.12])
     parser.add_argument("--draws", type=int, default=4)
     args = parser.parse_args()
+    torch.set_num_threads(1)
     lines = [line for keep in args.keep for line in measure(args.folder, keep, args.draws)]
     for line in lines:
         what = f"{line['tokens']:.0f} tokens, {line['steps']:.0f} steps" if line["steps"] else "mean of all paths"

@@ -152,8 +152,10 @@ def main() -> None:
     parser.add_argument("--keep", type=float, default=0.12)
     parser.add_argument("--url", default="http://localhost:8000")
     parser.add_argument("--clips", type=int, default=9)
+    parser.add_argument("--threads", type=int, default=1, help="of PyTorch in the policy")
     parser.add_argument("--picture", type=Path, default=Path("stages.png"))
     args = parser.parse_args()
+    torch.set_num_threads(args.threads)
     lines = [profile_variant(args.folder, args.keep, args.url, variant, args.clips) for variant in VARIANTS]
     print(write_table(lines))
     machine = {"cores": os.cpu_count(), "threads": torch.get_num_threads(), "processor": platform.processor()}

@@ -11,7 +11,7 @@ import torch
 from policy import TRAIN_STEPS, TrajectoryPolicy, make_scheduler, to_model
 
 
-def train(file: Path, steps: int, batch: int = 64, seed: int = 0) -> TrajectoryPolicy:
+def train(file: Path, steps: int, batch: int = 32, seed: int = 0) -> TrajectoryPolicy:
     """A trained policy; prints the loss on the way."""
     torch.manual_seed(seed)
     data = {name: torch.from_numpy(value).float() for name, value in np.load(file).items()}
@@ -41,12 +41,11 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("file", type=Path)
-    parser.add_argument("--steps", type=int, default=2500)
-    parser.add_argument("--threads", type=int, default=0, help="of PyTorch (default: its own)")
+    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--threads", type=int, default=1, help="of PyTorch; the policy is too small for more")
     parser.add_argument("-o", "--out", type=Path, required=True)
     args = parser.parse_args()
-    if args.threads:
-        torch.set_num_threads(args.threads)
+    torch.set_num_threads(args.threads)
     torch.save(train(args.file, args.steps).state_dict(), args.out)
 
 
