@@ -117,6 +117,11 @@ def test_a_secret_that_looks_like_an_option_is_refused_without_repeating_it(caps
     ]
 
 
+@pytest.mark.parametrize("words", [["use", "-1"], ["--x", "-1"], ["-"], ["--option", "--other"]])
+def test_what_looks_like_an_option_and_hides_nothing_is_shown(words):
+    assert masked(words) == words
+
+
 def test_what_is_no_secret_is_printed_as_given(capsys, model):
     options = [
         "--hf-overrides",

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from vllm_prune.budget import plan_counts
+from vllm_prune.cli.main import main
 from vllm_prune.config import PruneConfig, PruneConfigError
 from vllm_prune.engine import engine_args
 from vllm_prune.features import FeaturesClient, FeaturesError
@@ -87,6 +88,12 @@ def test_layers_of_the_options_reach_the_settings():
     assert served_layers(settings.feature_layers, 6) == (0, 2, 6)
     with pytest.raises(PruneConfigError, match="the model has 1 decoder layers"):
         served_layers(settings.feature_layers, 1)
+
+
+def test_layers_that_the_model_does_not_have_end_the_start_before_a_model_is_loaded(capsys):
+    options = ["--runner", "pooling", "--prune-features", "0,99", "--gpu-memory-utilization", "0.1", "--dry-run"]
+    assert main(["serve", "embedded", *options]) == 2
+    assert "feature_layers=99: the model has" in capsys.readouterr().err
 
 
 def answer(**changes: object) -> dict[str, object]:

@@ -116,6 +116,8 @@ def _masked_line(line: str) -> str:
         words = shlex.split(line)
     except ValueError:  # quotes that do not end
         return MASK if _SECRET_WORD.search(line) else line
+    if words == [line]:  # such as a negative number
+        return line
     hidden = masked(words)
     return line if hidden == words else shlex.join(hidden)
 

@@ -9,6 +9,8 @@ from vllm.config import VllmConfig
 
 from vllm_prune.config import QUESTION, PruneConfigError
 from vllm_prune.override import ServerSettings
+from vllm_prune.serving.wire.features import served_layers
+from vllm_prune.serving.wire.settings import read_settings
 
 TOKEN_DRAFTERS = ("ngram", "ngram_gpu")
 """Methods of speculative decoding that draft from token ids alone."""
@@ -41,6 +43,18 @@ def check_pruning(vllm_config: VllmConfig, settings: ServerSettings) -> None:
         )
     if any(part.method == QUESTION for part in settings.config.parts):
         _check_connector(vllm_config)
+
+
+def check_features(vllm_config: VllmConfig) -> None:
+    """Raises for a server of features that cannot hand them out.
+
+    Raises:
+        PruneConfigError: Names the field, the reason and the remedy.
+    """
+    model = vllm_config.model_config
+    if model.runner_type == "pooling":
+        served_layers(read_settings(model.hf_config).feature_layers, model.get_total_num_hidden_layers())
+        _check_stages(vllm_config)
 
 
 def _check_stages(vllm_config: VllmConfig) -> None:

@@ -13,7 +13,7 @@ from vllm.model_executor.models.config import VerifyAndUpdateConfig
 from vllm_prune.config import PruneConfig, PruneConfigError, check_parts
 from vllm_prune.hook import Hooked, hook
 from vllm_prune.override import ServerSettings
-from vllm_prune.serving.combinations import check_pruning
+from vllm_prune.serving.combinations import check_features, check_pruning
 from vllm_prune.serving.refusals import check_requested, hidden_encoder, undivided_decoder
 from vllm_prune.serving.wire.decoder_layers import pruning_layers
 from vllm_prune.serving.wire.positions import ask_for_positions, write_position_table
@@ -60,7 +60,8 @@ class PruneConfigHook(Hooked, VerifyAndUpdateConfig):
     @staticmethod
     @hook
     def verify_and_update_config(vllm_config: VllmConfig) -> None:
-        """Refuses what pruning would make silently wrong."""
+        """Refuses what pruning would make silently wrong, and features that there are not."""
+        check_features(vllm_config)
         if not vllm_config.model_config.get_multimodal_config().is_multimodal_pruning_enabled():
             return
         settings = read_settings(vllm_config.model_config.hf_config)
