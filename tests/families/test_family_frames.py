@@ -17,6 +17,7 @@ from vllm_prune import engine_args
 from vllm_prune.budget import count_most
 from vllm_prune.config import PruneConfig, PruneConfigError
 from vllm_prune.patches import apply_all
+from vllm_prune.show.media import load_sampled
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "serving"))
 from serving_media import frames, mp4, video_item
@@ -177,3 +178,14 @@ def test_two_numbers_of_frames_contradict_each_other(family, name, value):
 def test_another_decoder_cannot_be_asked(family):
     with pytest.raises(PruneConfigError, match=r"media_io_kwargs\.video\.backend='torchcodec'"):
         family.load(FILE, {"frames": {"tokens": 100}}, {"backend": "torchcodec"})
+
+
+@pytest.mark.parametrize("tokens", [100, 3000])
+def test_what_was_sampled_is_loaded_again_by_its_number(family, tmp_path, tokens):
+    path = tmp_path / "clip.mp4"
+    path.write_bytes(FILE)
+    prune = {"method": "uniform", "keep_ratio": 0.5, "frames": {"tokens": tokens}}
+    sampled, metadata = family.load(FILE, prune)
+    drawn, found = load_sampled(str(path), family.processor.info.ctx.model_config.model, len(sampled) // 2)
+    assert found["frames_indices"] == metadata["frames_indices"]
+    assert np.array_equal(drawn, sampled)

@@ -158,3 +158,10 @@ def test_a_trace_of_another_video_is_refused(capsys, tmp_path):
 
 def test_the_model_is_the_embedded_one_by_default():
     assert (model_path() / "config.json").is_file()
+
+
+def test_frames_by_tokens_are_refused(capsys, tmp_path):
+    """Before an engine is started: panels stand side by side on the same frames."""
+    prune = '{"preset": "default", "frames": {"tokens": 50}}'
+    message = refuse(capsys, str(CLIP.path), "--prune", prune, "-o", str(tmp_path / "x.png"))
+    assert "leave frames out" in message

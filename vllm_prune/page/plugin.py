@@ -86,7 +86,7 @@ class PageState:
             ValueError: The video is no data URL or cannot be decoded, or there is no trace of the request.
         """
         from vllm_prune.show.html import describe
-        from vllm_prune.show.media import load_video, to_frames
+        from vllm_prune.show.media import load_sampled, load_video, to_frames
         from vllm_prune.show.picture import frames_of, load_picture
         from vllm_prune.show.run import make_story
         from vllm_prune.show.story import label_of, label_of_trace, make_panel
@@ -101,7 +101,10 @@ class PageState:
         if of_picture:
             frames, label = frames_of(asked.video, load_picture(asked.video)), label_of_trace(traced)
         else:
-            images, metadata = load_video(asked.video, self.model, self.media_io_kwargs)
+            if config.frames is None:
+                images, metadata = load_video(asked.video, self.model, self.media_io_kwargs)
+            else:
+                images, metadata = load_sampled(asked.video, self.model, traced.grid[0], self.media_io_kwargs)
             frames, shown = to_frames(asked.video, images, metadata), config.of_videos
             preset_name = next((name for name, preset in PRESETS.items() if preset == shown), None)
             label = preset_name or label_of(shown.to_json())

@@ -31,6 +31,8 @@ class RequestProfile:
     """Of the prompt, found in the prefix cache."""
     answer_tokens: int
     answer: str
+    frames: tuple[int, int] | None = None
+    """Of the video, that the model was shown, and all of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,8 +86,9 @@ class Profiler:
 
         self._timers.reset()
         begin = self._timers.now()
+        sampling = self._sampling_of(config)
         load = self._timers.timed(DECODE_VIDEO, load_video)
-        video = load(self._video, self._model, self._media_io_kwargs)
+        video = load(self._video, self._model, sampling)
         content = [{"type": "video"}, {"type": "text", "text": question}]
         prompt = self._llm.get_tokenizer().apply_chat_template(
             [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
@@ -99,6 +102,15 @@ class Profiler:
         (output,) = self._llm.generate([request], self._sampling, use_tqdm=False)
         return self._describe(output, self._timers.now() - begin, self._timers.reset())
 
+    def _sampling_of(self, config: PruneConfig) -> dict[str, Any]:
+        """How a server with `config` loads the video."""
+        from vllm_prune.serving.api.frame_sampling import sampling_options
+
+        given = self._media_io_kwargs.get("video", {})
+        processor = self._llm.llm_engine.renderer.mm_processor
+        options = sampling_options(processor, given, given, {"prune": config.to_dict()})
+        return self._media_io_kwargs if options is None else {**self._media_io_kwargs, "video": options}
+
     def _describe(self, output: Any, total: float, times: StageTimes) -> RequestProfile:
         other = total - sum(times.seconds.values())
         seconds = {**times.seconds, OTHER: other}
@@ -108,6 +120,7 @@ class Profiler:
             total=total,
             prompt_tokens=len(output.prompt_token_ids),
             video_tokens=output.prune.kept,
+            frames=output.prune.facts.media[0].frames,
             structure=output.prune.structure,
             cached_tokens=output.num_cached_tokens or 0,
             answer_tokens=len(output.outputs[0].token_ids),

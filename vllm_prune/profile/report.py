@@ -46,6 +46,7 @@ def _describe_requests(requests: Sequence[RequestProfile]) -> dict[str, Any]:
         "decode_ms_per_token": round(1000 * seconds[DECODE] / max(1, last.calls[DECODE]), 3),
         "prompt_tokens": last.prompt_tokens,
         "video_tokens": last.video_tokens,
+        "frames": None if last.frames is None else dict(zip(("seen", "of"), last.frames, strict=True)),
         "structure": last.structure,
         "cached_tokens": last.cached_tokens,
         "answer_tokens": last.answer_tokens,
@@ -103,7 +104,8 @@ def _table(profiles: Sequence[Profile], which: str) -> str:
 
 def _describe_tokens(request: RequestProfile) -> str:
     between = f", {request.structure} of structure" if request.structure else ""
-    return f"{request.video_tokens} of video{between}"
+    shown = "" if request.frames is None else ", {} of {} frames".format(*request.frames)
+    return f"{request.video_tokens} of video{between}{shown}"
 
 
 def _reuse_table(profiles: Sequence[Profile]) -> str:

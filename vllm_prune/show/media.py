@@ -13,7 +13,7 @@ from vllm_prune.show.story import Frames
 
 
 def load_video(
-    video: str, model: str, media_io_kwargs: dict[str, Any] | None = None
+    video: str, model: str, media_io_kwargs: dict[str, Any] | None = None, frames: int | None = None
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """Frames [F, height, width, 3] and the metadata that vLLM's loader for `model` gives.
 
@@ -21,6 +21,7 @@ def load_video(
         video: A file, an http(s) URL or a data URL.
         model: A folder or hub name; its video processor decides how frames are sampled.
         media_io_kwargs: As vLLM's option of that name.
+        frames: So many of them, evenly over the file; None: as many as vLLM samples.
 
     Raises:
         ShowError: There is no such file, or it cannot be decoded.
@@ -32,13 +33,35 @@ def load_video(
 
     apply_all()  # the server's checks of videos, also where no engine has loaded the plugin
     url, folder = locate(video)
-    connector = MediaConnector(media_io_kwargs or {}, allowed_local_media_path=folder)
-    processor = get_video_processor_cls_name_from_config(model)
+    processor, options = get_video_processor_cls_name_from_config(model), dict(media_io_kwargs or {})
+    if frames is not None:
+        options["video"] = _options_of_number(frames, options.get("video", {}), processor)
+    connector = MediaConnector(options, allowed_local_media_path=folder)
     try:
-        frames, metadata = connector.fetch_video(url, video_processor=processor).media
+        images, metadata = connector.fetch_video(url, video_processor=processor).media
     except Exception as error:  # decoders raise what they like; all of it is about the file
         raise ShowError(f"video={shorten(video)!r}: cannot be decoded: {_reason(error)}") from error
-    return np.asarray(frames), metadata
+    return np.asarray(images), metadata
+
+
+def load_sampled(
+    video: str, model: str, steps: int, media_io_kwargs: dict[str, Any] | None = None
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """As `load_video`, with as many frames as a server sampled by `frames` for so many steps of the grid."""
+    from vllm_prune.estimate.dims import read_dims
+
+    return load_video(video, model, media_io_kwargs, frames=steps * read_dims(model).vision.temporal_patch)
+
+
+def _options_of_number(count: int, given: dict[str, Any], processor: str | None) -> dict[str, Any]:
+    from vllm import envs
+    from vllm.multimodal.video import get_video_loader_backend_for_processor
+
+    from vllm_prune.serving.api.frame_sampling import KnownNumber, loader_options
+
+    loader = given.get("video_backend") or get_video_loader_backend_for_processor(processor)
+    own = {name: value for name, value in given.items() if name != "video_backend"}
+    return loader_options(KnownNumber(loader or envs.VLLM_VIDEO_LOADER_BACKEND, own, count), given)
 
 
 def _reason(error: Exception) -> str:

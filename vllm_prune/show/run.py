@@ -102,6 +102,11 @@ def name_configs(prunes: Sequence[str]) -> dict[str, PruneConfig]:
     named: dict[str, PruneConfig] = {}
     for prune in prunes:
         label, config = label_of(prune), PruneConfig.parse(prune)
+        if config.frames is not None:
+            raise ShowError(
+                f"prune={prune!r}: all configurations are shown on the same frames, those of --media-io-kwargs; leave "
+                f"frames out"
+            )
         if config not in named.values():
             named[config.to_json() if label in named else label] = config
     return named

@@ -38,19 +38,13 @@ _DECODER = "opencv"
 
 
 @dataclass(frozen=True)
-class FrameSampler:
-    """What decides how many frames are sampled of the videos of a request."""
+class Sampler:
+    """Runs vLLM's own loader, and says which frames it takes."""
 
-    asked: FrameBudget
-    """By the request's configuration."""
-    server: FrameBudget | None
-    """By the server's own, where a request may have no more than that."""
-    tighter: bool
-    """Whether it may have no more than vLLM would sample, where the server's own says nothing."""
     loader: str
-    """vLLM's name of the loader that samples."""
+    """vLLM's name of it."""
     given: Mapping[str, Any]
-    """The operator's, and the request's, options for it."""
+    """Its options."""
 
     def load(self, data: bytes) -> tuple[Any, dict[str, Any]]:
         """Frames of a file, and their metadata, as a loader of vLLM's returns them."""
@@ -62,13 +56,38 @@ class FrameSampler:
 
     def indices(self, kind: Any, source: VideoSourceMetadata, target: VideoTargetMetadata, **options: Any) -> list[int]:
         """Of the frames of an open file: those that vLLM's loader `kind` samples if it is asked for so many."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class KnownNumber(Sampler):
+    """Takes as many frames as somebody else did."""
+
+    count: int
+
+    def indices(self, kind: Any, source: VideoSourceMetadata, target: VideoTargetMetadata, **options: Any) -> list[int]:
+        return spaced(kind, source, target, min(self.count, source.total_frames_num), options)
+
+
+@dataclass(frozen=True)
+class FrameSampler(Sampler):
+    """Takes as many frames of the videos of a request as its configuration allows."""
+
+    asked: FrameBudget
+    """By the request's configuration."""
+    server: FrameBudget | None
+    """By the server's own, where a request may have no more than that."""
+    tighter: bool
+    """Whether it may have no more than vLLM would sample, where the server's own says nothing."""
+
+    def indices(self, kind: Any, source: VideoSourceMetadata, target: VideoTargetMetadata, **options: Any) -> list[int]:
         own: list[int] = kind.compute_frames_index_to_sample(source, target, **options)
         most = self._most(source, len(own))
         size = _frame_size()
         fewest = min(self.given.get("min_frames", 1), source.total_frames_num)
         for budget in self.budgets:
             most = min(most, budget.count(size, most, min(fewest, most)))
-        return sampled(kind, source, most, options) if takes_a_number(kind) else own[:: -(-len(own) // most)]
+        return spaced(kind, source, target, most, options)
 
     @property
     def budgets(self) -> list[FrameBudget]:
@@ -93,6 +112,16 @@ def takes_a_number(kind: Any) -> bool:
     plain = VideoBackend.compute_frames_index_to_sample.__func__
     by_number = getattr(kind.compute_frames_index_to_sample, "__func__", None) is plain
     return by_number or issubclass(kind, Qwen2VLVideoBackend | Qwen3VLVideoBackend)
+
+
+def spaced(
+    kind: Any, source: VideoSourceMetadata, target: VideoTargetMetadata, most: int, options: Mapping[str, Any]
+) -> list[int]:
+    """Indices of `most` frames as vLLM's loader spaces them; of its own, if it takes no number, no more than that."""
+    if takes_a_number(kind):
+        return sampled(kind, source, most, options)
+    own: list[int] = kind.compute_frames_index_to_sample(source, target, **options)
+    return own[:: -(-len(own) // most)]
 
 
 def sampled(kind: Any, source: VideoSourceMetadata, count: int, options: Mapping[str, Any]) -> list[int]:
@@ -122,7 +151,7 @@ def _frame_size() -> tuple[int, int]:
 class _Sampling:
     """Put before a loader of vLLM's."""
 
-    sampler: FrameSampler
+    sampler: Sampler
 
     @classmethod
     def compute_frames_index_to_sample(cls, source: Any, target: Any, **options: Any) -> list[int]:
@@ -135,7 +164,7 @@ class FrameLoader(VideoLoader):
 
     @classmethod
     def load_bytes(cls, data: bytes, num_frames: int = -1, **options: Any) -> tuple[Any, dict[str, Any]]:
-        sampler: FrameSampler = options[_SAMPLER]
+        sampler: Sampler = options[_SAMPLER]
         return sampler.load(data)
 
 
@@ -162,7 +191,11 @@ def sampling_options(
             f"frames: frames follow the kept tokens with the decoder {_DECODER!r} only, and media_io_kwargs.video."
             f"backend={brief(decoder)}; leave one of the two out"
         )
-    sampler = frame_sampler(processor, config, without_prune(options), given)
+    return loader_options(frame_sampler(processor, config, without_prune(options), given), given)
+
+
+def loader_options(sampler: Sampler, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Options for loading videos by which `sampler` takes their frames; `given`: those that there were."""
     # -1: every picture of a list, which is no file; the processor leaves as many of them out.
     return {"num_frames": -1, **_of_lists(given), "video_backend": _LOADER, _SAMPLER: sampler}
 
