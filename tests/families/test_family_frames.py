@@ -64,7 +64,7 @@ class Family:
 
         own = given if default is None else default
         options = sampling_options(self.processor, given or {}, own or {}, {"prune": prune, **others})
-        kind = type(self.processor.info.get_hf_processor().video_processor).__name__
+        kind = type(getattr(self.processor.info.get_hf_processor(), "video_processor", None)).__name__
         return (
             MediaConnector({"video": given or {} if options is None else options})
             .fetch_video(url, video_processor=kind)
@@ -88,8 +88,8 @@ def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 def own_frames(family: Family, data: bytes, count: int) -> list[int]:
-    """Indices that vLLM's loader samples if its two limits are that number."""
-    return family.load(data, {}, {"min_frames": count, "max_frames": count})[1]["frames_indices"]
+    """Indices that vLLM's loader samples if its number, or both limits of its rate, are that."""
+    return family.load(data, {}, {"min_frames": count, "max_frames": count, "num_frames": count})[1]["frames_indices"]
 
 
 FILE = mp4(90, 112, 140, fps=25.0)
@@ -189,3 +189,13 @@ def test_what_was_sampled_is_loaded_again_by_its_number(family, tmp_path, tokens
     drawn, found = load_sampled(str(path), family.processor.info.ctx.model_config.model, len(sampled) // 2)
     assert found["frames_indices"] == metadata["frames_indices"]
     assert np.array_equal(drawn, sampled)
+
+
+@pytest.mark.parametrize("kind", ["llava_onevision", "internvl", "llava"])
+def test_models_of_squares_sample_by_a_number(tmp_path, kind):
+    """One frame a step, of as many tokens whatever its size. A model without videos refuses none for its own."""
+    model = Family(tmp_path, kind)
+    for tokens in (33, 150):
+        sampled, metadata = model.load(FILE, {"method": "uniform", "keep_ratio": 0.25, "frames": {"tokens": tokens}})
+        assert len(sampled) == int((tokens + 0.499) / 0.25) // model.processor.tokens_of_frames(1, 1, 1, {})
+        assert metadata["frames_indices"] == own_frames(model, FILE, len(sampled))

@@ -137,7 +137,7 @@ def sampled(kind: Any, source: VideoSourceMetadata, count: int, options: Mapping
 
 def family_loader(processor: PruningProcessorMixin) -> str:
     """vLLM's name of the loader that samples the frames of a model's videos, if nobody asks for another."""
-    kind = type(processor.info.get_hf_processor().video_processor).__name__
+    kind = type(getattr(processor.info.get_hf_processor(), "video_processor", None)).__name__
     return get_video_loader_backend_for_processor(kind) or envs.VLLM_VIDEO_LOADER_BACKEND
 
 
