@@ -67,6 +67,20 @@ def test_speed() -> None:
         assert rate == f"{float(eight[name][2].split()[0]):.2f}"
 
 
+def test_accuracy_of_pages() -> None:
+    text = (ROOT / "docs" / "image-tokens.md").read_text().partition("## Accuracy")[2]
+    results = (RESULTS / "accuracy-embedded-pages.md").read_text()
+    shown, measured = table(text, "method"), table(results, "method")
+    shown["`baseline` (all tokens)"] = shown.pop("all tokens")
+    assert shown == measured
+    beside = table(results, "configuration")
+    for within in ("`same_within_0`", "`same_within_8`"):
+        *_, kept, accuracy, _, changed = beside[within]
+        assert (f"{float(kept.rstrip('%')):.0f}%", changed) == ("84%", "0 / 0")
+        assert "at 8, 84% of these pages' cells are encoded" in text
+        assert f"{accuracy}." in text
+
+
 def test_images() -> None:
     text = (ROOT / "docs" / "image-tokens.md").read_text()
     shown = table(text, "server")

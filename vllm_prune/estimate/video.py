@@ -96,7 +96,7 @@ def _check_aspect(height: int, width: int) -> None:
     """Raises EstimateError where the processor would."""
     if max(height, width) > _MAX_ASPECT * min(height, width):
         raise EstimateError(
-            f"size={width}x{height}: the model takes aspect ratios up to {_MAX_ASPECT}; crop the frames"
+            f"size={width}x{height}: the model takes aspect ratios up to {_MAX_ASPECT}; crop the picture or the frames"
         )
 
 
