@@ -12,7 +12,6 @@ from dense_cases import (
     CONFIGS,
     IMAGE_CONFIGS,
     IMAGE_SIZES,
-    INSIDE,
     VIDEO,
     Case,
     chat,
@@ -20,6 +19,7 @@ from dense_cases import (
     video,
 )
 from feature_engine import HYBRIDS, LAYERS, check
+from inside_cases import INSIDE
 
 from vllm_prune.config import PruneConfig
 
