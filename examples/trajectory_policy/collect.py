@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import torch
 from clips import make_clip
 
 from vllm_prune.features import Features, FeaturesClient
@@ -28,7 +29,7 @@ def config_of(keep: float) -> dict[str, object]:
 
 def cells_of(features: Features) -> np.ndarray:
     """(t, h, w) in shares of the grid, [K, 3]."""
-    return ((features.cells + 0.5) / np.array(features.grid_thw)).numpy().astype(np.float32)
+    return ((features.cells + 0.5) / torch.tensor(features.grid_thw)).numpy()
 
 
 def collect(client: FeaturesClient, seeds: range) -> dict[str, np.ndarray]:
