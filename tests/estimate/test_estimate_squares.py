@@ -1,5 +1,6 @@
 """Models that see squares of one size: sizes from their config.json, FLOPs against PyTorch's counter."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -63,6 +64,7 @@ def test_the_usual_example_is_one_image_of_llava_1_5():
     [
         ("llava", (3, 84, 84), (1, 6, 6)),
         ("llava_onevision", (5, 3, 84, 84), (5, 3, 3)),
+        ("llava_next_video", (5, 3, 24, 24), (5, 3, 3)),
         ("internvl", (5, 3, 84, 84), (5, 3, 3)),
     ],
 )
@@ -101,3 +103,15 @@ def test_what_cannot_be_estimated_is_said(architecture, images, said):
     dims = parse_dims(LLAVA | {"architectures": [architecture]})
     with pytest.raises(EstimateError, match=said):
         estimate(dims, Request(video=VideoShape(8, 336, 336), images=images), PruneConfig())
+
+
+def test_the_decoder_of_a_published_repository_has_another_name():
+    config = json.loads(json.dumps(LLAVA)) | {"architectures": ["InternVLChatModel"], "downsample_ratio": 0.5}
+    config["llm_config"] = config.pop("text_config") | {"model_type": "qwen3", "hidden_size": 1024}
+    sizes = {"num_hidden_layers": 28, "num_attention_heads": 16, "intermediate_size": 3072, "head_dim": 128}
+    config["llm_config"] |= sizes
+    config["vision_config"] |= {"image_size": 448}
+    dims = parse_dims(config)
+    assert dims.text.layers == 28
+    assert VideoShape(8, 360, 640).grid(dims.vision) == (8, 16, 16)
+    assert dims.step_text == 7

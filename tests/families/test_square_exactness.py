@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,13 +34,17 @@ from dense_cases import image as picture
 from dense_cases import video as clip
 from dense_engine import RemoteEngine, forgetful
 from oracle import load_model
+from oracle.internvl_chat import ChatProcessor, chat_text, write_chat_model
 from oracle.micro_model import load_by_place, micro_selectors, write_micro_model
+from oracle.square_models import SIDE
 from stock import answer_by_stock
 from transformers import AutoProcessor
 
 from vllm_prune.config import PruneConfig
 
-FAMILIES = {"llava_onevision": 8, "llava": 7, "llava_next": 7, "internvl": 8}
+CHAT = "internvl_chat"
+"""The same weights as "internvl", of another class."""
+FAMILIES = {"llava_onevision": 8, "llava": 7, "llava_next": 7, "llava_next_video": 7, "internvl": 8, CHAT: 8}
 """Each with a seed whose requests have no near ties."""
 IN_CI = "llava_onevision"
 IMAGES_ONLY = ("llava", "llava_next")
@@ -60,7 +65,10 @@ def family(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory, family: str) -> str:
-    return str(write_micro_model(tmp_path_factory.mktemp(family) / "micro", family=family))
+    folder = tmp_path_factory.mktemp(family)
+    if family != CHAT:
+        return str(write_micro_model(folder / "micro", family=family))
+    return str(write_chat_model(write_micro_model(folder / "internvl", family="internvl"), folder / "micro"))
 
 
 @pytest.fixture(scope="module")
@@ -76,17 +84,37 @@ def engine(started: RemoteEngine) -> Iterator[RemoteEngine]:
 
 
 @pytest.fixture(scope="module")
-def oracle(model: str) -> Iterator[Oracle]:
+def oracle(model: str, family: str) -> Iterator[Oracle]:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     selectors = load_by_place(micro_selectors(model))
-    yield Oracle(load_model(model), AutoProcessor.from_pretrained(model), "default", selectors)
+    if family == CHAT:
+        original = str(Path(model).parent / "internvl")
+        yield Oracle(
+            load_model(original), ChatProcessor(AutoProcessor.from_pretrained(original), SIDE), "default", selectors
+        )
+    else:
+        yield Oracle(load_model(model), AutoProcessor.from_pretrained(model), "default", selectors)
     torch.set_num_threads(before)
 
 
 def options_of(family: str) -> dict[str, Any]:
     """Of its engines."""
+    if family == CHAT:
+        return {"trust_remote_code": True}
     return {"limit_mm_per_prompt": {"video": 1}} if family == VIDEOS_ONLY else {}
+
+
+class ChatCase(Case):
+    """A request to the class that writes placeholders otherwise."""
+
+    def prompt(self) -> dict[str, Any]:
+        return super().prompt() | {"prompt": chat_text(self.text)}
+
+
+def of_family(family: str, cases: list[Case]) -> list[Case]:
+    """The same requests as its engines take them."""
+    return [ChatCase(**vars(case)) for case in cases] if family == CHAT else cases
 
 
 def fits(family: str, case: Case) -> bool:
@@ -109,7 +137,7 @@ def cases(family: str) -> list[Case]:
     random = np.random.default_rng(FAMILIES[family])
     share, sizes = (1.0, sizes_of(family)) if of_images else (0.2, IMAGE_SIZES[:1])
     drawn = (random_case(random, [next(configs)], share, sizes) for _ in itertools.count())
-    return list(itertools.islice((case for case in drawn if fits(family, case)), 36))
+    return of_family(family, list(itertools.islice((case for case in drawn if fits(family, case)), 36)))
 
 
 def sizes_of(family: str) -> Any:
@@ -121,7 +149,7 @@ def sizes_of(family: str) -> Any:
 def image_cases(family: str) -> list[Case]:
     """28 at random; the configurations that prune images take turns."""
     random, configs = np.random.default_rng(11), itertools.cycle(filter(is_served, IMAGE_CONFIGS))
-    return [random_case(random, [next(configs)], 0.6, TILED_SIZES) for _ in range(28)]
+    return of_family(family, [random_case(random, [next(configs)], 0.6, TILED_SIZES) for _ in range(28)])
 
 
 def batches(count: int, size: int, in_ci: int = 1) -> list[Any]:
@@ -151,7 +179,7 @@ def asking_cases(family: str) -> list[Case]:
     drawn = (random_case(random, [next(configs)], float(family in IMAGES_ONLY)) for _ in itertools.count())
     asked = list(itertools.islice((case for case in drawn if fits(family, case)), 14))
     if family not in IMAGES_ONLY:
-        return asked
+        return of_family(family, asked)
     keys = ("method", "keep_ratio", "target_token_num", "params")
     images = [{key: case.config[key] for key in keys if case.config.get(key) is not None} for case in asked]
     return [
@@ -185,7 +213,7 @@ def everything(family: str) -> list[Case]:
 
 @pytest.mark.long
 def test_keeping_everything_is_stock_vllm_in_one_batch(engine, model, family, tmp_path):
-    asked = everything(family)
+    asked = of_family(family, everything(family))
     expected, _ = answer_by_stock(model, asked, tmp_path, **options_of(family))
     for case, answer, stock in zip(asked, engine.run([case.prompt() for case in asked]), expected, strict=True):
         assert answer.prompt == stock.prompt, case
@@ -223,6 +251,7 @@ def test_a_reply_ends_where_the_decoder_knows_no_more_positions(model, family):
     case = Case(chat(IMAGE + QUESTION), (), (picture(1),), {"preset": "baseline", "image": method})
     if family == VIDEOS_ONLY:
         case = Case(chat(VIDEO + QUESTION), (clip(1),), (), method | {"stage1": None})
+    (case,) = of_family(family, [case])
     with RemoteEngine(model, "baseline", **options_of(family)) as engine:
         (whole,) = engine.run([dataclasses.replace(case, config="baseline").prompt()], max_tokens=1)
     known = len(whole.prompt) + 5

@@ -21,8 +21,8 @@ from vllm_prune.serving.wire.positions import ask_for_positions, read_position_t
 
 SIZES = ((84, 112), (28, 28), (140, 56), (300, 90), (84, 84), (91, 517))
 """(height, width) in pixels."""
-LONG = {name: pytest.param(name, marks=pytest.mark.long) for name in ("llava_next", "internvl")}
-WITH_VIDEOS = ("llava_onevision", LONG["internvl"])
+LONG = {name: pytest.param(name, marks=pytest.mark.long) for name in ("llava_next", "llava_next_video", "internvl")}
+WITH_VIDEOS = ("llava_onevision", LONG["llava_next_video"], LONG["internvl"])
 FAMILIES = ("llava", "llava_onevision", LONG["llava_next"], LONG["internvl"])
 """vLLM takes seconds to look at each new one."""
 

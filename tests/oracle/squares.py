@@ -26,7 +26,7 @@ def has_squares(model: PreTrainedModel) -> bool:
 def sees_squares(processor: Any) -> bool:
     """The same by its processor."""
     names = {files["processor_config.json"]["processor_class"] for _, files in SQUARES.values()}
-    return type(processor).__name__ in names
+    return type(processor).__name__ in {*names, "ChatProcessor"}
 
 
 def square_videos(processor: Any, videos: Sequence[Any]) -> list[Medium]:

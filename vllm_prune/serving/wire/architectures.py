@@ -15,9 +15,11 @@ ENTRY_POINT_GROUP = "vllm_prune.families"
 
 _ROOM = "vllm_prune.serving.families"
 _BUILT_IN = {
+    "InternVLChatModel": f"{_ROOM}.internvl_chat:PruneInternVLChatModel",
     "InternVLForConditionalGeneration": f"{_ROOM}.internvl:PruneInternVLForConditionalGeneration",
     "LlavaForConditionalGeneration": f"{_ROOM}.llava:PruneLlavaForConditionalGeneration",
     "LlavaNextForConditionalGeneration": f"{_ROOM}.llava_next:PruneLlavaNextForConditionalGeneration",
+    "LlavaNextVideoForConditionalGeneration": f"{_ROOM}.llava_next_video:PruneLlavaNextVideoForConditionalGeneration",
     "LlavaOnevisionForConditionalGeneration": f"{_ROOM}.llava_onevision:PruneLlavaOnevisionForConditionalGeneration",
     "Qwen2VLForConditionalGeneration": f"{_ROOM}.qwen2_vl:PruneQwen2VLForConditionalGeneration",
     "Qwen2_5_VLForConditionalGeneration": f"{_ROOM}.qwen2_5_vl:PruneQwen2_5_VLForConditionalGeneration",
@@ -32,6 +34,7 @@ STEP_TEXT = {
     "Qwen3VLMoeForConditionalGeneration": 9,
     "Qwen3_5ForConditionalGeneration": 9,
     "Qwen3_5MoeForConditionalGeneration": 9,
+    "InternVLChatModel": 7,
     "InternVLForConditionalGeneration": 7,
 }
 """Tokens of text around each step of a video, on average: `<12.5 seconds>` is 6 to 8 of Qwen's, and two marks;
