@@ -5,7 +5,7 @@ import json
 import pytest
 
 from vllm_prune.bench.throughput.errors import BenchmarkError
-from vllm_prune.bench.throughput.model_dims import DIMS
+from vllm_prune.bench.throughput.model_dims import DIMS, FAMILIES
 from vllm_prune.bench.throughput.models import resolve_model
 from vllm_prune.bench.throughput.random_model import SPECIAL_TOKENS, write_random_model
 from vllm_prune.estimate.dims import parse_dims
@@ -48,6 +48,19 @@ def test_transformers_reads_the_layers_that_keep_a_state(tmp_path):
     assert text.layer_types == (["linear_attention"] * 3 + ["full_attention"]) * (dims.layers // 4)
     found = parse_dims(json.loads((tmp_path / "config.json").read_text())).text
     assert found.layer_parameters * dims.layers == dims.llm_parameters
+
+
+@pytest.mark.parametrize("name", ["cpu-llava-onevision", "cpu-internvl"])
+def test_models_that_see_squares_have_as_many_tokens_a_frame(tmp_path, name):
+    transformers = pytest.importorskip("transformers")
+    write_random_model(tmp_path, DIMS[name])
+    config = transformers.AutoConfig.from_pretrained(tmp_path)
+    found = parse_dims(json.loads((tmp_path / "config.json").read_text()))
+    assert found.text.layer_parameters * DIMS[name].layers == DIMS[name].llm_parameters
+    assert found.vision.squares.frame_side == 7
+    assert "mrope_section" not in config.text_config.rope_parameters
+    processor = transformers.AutoProcessor.from_pretrained(tmp_path)
+    assert type(processor).__name__ == FAMILIES[DIMS[name].family].processor
 
 
 def test_transformers_reads_what_is_written(tmp_path):

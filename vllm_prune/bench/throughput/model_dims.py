@@ -127,6 +127,8 @@ class Family:
     """Whether the three axes of M-RoPE take turns."""
     sizes_whole_videos: bool = False
     """Whether the processor's limits in pixels are those of all frames together."""
+    squares: bool = False
+    """Whether frames are squares of one size (see `square_files.py`), before a decoder with plain RoPE."""
 
 
 _QWEN3_VL = Family(
@@ -145,6 +147,14 @@ _QWEN3_5 = replace(
     vision_config=_even_tower,
     vision_type="qwen3_5_vision",
 )
+_SQUARES = Family(
+    "LlavaOnevisionForConditionalGeneration",
+    "LlavaOnevisionProcessor",
+    _even_tower,
+    2,
+    "siglip_vision_model",
+    squares=True,
+)
 FAMILIES = {
     "qwen2_5_vl": Family(
         "Qwen2_5_VLForConditionalGeneration", "Qwen2_5_VLProcessor", _windowed_tower, 3, "qwen2_5_vl_vision"
@@ -153,6 +163,13 @@ FAMILIES = {
     "qwen3_vl": _QWEN3_VL,
     "qwen3_vl_moe": replace(_QWEN3_VL, architecture="Qwen3VLMoeForConditionalGeneration", vision_type="qwen3_vl_moe"),
     "qwen3_5": _QWEN3_5,
+    "llava_onevision": _SQUARES,
+    "internvl": replace(
+        _SQUARES,
+        architecture="InternVLForConditionalGeneration",
+        processor="InternVLProcessor",
+        vision_type="internvl_vision",
+    ),
 }
 """By `model_type`."""
 
@@ -239,6 +256,20 @@ DIMS = {
         levels=(),
         linear_heads=16,
         family="qwen3_5",
+    ),
+    "cpu-llava-onevision": replace(
+        _CPU,
+        summary="decoder of Qwen2-0.5B as in LLaVA-OneVision-0.5B, vision tower with about the share it has in the 7B",
+        vision_depth=8,
+        vision_mlp=1280,
+        vision_full_attention=(),
+        family="llava_onevision",
+    ),
+    "cpu-internvl": replace(
+        _CPU_QWEN3,
+        summary="decoder of Qwen3-0.6B, vision tower of cpu-qwen3-vl without deepstack, frames as InternVL writes them",
+        levels=(),
+        family="internvl",
     ),
     "smoke": ModelDims(
         summary="smallest that vLLM runs, for trying the benchmark out",

@@ -19,6 +19,7 @@ from vllm_prune.bench.throughput.model_dims import (
     TEMPORAL_PATCH,
     ModelDims,
 )
+from vllm_prune.bench.throughput.square_files import square_config, square_processors
 
 END_OF_TEXT, IM_START, IM_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 VISION_START, VISION_END = "<|vision_start|>", "<|vision_end|>"
@@ -26,6 +27,7 @@ IMAGE_PAD, VIDEO_PAD = "<|image_pad|>", "<|video_pad|>"
 SPECIAL_TOKENS = (END_OF_TEXT, IM_START, IM_END, VISION_START, VISION_END, IMAGE_PAD, VIDEO_PAD)
 CHARACTERS = "\n" + "".join(chr(code) for code in range(32, 127))
 
+_MEDIA = {"": "image", "video_": "video"}
 _MOST_FRAMES = 768
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
@@ -47,8 +49,13 @@ def write_random_model(folder: Path, dims: ModelDims) -> Path:
     _write_json(folder / "tokenizer.json", _tokenizer())
     _write_json(folder / "tokenizer_config.json", _tokenizer_config())
     (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
-    _write_json(folder / "preprocessor_config.json", _media_processor(dims, "image"))
-    _write_json(folder / "video_preprocessor_config.json", _media_processor(dims, "video"))
+    if FAMILIES[dims.family].squares:
+        files = square_processors(dims, (VISION_START, VISION_END), IMAGE_PAD, VIDEO_PAD, IM_START)
+        files["tokenizer_config.json"] = _tokenizer_config() | files.get("tokenizer_config.json", {})
+    else:
+        files = {f"{name}preprocessor_config.json": _media_processor(dims, kind) for name, kind in _MEDIA.items()}
+    for name, content in files.items():
+        _write_json(folder / name, content)
     return folder
 
 
@@ -61,15 +68,22 @@ def _token_id(token: str) -> int:
 
 
 def _model_config(dims: ModelDims) -> dict[str, Any]:
-    return {
+    shared = {
         "architectures": [FAMILIES[dims.family].architecture],
         "model_type": dims.family,
         "dtype": "bfloat16",
+        "tie_word_embeddings": dims.tied,
+    }
+    if FAMILIES[dims.family].squares:
+        text = _text_config(dims)
+        text["rope_parameters"] = {"rope_type": "default", "rope_theta": 1000000.0}
+        return shared | square_config(dims, text, _token_id(IMAGE_PAD), _token_id(VIDEO_PAD))
+    return {
+        **shared,
         "image_token_id": _token_id(IMAGE_PAD),
         "video_token_id": _token_id(VIDEO_PAD),
         "vision_start_token_id": _token_id(VISION_START),
         "vision_end_token_id": _token_id(VISION_END),
-        "tie_word_embeddings": dims.tied,
         "text_config": _text_config(dims),
         "vision_config": _vision_config(dims),
     }
