@@ -32,7 +32,7 @@ from dense_cases import (
 )
 from dense_cases import image as picture
 from dense_cases import video as clip
-from dense_engine import RemoteEngine, forgetful
+from dense_engine import BLOCK_SIZE, RemoteEngine, forgetful
 from oracle import load_model
 from oracle.internvl_chat import ChatProcessor, chat_text, write_chat_model
 from oracle.micro_model import load_by_place, micro_selectors, write_micro_model
@@ -262,3 +262,22 @@ def test_a_reply_ends_where_the_decoder_knows_no_more_positions(model, family):
     assert len(answer.prompt) < len(whole.prompt)
     assert len(answer.token_ids) == 5
     assert f"the model knows {known} positions (max_position_embeddings)" in refused.error
+
+
+@pytest.mark.long
+def test_the_usual_example_on_an_image_of_576_tokens(tmp_path):
+    """276 of them go on behind layer 10; `tests/estimate` has what that saves."""
+    model = str(write_micro_model(tmp_path / "micro", family="llava_576"))
+    example = {"method": "attention", "layers": [10], "target_token_num": 276}
+    text = chat(f"{IMAGE}{'Describe what the picture shows. ' * 8}")
+    case = Case(text, (), (picture(1, 96, 96),), {"preset": "baseline", "image": example})
+    oracle = Oracle(load_model(model), AutoProcessor.from_pretrained(model), "baseline")
+    with RemoteEngine(model, "baseline") as engine:
+        (answer,) = engine.run([case.prompt()])
+        (whole,) = engine.run([dataclasses.replace(case, config="baseline").prompt()])
+    compare([case], [answer], oracle)
+    assert len(whole.prompt) - len(answer.prompt) == 576 - 276
+    assert (
+        whole.most_blocks - answer.most_blocks
+        == -(-len(whole.prompt) // BLOCK_SIZE) + -len(answer.prompt) // BLOCK_SIZE
+    )

@@ -28,6 +28,8 @@ VISION = {
 }
 SMALL = {"image_size": 24, "patch_size": 4}
 """As many patches; vLLM's LLaVA-NeXT-Video needs squares that are as large as the square of a patch."""
+LARGE = {"image_size": 96, "patch_size": 4}
+"""24 x 24 patches."""
 COLOURS = {
     "do_convert_rgb": True,
     "do_normalize": True,
@@ -52,6 +54,14 @@ def _llava(text: Mapping[str, Any], tokens: Mapping[str, int]) -> LlavaConfig:
         image_seq_length=(SIDE // PATCH) ** 2,
         architectures=["LlavaForConditionalGeneration"],
     )
+
+
+def _llava_576(text: Mapping[str, Any], tokens: Mapping[str, int]) -> LlavaConfig:
+    """With as many tokens an image as LLaVA-1.5, and layers enough to name the eleventh."""
+    config = _llava(dict(text) | {"num_hidden_layers": 12}, tokens)
+    config.vision_config.image_size, config.vision_config.patch_size = LARGE["image_size"], LARGE["patch_size"]
+    config.image_seq_length = 576
+    return config
 
 
 def _llava_next(text: Mapping[str, Any], tokens: Mapping[str, int]) -> LlavaNextConfig:
@@ -118,6 +128,25 @@ SQUARES: dict[str, tuple[Callable[[Mapping[str, Any], Mapping[str, int]], PreTra
             "processor_config.json": {
                 "processor_class": "LlavaProcessor",
                 "patch_size": PATCH,
+                "num_additional_image_tokens": 1,
+                "vision_feature_select_strategy": "default",
+                "image_token": TOKENS["image_token"],
+            },
+        },
+    ),
+    "llava_576": (
+        _llava_576,
+        {
+            "preprocessor_config.json": COLOURS
+            | {
+                "image_processor_type": "CLIPImageProcessor",
+                "size": {"shortest_edge": LARGE["image_size"]},
+                "do_center_crop": True,
+                "crop_size": {"height": LARGE["image_size"], "width": LARGE["image_size"]},
+            },
+            "processor_config.json": {
+                "processor_class": "LlavaProcessor",
+                "patch_size": LARGE["patch_size"],
                 "num_additional_image_tokens": 1,
                 "vision_feature_select_strategy": "default",
                 "image_token": TOKENS["image_token"],
