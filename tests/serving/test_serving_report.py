@@ -49,6 +49,7 @@ def test_every_stage_is_counted_and_timed(open_server):
             "layers": [32],
             "kept": 32,
             "structure": 0,
+            "frames": {"seen": 32, "of": 128},
             "source": "encoded",
         }
     ]
@@ -143,7 +144,7 @@ def test_the_log_describes_a_request(open_server):
     time.sleep(0.2)  # the block is written at once, but not in one piece
     log = open_server.log()[before:]
     assert "method attention, preset custom, 256 -> 32 video tokens" in log
-    assert "tokens 256 detected, 128 after stage 1, 128 entering the model, 32 after choice 1" in log
+    assert "32 of 128 frames; tokens 256 detected, 128 after stage 1, 128 entering the model, 32 after choice 1" in log
     assert "importance: attention weights of the question" in log
     assert "max over text positions, then max over heads" in log
     layer, heads, rows, tokens = re.search(
