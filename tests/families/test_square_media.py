@@ -217,3 +217,27 @@ def test_positions_of_a_grid_are_not_numbered_anew():
         MULTIMODAL_REGISTRY.create_processor(EngineArgs(**arguments).create_model_config())
     with pytest.raises(PruneConfigError, match="positions='odd': must be one of kept, contiguous"):
         engine_args(str(model_path("embedded")), "baseline", positions="odd")
+
+
+def test_rows_that_are_numbered_anew_wait_for_their_positions():
+    """Which rows of a prompt come packed, the positions that wait tell (`worker/positions.py`)."""
+    from vllm_prune.serving.worker.positions import Medium, fill_rows, prompt_positions, unfilled_rows
+
+    layout = MediumLayout((1, 1, 3), rope="sequential")
+    positions, delta = prompt_positions(7, [Medium(2, 3, layout, renumbered=True)])
+    index = unfilled_rows(positions)
+    fill_rows(positions, index, torch.from_numpy(layout.offsets()))
+    assert (index.tolist(), delta) == ([2, 3, 4], 0)
+    assert torch.equal(positions, torch.arange(7).expand(3, -1))
+
+
+@pytest.mark.parametrize(("config", "renumbered"), [({"keep_ratio": 0.5}, True), ({"keep_ratio": 1.0}, False)])
+def test_what_keeps_everything_is_not_numbered_anew(config, renumbered):
+    from vllm_prune.config import PruneConfig
+    from vllm_prune.serving.wire.request_spec import VideoSpec
+
+    parsed = PruneConfig.parse({"method": "uniform", "stage1": None, **config})
+    layout = MediumLayout((2, 3, 3), encoder_pins=(18,), rope="sequential")
+    spec = VideoSpec.decode(VideoSpec(config=parsed, layout=layout, turn=None, contiguous=True).encode())
+    assert spec.renumbered == renumbered
+    assert spec.prompt_layout.num_slots == spec.counts.rows

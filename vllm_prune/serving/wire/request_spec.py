@@ -59,7 +59,7 @@ class VideoSpec:
     @property
     def renumbered(self) -> bool:
         """Whether what stays of it has positions of its own, and not those of the unpruned prompt."""
-        return self.contiguous and self.counts.kept == self.counts.carried
+        return self.contiguous and self.counts.kept == self.counts.carried and not self.keeps_all
 
     @property
     def prompt_layout(self) -> MediumLayout:
@@ -95,6 +95,12 @@ def read_spec(feature: Any) -> VideoSpec | None:
     data = feature.data
     field = next((name for name in (FIELD, IMAGE_FIELD) if data is not None and name in data), None)
     return None if field is None else VideoSpec.decode(data[field].data)
+
+
+def is_renumbered(feature: Any) -> bool:
+    """Whether what stays of a medium of a request has positions of its own."""
+    spec = read_spec(feature)
+    return spec is not None and spec.renumbered
 
 
 def _read_turn(fields: dict[str, Any]) -> TurnFormat:

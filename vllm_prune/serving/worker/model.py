@@ -23,7 +23,7 @@ from vllm_prune.hook import Hooked, hook
 from vllm_prune.layout import MediumLayout
 from vllm_prune.serving.wire.clock import Stopwatch
 from vllm_prune.serving.wire.notes import StepRecorder
-from vllm_prune.serving.wire.request_spec import VideoSpec
+from vllm_prune.serving.wire.request_spec import VideoSpec, is_renumbered
 from vllm_prune.serving.wire.settings import read_settings, read_undivided_decoder
 from vllm_prune.serving.worker import carrier
 from vllm_prune.serving.worker.ask_first import AskFirst
@@ -122,7 +122,9 @@ class PruningModelMixin(Hooked):
     ) -> tuple[torch.Tensor, int]:
         """Positions of a prompt before its media are encoded; see `positions.py`."""
         features = sorted(mm_features, key=lambda feature: feature.mm_position.offset)
-        media = [Medium(f.mm_position.offset, f.mm_position.length, self.layout_of(f)) for f in features]
+        media = [
+            Medium(f.mm_position.offset, f.mm_position.length, self.layout_of(f), is_renumbered(f)) for f in features
+        ]
         positions, delta = prompt_positions(len(input_tokens), media)
         remember(positions, delta)
         return positions, delta

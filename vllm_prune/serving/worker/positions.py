@@ -32,7 +32,9 @@ class Medium:
     length: int
     """Number of its placeholders, 1 <= length <= N + S."""
     layout: MediumLayout
-    """Of the unpruned medium."""
+    """Of the unpruned medium, or of what stays of it where that is numbered anew."""
+    renumbered: bool = False
+    """Whether the latter: its rows come packed, then, though they are as many as the layout has slots."""
 
 
 def prompt_positions(prompt_len: int, media: Iterable[Medium]) -> tuple[torch.Tensor, int]:
@@ -61,7 +63,7 @@ def _text(start: int, length: int) -> np.ndarray:
 
 
 def _medium_rows(medium: Medium, start: int) -> np.ndarray:
-    if medium.length == medium.layout.num_slots:
+    if medium.length == medium.layout.num_slots and not medium.renumbered:
         return medium.layout.offsets().T + start
     return np.full((3, medium.length), -(start + 1), dtype=np.int64)
 
