@@ -41,6 +41,8 @@ RELIED_UPON = (
     "vllm.v1.attention.backends.flash_attn:FlashAttentionImpl.do_kv_cache_update",
     "vllm.v1.attention.backends.flash_attn:FlashAttentionMetadata",
     "vllm.v1.attention.backends.flash_attn:FlashAttentionMetadataBuilder.build",
+    "vllm.v1.attention.backends.gdn_attn:GDNAttentionMetadata",
+    "vllm.v1.attention.backends.gdn_attn:GDNAttentionMetadataBuilder.build",
     "vllm.v1.attention.backends.triton_attn:TritonAttentionImpl.do_kv_cache_update",
     "vllm.v1.attention.backends.triton_attn:TritonAttentionMetadata",
     "vllm.v1.attention.backends.triton_attn:TritonAttentionMetadataBuilder.build",

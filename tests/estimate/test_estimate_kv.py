@@ -118,8 +118,9 @@ def test_layers_that_keep_a_state_have_no_keys(family):
     published = {**config.to_dict()["text_config"], "layer_types": None, "full_attention_interval": 3}
     assert parse_dims({**config.to_dict(), "text_config": published}) == dims
     request = Request(video=VideoShape(64, 448, 448))
-    with pytest.raises(ValueError, match="keep one state of all tokens so far"):
-        estimate(dims, request, PruneConfig.parse("default"))
+    assert estimate(dims, request, PruneConfig.parse("default")).layers == (2,)
+    with pytest.raises(ValueError, match=r"layers=\[1\]: .* which in this decoder are 2; the others keep one state"):
+        estimate(dims, request, PruneConfig.parse("fastv"))
     assert estimate(dims, request, PruneConfig.parse({"method": "question", "keep_ratio": 0.25})).prefill_ratio < 1
 
 

@@ -12,6 +12,7 @@ THINKING = (
     "<think>\n{{ (m.reasoning_content | default('')) }}\n</think>\n\n{% endif %}"
     "{% for part in parts %}"
     "{% if part.type == 'video' %}<|vision_start|><|video_pad|><|vision_end|>"
+    "{% elif part.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
     "{% elif m.role == 'assistant' %}{{ part.text.split('</think>')[-1].lstrip('\n') }}"
     "{% else %}{{ part.text }}{% endif %}{% endfor %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n"

@@ -42,11 +42,18 @@ def test_states_have_the_precision_that_the_checkpoint_asks_for(model):
     assert cache.mamba_cache_mode == "align"
 
 
-@pytest.mark.parametrize("caching", [True, False])
 @pytest.mark.parametrize("config", ["default", "fastv", {"method": "attention", "keep_ratio": 0.5, "layers": [2]}])
-def test_a_question_inside_the_decoder_ends_the_start(model, config, caching):
-    with pytest.raises(Exception, match=rf"method='attention': .*{STATES}"):
-        configure(model, config, enable_prefix_caching=caching)
+def test_a_question_inside_the_decoder_beside_cached_states_ends_the_start(model, config):
+    with pytest.raises(Exception, match=rf"method='attention': .*{STATES}.*--no-enable-prefix-caching"):
+        configure(model, config, enable_prefix_caching=True)
+
+
+def test_without_prefix_caching_it_chooses_behind_layers_with_attention(model):
+    assert configure(model, "default", enable_prefix_caching=False).cache_config.mamba_cache_mode == "none"
+    with pytest.raises(
+        Exception, match=r"layers=\[1\]: .* layers with attention, which in this decoder are 2; .*state"
+    ):
+        configure(model, "fastv", enable_prefix_caching=False)
 
 
 def test_a_server_may_let_requests_choose_anything_else(model):

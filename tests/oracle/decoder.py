@@ -71,16 +71,20 @@ def run_layer(
         seen.append(weights)
         return mixed.unflatten(1, (len(weights), -1))[None], None
 
-    kinds = getattr(decoder.config, "layer_types", None) or ()
-    linear = bool(kinds) and kinds[layer] == "linear_attention"
     with _attention(decoder.config, over_the_cache):
         output = decoder.layers[layer](
             hidden[None],
             attention_mask=None,
             position_embeddings=decoder.rotary_emb(hidden[None], _rotated_by(decoder, positions)),
-            **({"past_key_values": cache.states} if linear else {}),
+            **({"past_key_values": cache.states} if layer in stateful_layers(model) else {}),
         )
     return output[0], seen[0] if seen else hidden.new_empty(0, len(hidden), cache.length())
+
+
+def stateful_layers(model: PreTrainedModel) -> list[int]:
+    """Layers of linear attention."""
+    kinds = getattr(model.model.language_model.config, "layer_types", None) or ()
+    return [index for index, kind in enumerate(kinds) if kind == "linear_attention"]
 
 
 def _rotated_by(decoder: Any, positions: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from vllm_prune.methods import VideoTokens
 from vllm_prune.selector import Selector
 
 from .ask_first import choose
-from .decoder import KVCache, logits_of
+from .decoder import KVCache, logits_of, stateful_layers
 from .learned import Learned
 from .own_config import own_configs
 from .prefill import Choice, Pruning, run_rows
@@ -107,7 +107,7 @@ def plan_pruning(
             unknown.discard("selector")
         if unknown:
             raise NotImplementedError(f"the oracle has no params {sorted(unknown)}")
-        layers = config.resolved_layers(len(model.model.language_model.layers))
+        layers = config.resolved_layers(len(model.model.language_model.layers), stateful=stateful_layers(model))
         targets = plan_counts(dataclasses.replace(config, stage1=None), tokens[index].num_tokens).layers
         text, heads = config.params.get("text", "max"), config.params.get("heads", "max")
         learned = Learned(config, prompt, tokens, selectors) if config.needs_selector else None

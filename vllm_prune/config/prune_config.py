@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from vllm_prune.config.checks import MAX_LAYERS, MAX_NAME, require_int, require_
 from vllm_prune.config.errors import PruneConfigError, brief, require_length
 from vllm_prune.config.frames import FramesConfig
 from vllm_prune.config.image import ImageConfig
-from vllm_prune.config.layers import place_layers
+from vllm_prune.config.layers import next_without_state, place_layers
 from vllm_prune.config.methods import (
     ATTENTION,
     ATTENTION_PARAMS,
@@ -208,22 +208,30 @@ class PruneConfig:
         ratios = self.keep_ratio if isinstance(self.keep_ratio, tuple) else (self.keep_ratio,)
         return all(ratio == 1.0 for ratio in ratios)
 
-    def resolved_layers(self, depth: int, levels: int = 0) -> tuple[int, ...]:
+    def resolved_layers(self, depth: int, levels: int = 0, stateful: Collection[int] = ()) -> tuple[int, ...]:
         """The pruning layers in a decoder of `depth` layers, the first `levels` of which add rows of the encoder.
 
+        Those that are `stateful` keep a state of all rows so far in place of keys, by which a question could choose.
+
         Raises:
-            PruneConfigError: One is not below the last layer, or is above the last that adds rows.
+            PruneConfigError: One is not below the last layer, is above the last that adds rows, or is stateful.
         """
         first, last = max(levels - 1, 0), depth - 2
         if self.layers is None:
             published = round(depth * _PUBLISHED_LAYER / _PUBLISHED_DEPTH)
-            layers: tuple[int, ...] = (min(max(published, first), last),)
+            layers: tuple[int, ...] = (next_without_state(min(max(published, first), last), stateful),)
         else:
-            layers = place_layers(self.layers, depth, first)
+            layers = place_layers(self.layers, depth, first, stateful)
         if layers[0] < first or layers[-1] > last:
             adding = f", the first {levels} of which add rows of the vision encoder (deepstack)" if first else ""
             raise PruneConfigError(
                 f"layers={brief(layers)}: must lie between {first} and {last} for a decoder of {depth} layers{adding}"
+            )
+        if set(stateful) & set(layers):
+            able = [index for index in range(first, last + 1) if index not in stateful]
+            raise PruneConfigError(
+                f"layers={brief(layers)}: a question chooses behind layers with attention, which in this decoder are "
+                f"{', '.join(map(str, able))}; the others keep one state of all tokens so far"
             )
         return layers
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from vllm_prune.budget import TokenCounts, plan_counts
 from vllm_prune.budget_images import config_of_image, total_share
-from vllm_prune.config import ATTENTION, PruneConfig, PruneConfigError
+from vllm_prune.config import ATTENTION, PruneConfig
 from vllm_prune.estimate.dims import ModelDims
 from vllm_prune.estimate.flops import Flops, decoder_flops, encoder_flops, head_flops, importance_flops
 from vllm_prune.estimate.kv import KVNeed, kv_need
@@ -138,20 +138,15 @@ def estimate(dims: ModelDims, request: Request, config: PruneConfig, limits: Pix
 
     Raises:
         EstimateError: The video or the text is out of range.
-        PruneConfigError: A pruning layer is beyond the model's depth.
+        PruneConfigError: A pruning layer is beyond the model's depth, or keeps a state in place of keys.
     """
-    if dims.text.linear and any(part.method == ATTENTION for part in config.parts):
-        raise PruneConfigError(
-            f"method={ATTENTION!r}: {dims.text.linear.layers} of the model's {dims.text.layers} layers keep one "
-            f'state of all tokens so far, and no server runs it there; choose a query-free method, or "question"'
-        )
     if request.images:
         return _estimate_images(dims, request, config, limits)
     whole, video = request.video, sampled_video(request.video, dims.vision, config, limits)
     nothing, unpruned = _counts(dims, whole.grid(dims.vision, limits), PruneConfig())
     grid = video.grid(dims.vision, limits)
     counts, encoder = _counts(dims, grid, config)
-    layers = config.resolved_layers(dims.text.layers, dims.vision.levels) if config.method == ATTENTION else ()
+    layers = _pruning_layers(dims, config)
     return Estimate(
         config=config,
         grid=grid,
@@ -182,7 +177,7 @@ def _estimate_images(dims: ModelDims, request: Request, config: PruneConfig, lim
     if config.image is not None:
         share = total_share(config.image, sizes)
         choice, own = config.image.choice, [config_of_image(config.image, size, share) for size in sizes]
-    layers = choice.resolved_layers(dims.text.layers, dims.vision.levels) if choice.method == ATTENTION else ()
+    layers = _pruning_layers(dims, choice)
     encoder = encoder_flops(dims.vision, grid)
     counts = _together([plan_counts(each, size) for each, size in zip(own, sizes, strict=True)])
     nothing = plan_counts(PruneConfig(), sum(sizes))
@@ -208,6 +203,13 @@ def _together(counts: list[TokenCounts]) -> TokenCounts:
         layers=tuple(map(sum, zip(*(each.layers for each in counts), strict=True))),
         by_question=counts[0].by_question,
     )
+
+
+def _pruning_layers(dims: ModelDims, config: PruneConfig) -> tuple[int, ...]:
+    if config.method != ATTENTION:
+        return ()
+    linear = dims.text.linear
+    return config.resolved_layers(dims.text.layers, dims.vision.levels, linear.indices if linear else ())
 
 
 def _cost(dims: ModelDims, request: Request, encoder: Flops, counts: TokenCounts, layers: tuple[int, ...]) -> Cost:

@@ -15,11 +15,17 @@ class EstimateError(ValueError):
 class LinearDims:
     """Layers of linear attention with a gated delta rule. What they keep of a prompt does not grow with it."""
 
-    layers: int
+    indices: tuple[int, ...]
+    """Which of the decoder's layers they are."""
     key_heads: int
     value_heads: int
     key_dim: int
     value_dim: int
+
+    @property
+    def layers(self) -> int:
+        """How many."""
+        return len(self.indices)
 
     @property
     def width(self) -> int:
@@ -109,7 +115,11 @@ def _parse_linear(fields: Mapping[str, Any]) -> LinearDims | None:
     kinds, depth = fields.get("layer_types"), size_of(fields, "num_hidden_layers")
     every = size_of(fields, "full_attention_interval", 4)
     return LinearDims(
-        layers=depth - depth // every if kinds is None else kinds.count("linear_attention"),
+        indices=tuple(
+            index
+            for index in range(depth)
+            if ((index + 1) % every if kinds is None else kinds[index] == "linear_attention")
+        ),
         key_heads=size_of(fields, "linear_num_key_heads"),
         value_heads=size_of(fields, "linear_num_value_heads"),
         key_dim=size_of(fields, "linear_key_head_dim"),

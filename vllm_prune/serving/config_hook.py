@@ -17,7 +17,7 @@ from vllm_prune.serving.combinations import check_features, check_pruning
 from vllm_prune.serving.refusals import check_requested, hidden_encoder, undivided_decoder
 from vllm_prune.serving.wire.decoder_layers import pruning_layers
 from vllm_prune.serving.wire.positions import ask_for_positions, write_position_table
-from vllm_prune.serving.wire.selector_file import check_selectors, needed_digests
+from vllm_prune.serving.wire.selector_file import check_inside_selectors, check_selectors, needed_digests
 from vllm_prune.serving.wire.settings import (
     REQUEST_KEY,
     StepLimits,
@@ -67,6 +67,7 @@ class PruneConfigHook(Hooked, VerifyAndUpdateConfig):
         settings = read_settings(vllm_config.model_config.hf_config)
         undivided, hidden = undivided_decoder(vllm_config), hidden_encoder(vllm_config)
         check_parts(settings.config, lambda part: _check_decoder_and_encoder(part, undivided, hidden))
+        check_inside_selectors(vllm_config.model_config, undivided)
         write_undivided_decoder(vllm_config.model_config.hf_config, undivided)
         write_hidden_encoder(vllm_config.model_config.hf_config, hidden)
         check_pruning(vllm_config, settings)

@@ -6,7 +6,7 @@ in every worker, where vLLM has resolved what it decides after that, also from e
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,26 +60,26 @@ def hidden_encoder(vllm_config: VllmConfig) -> str:
 
 def undivided_decoder(vllm_config: VllmConfig) -> str:
     """Why the question cannot choose inside this decoder; "" if it can."""
-    if not vllm_config.model_config.is_hybrid:
+    if not vllm_config.model_config.is_hybrid or not vllm_config.cache_config.enable_prefix_caching:
         return ""
     return (
-        "the model's decoder is a hybrid, most layers of which keep one state of all tokens so far: a token that a "
-        "later layer drops stays in it, and vLLM gives layers that are called one by one no state to start from and "
-        'none to store at its block boundaries; choose a query-free method, or "question", which chooses before the '
-        "first layer"
+        "the model's decoder is a hybrid, most layers of which keep one state of all tokens so far, and vLLM's prefix "
+        "cache has such states at the ends of blocks of the pruned prompt, where layers before the choice, which have "
+        'more rows, have none; start with --no-enable-prefix-caching, or choose a query-free method, or "question", '
+        "which chooses before the first layer"
     )
 
 
-def check_windows(attention: Sequence[Any]) -> None:
+def check_windows(attention: Mapping[int, Any]) -> None:
     """Raises for layers with a sliding window, as a checkpoint may have them.
 
     Args:
-        attention: vLLM's `Attention` of every layer of the decoder.
+        attention: vLLM's `Attention` of the decoder's layers, by their index.
 
     Raises:
         PruneConfigError: Names the window, the layers, the reason and the remedy.
     """
-    windows = {index: layer.sliding_window for index, layer in enumerate(attention) if layer.sliding_window is not None}
+    windows = {index: layer.sliding_window for index, layer in attention.items() if layer.sliding_window is not None}
     if windows:
         sizes, layers = (", ".join(map(str, sorted(set(found)))) for found in (windows.values(), windows))
         raise PruneConfigError(

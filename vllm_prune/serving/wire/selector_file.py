@@ -35,17 +35,19 @@ def check_selectors(model_config: ModelConfig) -> None:
 def _check_place(place: Place, path: str, model_config: ModelConfig) -> None:
     if place == INPUT:
         return
-    if model_config.is_hybrid:
-        raise PruneConfigError(
-            f"{OPTION}: {path} reads {_describe(place)}, and the model's decoder is a hybrid, in which a question can "
-            f"choose before the first layer only; leave it out"
-        )
     try:
         pruning_layers(PruneConfig(method=ATTENTION, layers=(int(place),)), model_config)
     except PruneConfigError as error:
         raise PruneConfigError(
             f"{OPTION}: {path} reads {_describe(place)}, behind which no token can be dropped: {error}"
         ) from error
+
+
+def check_inside_selectors(model_config: ModelConfig, undivided: str) -> None:
+    """Raises PruneConfigError for one that reads inside a decoder that is `undivided` for the reason given."""
+    inside = [place for place in read_selector_digests(model_config.hf_config) if place != INPUT]
+    if undivided and inside:
+        raise PruneConfigError(f"{OPTION}: one reads {_describe(inside[0])}: {undivided}")
 
 
 def load_checked_selectors(model_config: ModelConfig) -> dict[Place, LoadedSelector]:

@@ -10,6 +10,7 @@ from torch import nn
 from vllm.model_executor.layers.attention import Attention, MLAAttention
 from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
 from vllm.model_executor.layers.mamba.abstract import MambaBase
+from vllm.model_executor.layers.mamba.gdn.base import GatedDeltaNetAttention
 from vllm.v1.attention.backend import AttentionType
 
 from vllm_prune.config import PruneConfigError
@@ -32,6 +33,12 @@ def find_attention(layer: nn.Module, name: str) -> Attention:
             f"{reason}; choose a query-free method and --prune-override tighten"
         )
     return found[0]
+
+
+def find_states(layer: nn.Module) -> GatedDeltaNetAttention | None:
+    """The Gated DeltaNet of a decoder layer that has one in place of attention."""
+    found = [module for module in layer.modules() if isinstance(module, AttentionLayerBase)]
+    return found[0] if len(found) == 1 and isinstance(found[0], GatedDeltaNetAttention) else None
 
 
 def _why_not(attention: AttentionLayerBase) -> str:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from vllm_prune.config import PruneConfig
-from vllm_prune.serving.worker.dense.attention import find_attention
+from vllm_prune.serving.worker.dense.attention import find_attention, find_states
 
 
 class DecoderView:
@@ -24,12 +24,19 @@ class DecoderView:
         """`language_model`: vLLM's decoder-only model."""
         self._decoder = language_model.model
         self.layers: list[nn.Module] = list(self._decoder.layers)
-        self.attention = [find_attention(layer, f"layer {index}") for index, layer in enumerate(self.layers)]
-        """vLLM's `Attention` of every layer."""
+        found = {index: find_states(layer) for index, layer in enumerate(self.layers)}
+        self.states = {index: states for index, states in found.items() if states is not None}
+        """vLLM's Gated DeltaNet of every layer that keeps a state in place of keys and values, by its index."""
+        self.attention = {
+            index: find_attention(layer, f"layer {index}")
+            for index, layer in enumerate(self.layers)
+            if index not in self.states
+        }
+        """vLLM's `Attention` of every other layer, by its index."""
 
     def pruning_layers(self, config: PruneConfig) -> tuple[int, ...]:
         """The layers behind which `config` drops tokens."""
-        return config.resolved_layers(len(self.layers), self.levels)
+        return config.resolved_layers(len(self.layers), self.levels, self.states)
 
     def enter(self, embeds: torch.Tensor) -> torch.Tensor:
         """What goes into the first layer, [n, C], of embeddings [n, C]."""

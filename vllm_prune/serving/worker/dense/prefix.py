@@ -24,6 +24,7 @@ from vllm_prune.serving.worker.dense.fused_layers import fused_layers, has_fused
 from vllm_prune.serving.worker.dense.layer_memory import inner_width
 from vllm_prune.serving.worker.dense.paged_cache import PagedCache, step_metadata
 from vllm_prune.serving.worker.dense.scratch import ScratchCaches
+from vllm_prune.serving.worker.dense.state_rows import StateRows
 from vllm_prune.serving.worker.dense.step import Batch, DenseStep
 from vllm_prune.serving.worker.dense.step_run import StepRun
 from vllm_prune.serving.worker.trace import TraceWriter
@@ -45,6 +46,7 @@ class DensePrefix:
         self._config, self._selectors, self._trace = vllm_config, selectors, trace
         self._decoder = decoder
         self._paged = PagedCache(vllm_config)
+        self._states = StateRows(vllm_config, decoder.states.values())
         self._rotary = rotary_embeddings(decoder.layers)
         self.captured: CapturedLayers | None = None
         """What else a model hands out of its next step, beside the last layer."""
@@ -55,7 +57,7 @@ class DensePrefix:
         """Raises for a configuration without dense prefixes, or a backend whose cache is not written on its own."""
         check_resolved(self._config)
         check_windows(self._decoder.attention)
-        for attention in self._decoder.attention:
+        for attention in self._decoder.attention.values():
             name = attention.get_attn_backend().get_name()
             if name not in SUPPORTED_BACKENDS:
                 raise PruneConfigError(
@@ -84,7 +86,11 @@ class DensePrefix:
             embeds: Any embeddings [n, C] of the model.
         """
         layers = self._most_dense_layers()
-        kv_widths = [2 * attention.num_kv_heads * attention.head_size for attention in self._decoder.attention[:layers]]
+        kv_widths = [
+            2 * attention.num_kv_heads * attention.head_size
+            for index, attention in self._decoder.attention.items()
+            if index < layers
+        ]
         inner = max(inner_width(layer) for layer in self._decoder.layers[:layers])
         per_row = (6 + self._decoder.levels) * embeds.shape[1] + sum(kv_widths) + max(kv_widths)
         return embeds.new_empty(num_rows * per_row + min(num_rows, self.rows_at_once) * inner)
@@ -98,7 +104,7 @@ class DensePrefix:
 
     def batch(self) -> Batch:
         """What vLLM scheduled in the step under way."""
-        metadata = step_metadata(self._decoder.attention[0])
+        metadata = step_metadata(next(iter(self._decoder.attention.values())))
         lens = metadata.seq_lens
         with gpu_sync_allowed():  # one wait for the device
             both = torch.cat((lens, metadata.query_start_loc.to(lens.dtype))).tolist()
@@ -106,7 +112,7 @@ class DensePrefix:
 
     def attention_shapes(self, step: DenseStep) -> dict[int, list[list[int]]]:
         """By the first batch row of every request: layer, heads, question rows and tokens of every choice by it."""
-        heads = [attention.num_heads * get_tensor_model_parallel_world_size() for attention in self._decoder.attention]
+        ranks, attention = get_tensor_model_parallel_world_size(), self._decoder.attention
         shapes: dict[int, list[list[int]]] = {}
         for request in step.requests:
             own = shapes.setdefault(request.batch_start, [])
@@ -116,7 +122,7 @@ class DensePrefix:
                     continue
                 layers = self._decoder.pruning_layers(rows.video.info.config)
                 for layer, count in zip(layers, (counts.entering, *counts.layers), strict=False):
-                    own.append([layer, heads[layer], len(rows.question), count])
+                    own.append([layer, attention[layer].num_heads * ranks, len(rows.question), count])
         return shapes
 
     def run(self, step: DenseStep, inputs_embeds: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
@@ -130,7 +136,17 @@ class DensePrefix:
         begin = time.perf_counter()
         dropper = RowDropper(step, self._decoder, self._paged, self._selectors)
         scratch = ScratchCaches(self._paged, step)
-        run = StepRun(self._decoder, step, dropper, scratch, inputs_embeds, positions, self.rows_at_once, self.captured)
+        run = StepRun(
+            self._decoder,
+            step,
+            dropper,
+            scratch,
+            self._states,
+            inputs_embeds,
+            positions,
+            self.rows_at_once,
+            self.captured,
+        )
         with fused_layers(self._rotary) if has_fused_kernels() else contextlib.nullcontext():
             hidden = run.run()
         if self._trace is not None:

@@ -110,7 +110,13 @@ class DenseStep:
     requests: list[DenseRequest]
     other_rows: torch.Tensor
     """Batch rows [n] of everything else."""
+    batch: Batch
     num_batch_rows: int
+
+    @property
+    def num_padding(self) -> int:
+        """Of `other_rows`, those at the end that belong to no request."""
+        return self.num_batch_rows - self.batch.query_start[-1]
 
     @property
     def dense_batch_rows(self) -> torch.Tensor:
@@ -140,7 +146,7 @@ def plan_step(videos: list[DenseVideo], is_media: torch.Tensor, batch: Batch, nu
     other = torch.ones(num_batch_rows, dtype=torch.bool)
     for request in requests:
         other[request.batch_start : request.batch_end] = False
-    return DenseStep(requests, other.nonzero().squeeze(1), num_batch_rows)
+    return DenseStep(requests, other.nonzero().squeeze(1), batch, num_batch_rows)
 
 
 def _plan_request(index: int, videos: list[DenseVideo], is_media: torch.Tensor, batch: Batch) -> DenseRequest:

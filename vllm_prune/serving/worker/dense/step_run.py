@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from vllm.forward_context import get_forward_context
@@ -22,9 +23,13 @@ from vllm_prune.serving.worker.dense.drop import RowDropper
 from vllm_prune.serving.worker.dense.parts import Part, make_parts
 from vllm_prune.serving.worker.dense.rows import DenseRows
 from vllm_prune.serving.worker.dense.scratch import ScratchCaches
+from vllm_prune.serving.worker.dense.state_rows import StateRows, padding_last, run_in_order
 from vllm_prune.serving.worker.dense.step import DenseStep, DenseVideo, VideoRows
 from vllm_prune.serving.worker.trace import VideoOutcome
 from vllm_prune.serving.worker.upload import upload
+
+RunPart = Callable[..., tuple[torch.Tensor, torch.Tensor]]
+"""Of a layer's index, a part, and its positions, hidden states and residual: hidden states and residual behind it."""
 
 
 class StepRun:
@@ -36,6 +41,7 @@ class StepRun:
         step: DenseStep,
         dropper: RowDropper,
         scratch: ScratchCaches,
+        states: StateRows,
         embeds: torch.Tensor,
         positions: torch.Tensor,
         most_rows: int,
@@ -43,8 +49,9 @@ class StepRun:
     ) -> None:
         """Of the step: embeds [batch rows, C], positions [3, batch rows]; a layer gets `most_rows` rows at a time."""
         self._captured = captured
-        self._decoder, self._step, self._dropper, self._scratch = decoder, step, dropper, scratch
-        self._num_other, self._most_rows = len(step.other_rows), most_rows
+        self._decoder, self._step, self._dropper = decoder, step, dropper
+        self._scratch, self._states, self._most_rows = scratch, states, most_rows
+        self._num_other = len(step.other_rows)
         self._other = upload(step.other_rows, embeds.device)
         self._batch_positions = positions
         self._rows = DenseRows.of(step)
@@ -54,7 +61,7 @@ class StepRun:
         self._level_rows = [self._gather_rows(rows, level) for level, rows in levels]
         """Of the layers to come, what is added behind them, [n, C]. Nothing is dropped before the last of them."""
         self._residual: torch.Tensor | None = None
-        self._kept_kv: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+        self._kept_kv: list[tuple[Attention, torch.Tensor, torch.Tensor, torch.Tensor]] = []
         self._query: torch.Tensor | None = None
         self._key: torch.Tensor | None = None
         self._value: torch.Tensor | None = None
@@ -101,22 +108,41 @@ class StepRun:
 
     def _run_dense_layer(self, index: int) -> None:
         """One decoder layer over other rows and dense rows; drops rows behind it if it is a pruning layer."""
-        attention = self._decoder.attention[index]
-        self._query = self._key = self._value = None
-        attend = functools.partial(self._attend, attention, attention.forward, self._dropper.prunes_at(index))
+        run_part = self._run_states if index in self._decoder.states else self._attending(index)
         hidden, residual = self._hidden, self._residual
         for part in self._parts:
-            with taken_over(attention, functools.partial(attend, part)):
-                before = None if residual is None else part.take(residual)
-                done = self._decoder.run_layer(index, part.take(self._positions, 1), part.take(hidden), before)
+            before = None if residual is None else part.take(residual)
+            done = run_part(index, part, part.take(self._positions, 1), part.take(hidden), before)
             # In place where there are several parts: nobody reads what their rows were before the layer.
             self._hidden = part.put(done[0], self._hidden, len(hidden))
             self._residual = part.put(done[1], self._residual, len(hidden))
-        self._kept_kv.append((self._key, self._value, self._rows.alive))
+        if (attention := self._decoder.attention.get(index)) is not None:
+            assert self._key is not None is not self._value
+            self._kept_kv.append((attention, self._key, self._value, self._rows.alive))
         if self._level_rows:
             self._hidden = self._hidden + self._level_rows.pop(0)
         if self._dropper.prunes_at(index):
             self._drop(index)
+
+    def _attending(self, index: int) -> RunPart:
+        """Runs parts of a layer whose attention is taken over."""
+        attention = self._decoder.attention[index]
+        self._query = self._key = self._value = None
+        attend = functools.partial(self._attend, attention, attention.forward, self._dropper.prunes_at(index))
+
+        def run(index: int, part: Part, *rows: Any) -> tuple[torch.Tensor, torch.Tensor]:
+            with taken_over(attention, functools.partial(attend, part)):
+                return self._decoder.run_layer(index, *rows)
+
+        return run
+
+    def _run_states(
+        self, index: int, part: Part, positions: torch.Tensor, hidden: torch.Tensor, residual: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """A part of a layer that keeps a state, which goes on from part to part and sees all rows there are."""
+        run = functools.partial(self._decoder.run_layer, index)
+        with self._states.of_part(self._decoder.states[index], self._step, part, self._rows.lengths):
+            return run_in_order(run, padding_last(self._step, part), positions, hidden, residual)
 
     def _attend(
         self,
@@ -172,8 +198,9 @@ class StepRun:
         """Goes on with other rows and those dense rows that stay behind pruning layer `index`."""
         assert self._residual is not None
         assert self._query is not None
+        assert self._key is not None
         hidden = self._hidden[self._num_other :] + self._residual[self._num_other :]
-        kept = self._dropper.choose(index, self._rows, self._query, self._kept_kv[index][0], hidden)
+        kept = self._dropper.choose(index, self._rows, self._query, self._key, hidden)
         rows = upload(torch.cat((torch.arange(self._num_other), self._num_other + kept)), hidden.device)
         self._hidden, self._residual = self._hidden[rows], self._residual[rows]
         self._positions = self._positions[:, rows]
@@ -210,7 +237,7 @@ class StepRun:
 
     def _write_cache(self, batch_rows: torch.Tensor) -> None:
         found_in: torch.Tensor | None = None
-        for attention, (key, value, alive) in zip(self._decoder.attention, self._kept_kv, strict=False):
+        for attention, key, value, alive in self._kept_kv:
             if alive is not found_in:  # the same for all layers between two pruning layers
                 kept, found_in = upload(torch.searchsorted(alive, self._rows.alive), key.device), alive
             self._write_slots(attention, key[kept], value[kept], batch_rows)
