@@ -309,8 +309,13 @@ def _same_choice(video: dict[str, np.ndarray], kept: np.ndarray, scores: list[np
     return (
         np.array_equal(video["kept"], kept)
         and len(found) == len(scores)
-        and all(len(a) == len(b) and np.abs(a - b).max() < 1e-5 for a, b in zip(found, scores, strict=True))
+        and all(len(a) == len(b) and _same_scores(a, b) for a, b in zip(found, scores, strict=True))
     )
+
+
+def _same_scores(found: np.ndarray, expected: np.ndarray) -> bool:
+    """Importance is 0 to 1; a selector's logarithms are larger, and negative."""
+    return bool(np.abs(found - expected).max() < (1e-5 if expected.min() >= 0 else LOGPROB_TOLERANCE))
 
 
 def check_steps(answer: Answer, oracle: Oracle, case: Case) -> None:
