@@ -64,15 +64,15 @@ def write_checkpoint(folder: Path, experts: bool) -> Any:
 
 
 @contextlib.contextmanager
-def serving(folder: Path) -> Iterator[Served]:
-    """vLLM's model with the checkpoint in `folder`, in a group of one process."""
-    options: dict[str, Any] = {"dtype": "float32", "enforce_eager": True, "block_size": BLOCK_SIZE}
+def serving(folder: Path, kind: type[Served] | None = None, **more: Any) -> Iterator[Any]:
+    """vLLM's model with the checkpoint in `folder`, in a group of one process; `kind`: of what holds it."""
+    options: dict[str, Any] = {"dtype": "float32", "enforce_eager": True, "block_size": BLOCK_SIZE, **more}
     config = EngineArgs(str(folder), max_model_len=512, **options).create_engine_config()
     try:
         with set_current_vllm_config(config):
             parallel_state.init_distributed_environment(1, 0, f"file://{folder}/rendezvous", 0, "gloo")
             parallel_state.ensure_model_parallel_initialized(1, 1)
-            served = Served(config)
+            served = (kind or Served)(config)
         yield served
     finally:
         parallel_state.destroy_model_parallel()
@@ -87,12 +87,20 @@ class Served:
         self.model = initialize_model(config).eval()
         get_model_loader(config.load_config).load_weights(self.model, config.model_config)
         process_weights_after_loading(self.model, config.model_config, torch.device("cpu"))
+        self.place_caches()
+
+    def place_caches(self) -> None:
+        """Makes a cache for every layer."""
         self.attention = [layer.self_attn.attn for layer in self.model.language_model.model.layers]
+        self.place_keys()
+
+    def place_keys(self) -> None:
+        """Makes one for all of `attention`."""
         for attention in self.attention:
             shape = (NUM_BLOCKS, attention.num_kv_heads, BLOCK_SIZE, 2 * attention.head_size)
             attention.kv_cache = torch.randn(shape)  # what earlier requests left
             # The CPU's builder tells its layer what the processor can do, as vLLM's runner has it told.
-            self._builder = make_metadata_builder(config, attention, BLOCK_SIZE)
+            self._builder = make_metadata_builder(self.config, attention, BLOCK_SIZE)
 
     @contextlib.contextmanager
     def step(self, contexts: list[int], lengths: list[int], tables: list[list[int]]) -> Iterator[None]:

@@ -31,7 +31,6 @@ CONFIGS: tuple[Any, ...] = (
     {"method": "attention", "stage1": None, "keep_ratio": 0.3, "params": {"text": "mean"}},
     "framefusion",
     {"method": "attention", "stage1": None, "layers": [1, 3], "keep_ratio": 0.5, "params": {"text": "last"}},
-    {"method": "attention", "stage1": None, "layers": [3], "keep_ratio": 0.3, "params": {"relevance": "learned"}},
     {"method": "uniform", "stage1": None, "keep_ratio": 0.3},
 )
 OPTIONS: dict[str, Any] = {"enable_prefix_caching": False}
@@ -91,6 +90,19 @@ def test_random_requests_equal_the_oracle(engine, oracle, start):
     compare(batch, engine.run(prompts, step_tokens=max([1, *spans]) + 7), oracle)
     compare(batch, engine.run(prompts, dense_rows=64), oracle)
     assert engine.call("most_parts") > 1
+
+
+@pytest.mark.long
+def test_a_selector_inside_the_decoder_chooses(engine, oracle):
+    learned = {
+        "method": "attention",
+        "stage1": None,
+        "layers": [3],
+        "keep_ratio": 0.3,
+        "params": {"relevance": "learned"},
+    }
+    batch = [ask(learned, seed) for seed in range(6)]
+    compare(batch, engine.run([case.prompt() for case in batch]), oracle)
 
 
 @pytest.mark.long
