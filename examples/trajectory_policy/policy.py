@@ -13,7 +13,7 @@ from torch import nn
 
 TRAIN_STEPS = 100
 """Noise levels."""
-_WIDTH, _HEADS, _LAYERS = 96, 4, 3
+_WIDTH, _HEADS, _LAYERS = 64, 4, 2
 
 
 class TrajectoryPolicy(nn.Module):

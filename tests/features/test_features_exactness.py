@@ -27,12 +27,14 @@ NUM_LAYERS = 6
 STEP_TOKENS = 350
 """In which the longest dense span has room, and a batch has not."""
 QUESTION = "What colour is the flash?"
+SEEDS = {"qwen3_vl_moe": 9}
+"""Of a family in whose requests of the seed 8 noise of 1e-6 sends a row to another expert."""
 BATCHES = [0, *(pytest.param(start, marks=pytest.mark.long) for start in range(8, 40, 8))]
 
 
 def cases(family: str) -> list[Case]:
     """40 at random with media; all kinds of choices take turns."""
-    random = np.random.default_rng(8)
+    random = np.random.default_rng(SEEDS.get(family, 8))
     kinds = zip(itertools.cycle(CONFIGS[1:]), itertools.cycle(ASK_FIRST), INSIDE * 3, IMAGE_CONFIGS, strict=False)
     configs = [config for kind in kinds for config in kind if can_serve(family, config)]
     found: list[Case] = []
