@@ -80,11 +80,11 @@ class Hybrid(Served):
             yield
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module", params=["qwen3_5", "qwen3_5_moe"])
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(micro_model.QWEN3_5_TEXT, "layer_types", LAYERS)
-        return write_micro_model(tmp_path_factory.mktemp("states") / "micro", family="qwen3_5")
+        return write_micro_model(tmp_path_factory.mktemp("states") / "micro", family=request.param)
 
 
 @pytest.fixture(scope="module")
