@@ -21,7 +21,7 @@ def _verify() -> None:
     from vllm.v1.outputs import AsyncModelRunnerOutput, ModelRunnerOutput
 
     worker = _worker()
-    require_leading(worker.execute_model, ("self",), f"{_TARGET}.execute_model")
+    require_leading(worker.execute_model, ("self", "scheduler_output"), f"{_TARGET}.execute_model")
     require_leading(worker.sample_tokens, ("self",), f"{_TARGET}.sample_tokens")
     require_source(ModelRunnerOutput, ("@dataclass class ModelRunnerOutput: ",), "vllm.v1.outputs:ModelRunnerOutput")
     get_output = AsyncModelRunnerOutput.get_output
@@ -33,11 +33,11 @@ def _install() -> None:
     execute_model, sample_tokens = worker.execute_model, worker.sample_tokens
 
     @functools.wraps(execute_model)
-    def execute(self: Any, *args: Any, **kwargs: Any) -> Any:
-        from vllm_prune.serving.worker.report import attach_notes, require_dense_step, take_notes
+    def execute(self: Any, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
+        from vllm_prune.serving.worker.report import attach_notes, begin_step, require_dense_step, take_notes
 
-        take_notes(self)  # whatever vLLM's profiling or a step that failed left there
-        output = execute_model(self, *args, **kwargs)
+        begin_step(self, scheduler_output)
+        output = execute_model(self, scheduler_output, *args, **kwargs)
         require_dense_step(self)
         return output if output is None else attach_notes(output, take_notes(self))
 

@@ -41,8 +41,8 @@ def engine_args(
         log: Whether every request with videos is described in the log.
         selector: File of a learned selector (see `vllm_prune/selector`), or files of several that read at different
             places; the embedded models have one each, for method "question".
-        dense_tokens: Most tokens that the dense prefixes of a step may have, for method "attention"; they take memory
-            of their own. By default twice vLLM's `max_num_batched_tokens`.
+        dense_tokens: Most tokens that dense prefixes may have at once, for method "attention"; they take memory of
+            their own. By default twice vLLM's `max_num_batched_tokens`.
         feature_layers: Layers that are handed out with `runner="pooling"` (docs/features.md): 0 is what enters the
             first, -1 what leaves the last.
         positions: Of the tokens that stay, in a decoder with plain RoPE (LLaVA, InternVL): "kept", those of the

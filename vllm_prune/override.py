@@ -35,7 +35,7 @@ class ServerSettings:
     positions: str = KEPT
     """One of `POSITIONS`."""
     dense_tokens: int | None = None
-    """Most tokens that the dense prefixes of a step may have; None for twice the step's budget of tokens."""
+    """Most tokens that dense prefixes may have at once; None for twice the step's budget of tokens."""
     log: bool = False
     """Whether every request with videos is described in the log (see `serving/api/log.py`)."""
     feature_layers: tuple[int, ...] = (0, -1)

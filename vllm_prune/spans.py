@@ -103,3 +103,22 @@ def clip_hit(spans: Sequence[Span], num_tokens: int) -> int:
     if index < len(spans) and spans[index].start < num_tokens:
         return spans[index].start
     return num_tokens
+
+
+def longest_piece(span: Span, media: Iterable[tuple[int, int]]) -> int:
+    """The most tokens of a span that only one step can compute: a step may end inside a medium, and nowhere else.
+
+    Args:
+        span: The span.
+        media: (offset, length) of the placeholders of its media, in order.
+
+    >>> longest_piece(Span(2, 20), [(2, 5), (9, 4)])
+    8
+    >>> longest_piece(Span(2, 20), [(2, 1)])
+    18
+    """
+    longest, start = 0, span.start
+    for offset, length in media:
+        if length > 1:
+            longest, start = max(longest, offset + 1 - start), offset + length - 1
+    return max(longest, span.end - start)

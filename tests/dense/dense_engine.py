@@ -162,18 +162,23 @@ class DenseEngine:
         logprobs: int = -1,
         adapters: Sequence[str] | None = None,
         dense_rows: int | None = None,
+        part_rows: int | None = None,
+        dense_tokens: int = 1 << 20,
+        preempts: bool = False,
     ) -> list[Answer]:
         """Answers of all prompts, queued together; in steps of `step_tokens` tokens, with `free_blocks` KV blocks.
 
         `adapters`: for each prompt the folder of its LoRA adapter, "" for none. `dense_rows`: that a layer of a dense
-        prefix gets at a time.
+        prefix gets at a time. `part_rows`: that a step computes of a dense prefix, so that longer ones stretch over
+        several steps, as many at once as `dense_tokens` allows. `preempts`: in the middle of the first.
         """
         for record in (self.steps, self.blocks, self.block_ids, self.preempted):
             record.clear()
         for file in self.trace.iterdir():
             file.unlink()
         self.scheduler.max_num_scheduled_tokens = step_tokens or self.max_step_tokens
-        with self._only(free_blocks), self._dense_rows_at_once(dense_rows):
+        self.preempts, self.most_bytes = preempts, 0
+        with self._only(free_blocks), self._dense_rows_at_once(dense_rows), self.long_prefixes(part_rows, dense_tokens):
             answers = self._run(prompts, max_tokens, logprobs, adapters or [""] * len(prompts))
         self.scheduler.max_num_scheduled_tokens = self.max_step_tokens
         return answers
@@ -205,6 +210,62 @@ class DenseEngine:
         yield
         prefix.rows_at_once, step_run.make_parts = before, make_parts
 
+    @contextlib.contextmanager
+    def long_prefixes(self, part_rows: int | None, dense_tokens: int):
+        """Dense prefixes of more rows stretch over several steps, as many at once as `dense_tokens` rows allow."""
+        from vllm_prune.serving.wire.settings import read_step_limits, write_step_limits
+
+        hf_config = self.core.vllm_config.model_config.hf_config
+        limits = read_step_limits(hf_config)
+        if part_rows is not None:
+            write_step_limits(hf_config, limits._replace(tokens=part_rows, dense_tokens=dense_tokens))
+        yield
+        write_step_limits(hf_config, limits)
+
+    def abort_under_way(self, prompts: Sequence[Mapping[str, Any]], part_rows: int) -> tuple[int, int]:
+        """Aborts all prompts once a dense prefix is under way; the bytes it held, before and after the next step."""
+        from vllm import SamplingParams
+
+        with self.long_prefixes(part_rows, 1 << 20):
+            names = self.llm.enqueue([dict(prompt) for prompt in prompts], SamplingParams(), use_tqdm=False)
+            while not self.bytes_under_way():
+                self.engine.step()
+            before = self.bytes_under_way()
+            self.engine.abort_request(names, internal=True)
+            while self.scheduler.has_requests():
+                self.core.step_fn()
+            return before, self.bytes_under_way()
+
+    def prompt_logprobs(self, prompt: Mapping[str, Any], part_rows: int) -> str:
+        """Why a request for log-probabilities of its prompt ended."""
+        from vllm import SamplingParams
+
+        with self.long_prefixes(part_rows, 1 << 20):
+            self.llm.enqueue([dict(prompt)], SamplingParams(prompt_logprobs=1, max_tokens=1), use_tqdm=False)
+            outputs: list[Any] = []
+            while self.engine.has_unfinished_requests():
+                outputs += self.engine.step()
+        return str(outputs[-1].outputs[0].stop_reason)
+
+    def _step(self) -> list[Any]:
+        """One step; the first time that a dense prefix is under way after it, all requests lose what is computed."""
+        outputs = self.engine.step()
+        self.most_bytes = max(self.most_bytes, self.bytes_under_way())
+        if self.preempts and self.bytes_under_way():
+            self.preempts = False
+            assert self.scheduler.reset_prefix_cache(reset_running_requests=True)
+        return outputs
+
+    def bytes_under_way(self) -> int:
+        """That dense prefixes over several steps hold."""
+        worker = getattr(self.core.model_executor, "driver_worker", None)
+        prefix = worker and getattr(worker.worker.model_runner.model, "_dense_prefix", None)
+        return 0 if prefix is None else prefix.long.num_bytes
+
+    def most_bytes_under_way(self) -> int:
+        """In the last run."""
+        return self.most_bytes
+
     def most_parts(self) -> int:
         """Into how many parts any layer's rows were cut in the last run with `dense_rows`."""
         return self.parts
@@ -228,7 +289,7 @@ class DenseEngine:
                 names.append(None)
         finished: dict[str, Any] = {}
         while self.engine.has_unfinished_requests():
-            finished.update({_client_id(out.request_id): out for out in self.engine.step() if out.finished})
+            finished.update({_client_id(out.request_id): out for out in self._step() if out.finished})
         while self.scheduler.connector is not None and self.scheduler.has_requests():
             self.engine.step()  # stores their last blocks and gives these back
         for name, answer in zip(names, answers, strict=True):

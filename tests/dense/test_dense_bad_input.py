@@ -125,6 +125,12 @@ def test_more_kept_tokens_than_a_step_name_the_number_to_set():
         check_spans(prompt, media, turn, StepLimits(69, 120))
     with pytest.raises(PruneConfigError, match=r"^dense_tokens=119: .* have 120 tokens.*--prune-dense-tokens 120"):
         check_spans(prompt, media, turn, StepLimits(70, 119))
+    # Over several steps only the text has to fit one, with a placeholder before it.
+    check_spans(prompt, media, turn, StepLimits(31, 120, several_steps=True))
+    with pytest.raises(
+        PruneConfigError, match=r"^max_num_batched_tokens=30: text .* has 31 tokens.*--max-num-batched-tokens 31"
+    ):
+        check_spans(prompt, media, turn, StepLimits(30, 120, several_steps=True))
 
 
 @pytest.mark.parametrize("layers", [[1], [3], [1, 3]])

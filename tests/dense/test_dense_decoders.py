@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 import torch
 from oracle.importance import importance, top_k
 from oracle.micro_model import QWEN3_EXPERTS
-from qwen3_decoder import LEVELS, TEXT, WIDTH, Served, serving, write_checkpoint
+from qwen3_decoder import BLOCK_SIZE, LEVELS, TEXT, WIDTH, Served, serving, write_checkpoint
 from torch import Tensor
 from transformers import DynamicCache
 
@@ -18,6 +18,7 @@ from vllm_prune.budget import TokenCounts
 from vllm_prune.config import PruneConfig, PruneConfigError
 from vllm_prune.layout import MediumLayout
 from vllm_prune.serving.wire.decoder_layers import pruning_layers
+from vllm_prune.serving.wire.long_spans import LongSpan
 from vllm_prune.serving.worker.dense.decoder_view import DeepstackView
 from vllm_prune.serving.worker.dense.layer_memory import inner_width
 from vllm_prune.serving.worker.dense.prefix import DensePrefix
@@ -165,6 +166,51 @@ def test_a_dense_step_and_the_tokens_after_it_are_hugging_faces(models: Models, 
     with served.step([length], [1], tables[1:]):
         found = served.forward(after.embeds, after.positions, list(after.levels))
     torch.testing.assert_close(found, oracle.run(after), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_dense_prefix_over_several_steps_is_hugging_faces(models: Models, case: str) -> None:
+    layers, counts, layout = CASES[case]
+    rows, video = make_prompt(layers, counts, layout)
+    image = torch.zeros(OTHER, dtype=torch.bool)
+    image[10:25] = True
+    other = Rows.random(2, OTHER, image)
+    pinned = torch.from_numpy(layout.is_pinned())
+    oracle, served, kept = Oracle(models.oracle, pinned), models.served, counts[-1] + layout.num_pinned
+    beside, expected = Oracle(models.oracle, pinned).run(other), oracle.run(rows, layers, counts)
+    table, total = [5, 1, 12, 8], layout.num_slots
+    with served.step([0], [BEFORE], [table]):
+        served.forward(rows.embeds[:BEFORE], rows.positions[:, :BEFORE], list(rows.levels[:, :BEFORE]))
+
+    prefix = DensePrefix(served.config, DeepstackView(served.model), {}, None)
+    span = LongSpan(table[BEFORE // BLOCK_SIZE], BLOCK_SIZE, BEFORE, total + AFTER, layers[0])
+    of_each, done = -(-total // kept), 0
+    for count in (1, (kept - 1) // 2, kept - 1 - (kept - 1) // 2):
+        after = AFTER if done + count == kept else 0
+        placeholders = torch.cat(
+            (torch.full((count,), BEFORE), torch.arange(len(rows.embeds) - after, len(rows.embeds)))
+        )
+        own = slice(done * of_each, (done + count) * of_each)
+        tags = {name: getattr(video, name)[own] for name in ("features", "slots", "groups")}
+        part = replace(video, **tags, batch_row=OTHER, num_rows=count)
+        embeds = torch.cat((other.embeds, rows.embeds[placeholders]))
+        embeds[OTHER : OTHER + count] = torch.nan  # not looked at
+        positions = torch.cat((other.positions, rows.positions[:, placeholders]), dim=1)
+        is_media = torch.zeros(len(embeds), dtype=torch.bool)
+        is_media[10:25] = is_media[OTHER : OTHER + count] = True
+        prefix.long.begin_step([span])
+        with served.step([0, BEFORE + done], [OTHER, count + after], [[3, 9], table]):
+            served.set_levels(list(torch.cat((other.levels, rows.levels[:, placeholders]), dim=1)))
+            found = prefix.run(plan_step([part], is_media, prefix.batch(), len(embeds)), embeds, positions)
+        torch.testing.assert_close(found[:OTHER], beside, rtol=1e-4, atol=1e-4)
+        done += count
+        assert bool(prefix.long.num_bytes) == (done < kept)
+    torch.testing.assert_close(found[OTHER:], expected[-len(found) + OTHER :], rtol=1e-4, atol=1e-4)
+
+    after_it = Rows.random(3, 1, torch.zeros(1, dtype=torch.bool), int(rows.positions.max()) + 1)
+    with served.step([BEFORE + kept + AFTER], [1], [table]):
+        last = served.forward(after_it.embeds, after_it.positions, list(after_it.levels))
+    torch.testing.assert_close(last, oracle.run(after_it), rtol=1e-4, atol=1e-4)
 
 
 def test_levels_are_taken_once(models: Models) -> None:

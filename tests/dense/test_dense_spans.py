@@ -9,10 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from vllm.v1.core.encoder_cache_manager import EncoderCacheManager
 
+from vllm_prune.config import PruneConfig
+from vllm_prune.serving.core.long_spans import end_of_part, tokens_to_cache
 from vllm_prune.serving.core.scheduling import clip_prefix_hit, schedule_encoder_inputs
-from vllm_prune.serving.core.spans import RequestSpan
+from vllm_prune.serving.core.spans import RequestSpan, SpanMedium
 from vllm_prune.serving.wire.settings import StepLimits, write_step_limits
-from vllm_prune.spans import Span, TurnFormat, clip_hit, clip_to_spans, dense_spans
+from vllm_prune.spans import Span, TurnFormat, clip_hit, clip_to_spans, dense_spans, longest_piece
 
 TEXT, VIDEO, END, REPLY, NEWLINE = 1, 6, 2, 3, 4
 HEADER = [END, REPLY, NEWLINE]
@@ -100,6 +102,7 @@ def fake_scheduler(step: int = 1, limit: int = 100) -> SimpleNamespace:
     write_step_limits(hf_config, StepLimits(limit, limit))
     return SimpleNamespace(
         current_step=step,
+        running=[],
         block_size=32,
         kv_cache_manager=Manager(),
         encoder_cache_manager=EncoderCacheManager(limit),
@@ -164,6 +167,70 @@ def test_dense_rows_of_a_step_are_limited():
     assert tokens == [30, 10, 30]
     scheduler.current_step += 1
     assert schedule_encoder_inputs(scheduler, requests[1], 10, 40, unchanged)[1] == 20
+
+
+long_media = st.lists(st.tuples(st.integers(0, 9), st.integers(2, 30), st.integers(1, 40)), min_size=1, max_size=3)
+"""Of every medium of a span: tokens of text before it, its placeholders, dense rows of each."""
+
+
+@given(long_media, st.integers(1, 20), st.integers(1, 60), st.integers(1, 60))
+def test_parts_of_a_long_span_end_in_a_medium_and_compute_all_of_it(media, question, most_rows, budget):
+    start, found = 5, []
+    for text, length, each in media:
+        offset = found[-1].end + text if found else start
+        found.append(SpanMedium(offset, length, length * each - min(each, length) // 2, PruneConfig()))
+    end = found[-1].end + question
+    item = RequestSpan(Span(start, end), sum(m.rows - m.length for m in found), "key", dense=True, media=tuple(found))
+    assert item.rows_between(start, end) == item.rows
+    most_tokens = max(budget, longest_piece(item.span, [(medium.offset, medium.length) for medium in found]))
+    computed, rows = start, 0
+    while computed < end:
+        later = end_of_part(item, computed, most_tokens, most_rows)
+        assert computed < later <= computed + most_tokens
+        assert later == end or any(medium.offset < later < medium.end for medium in found)
+        part = item.rows_between(computed, later)
+        assert part <= most_rows or not any(
+            computed < earlier < later for medium in found for earlier in range(medium.offset + 1, medium.end)
+        )
+        computed, rows = later, rows + part
+    assert rows == item.rows
+
+
+def long_request(computed: int, *, logprobs: int | None = None) -> SimpleNamespace:
+    """A video of 300 rows at 10 placeholders, and 10 tokens of question."""
+    media = (SpanMedium(10, 10, 300, PruneConfig()),)
+    span = RequestSpan(Span(10, 30), 290, "long", dense=True, media=media)
+    params = SimpleNamespace(prompt_logprobs=logprobs)
+    return SimpleNamespace(
+        request_id="long",
+        _vllm_prune_spans=[span],
+        mm_features=[],
+        num_computed_tokens=computed,
+        sampling_params=params,
+    )
+
+
+def test_a_long_span_begins_a_step_of_its_own_and_counts_until_it_is_complete():
+    scheduler = fake_scheduler(limit=100)
+    write_step_limits(scheduler.vllm_config.model_config.hf_config, StepLimits(100, 350, several_steps=True))
+    request, second = long_request(0), long_request(10)
+    assert schedule_encoder_inputs(scheduler, request, 0, 40, unchanged)[1] == 10
+    assert schedule_encoder_inputs(scheduler, request, 10, 20, unchanged)[1] == 3  # of 30 rows each
+    assert schedule_encoder_inputs(scheduler, second, 10, 20, unchanged)[1] == 0
+    request.num_computed_tokens, scheduler.running = 13, [request]
+    scheduler.current_step += 1
+    assert schedule_encoder_inputs(scheduler, second, 10, 20, unchanged)[1] == 0
+    assert schedule_encoder_inputs(scheduler, request, 13, 17, unchanged)[1] == 3
+    assert [tokens_to_cache(request, computed) for computed in (9, 10, 13, 29, 30, 31)] == [9, 10, 10, 10, 30, 31]
+    scheduler.running = []
+    scheduler.current_step += 1
+    assert schedule_encoder_inputs(scheduler, second, 10, 20, unchanged)[1] == 3
+
+
+def test_a_prompt_whose_log_probabilities_are_asked_for_is_computed_in_one_step():
+    scheduler = fake_scheduler(limit=100)
+    write_step_limits(scheduler.vllm_config.model_config.hf_config, StepLimits(100, 350, several_steps=True))
+    assert schedule_encoder_inputs(scheduler, long_request(10, logprobs=1), 10, 20, unchanged)[1] == 20
 
 
 def test_an_encoder_that_cannot_take_a_second_video_delays_the_whole_span():

@@ -217,3 +217,27 @@ def test_the_encoder_takes_no_more_at_once_than_fits(engine, monkeypatch):
     hook.remove()
     assert sorted(calls) == sorted(sizes)
     assert in_parts.token_ids == whole.token_ids
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"method": "uniform", "target_token_num": 5},
+        {"method": "visionzip", "keep_ratio": 0.4},
+        {"preset": "stage1_only", "stage1": {"where": "processor"}},
+    ],
+    ids=["uniform", "visionzip", "pixel plan"],
+)
+def test_a_video_longer_than_a_call_of_the_encoder_is_encoded_in_groups_of_frames(engine, monkeypatch, config):
+    case = prune(prompt(chat(f"{VIDEO}{QUESTION}"), videos=[video_item(16, 112, 112, seed=2)]), config)
+    engine.forget()
+    (whole,) = engine.run([case])
+    calls: list[int] = []
+    monkeypatch.setattr(engine.model, "_encoder_tokens", 40)
+    hook = engine.model.visual.register_forward_hook(lambda _model, _inputs, rows: calls.append(len(rows)))
+    engine.forget()
+    (in_groups,) = engine.run([case])
+    hook.remove()
+    assert len(calls) > 1
+    assert max(calls) <= 48
+    assert in_groups.token_ids == whole.token_ids

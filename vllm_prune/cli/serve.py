@@ -69,8 +69,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--prune-dense-tokens",
         type=int,
         metavar="N",
-        help='most tokens that a step may hold before the question chooses, with method "attention"; they take memory '
-        "(default: twice --max-num-batched-tokens)",
+        help='most tokens to hold at once before questions choose, with method "attention": a video with more is '
+        "refused, requests beyond it wait; they take memory (default: twice --max-num-batched-tokens)",
     )
     parser.add_argument(
         "--prune-features",

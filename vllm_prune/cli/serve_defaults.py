@@ -46,9 +46,7 @@ def added_options(may_query: bool, given: Sequence[str], gpus: Sequence[Gpu]) ->
 def _wanted(gpus: Sequence[Gpu]) -> Iterator[AddedOption]:
     smallest = min(gpus, key=lambda gpu: gpu.memory)
     if smallest.memory < _LARGE_CARD_GIB * _GIB or "a100" in smallest.name.lower():
-        reason = (
-            f"what is kept of a video and its question must fit one step, and vLLM's default on {smallest.name} is 2048"
-        )
+        reason = f"a video of more tokens than a step takes several, and vLLM's default on {smallest.name} is 2048"
         yield AddedOption("--max-num-batched-tokens", str(_STEP_TOKENS), reason)
     if any(gpu.capability[0] == _FLASHINFER_FIRST for gpu in gpus):
         reason = "vLLM's default on this GPU, FLASHINFER, cannot hold a dense prefix"

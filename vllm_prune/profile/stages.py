@@ -30,8 +30,9 @@ STAGES = (*(DECODE_VIDEO, PREPROCESS, PLAN, ENCODER, STAGE1, DENSE, CHOICE, COMP
 def timed_stages(timers: Timers, model: Any) -> Iterator[None]:
     """Times the stages of every request that `model`, a pruning variant in this process, computes."""
     from vllm_prune.serving.api.processor import PruningProcessorMixin
+    from vllm_prune.serving.worker.dense.dense_layers import DenseLayers
     from vllm_prune.serving.worker.dense.drop import RowDropper
-    from vllm_prune.serving.worker.dense.step_run import StepRun
+    from vllm_prune.serving.worker.dense.long_prefix import LongPrefix
 
     seams: list[tuple[Any, str, Any]] = [
         (PruningProcessorMixin, "apply", PREPROCESS),
@@ -39,9 +40,10 @@ def timed_stages(timers: Timers, model: Any) -> Iterator[None]:
         (model, "embed_multimodal", ENCODER),
         (model, "prune_video", _if_pruned),
         (model, "pack_videos", _if_any_pruned),
-        (StepRun, "_run_dense_layer", DENSE),
+        (DenseLayers, "_run_dense_layer", DENSE),
+        (LongPrefix, "add", DENSE),
         (RowDropper, "choose", CHOICE),
-        (StepRun, "_return_to_batch", COMPACT),
+        (DenseLayers, "_write_cache", COMPACT),
         (model, "forward", _kind_of_step),
         (model, "compute_logits", HEAD),
     ]

@@ -77,9 +77,18 @@ class PruneConfigHook(Hooked, VerifyAndUpdateConfig):
         check_parts(settings.config, lambda part: needed_digests(part, vllm_config.model_config))
         scheduler = vllm_config.scheduler_config
         max_step_tokens = min(scheduler.max_num_batched_tokens, scheduler.max_num_scheduled_tokens or sys.maxsize)
-        limits = StepLimits(max_step_tokens, _max_dense_tokens(settings, max_step_tokens))
         model = vllm_config.model_config
+        in_parts = (
+            scheduler.enable_chunked_prefill
+            and not scheduler.disable_chunked_mm_input
+            and model.runner_type != "pooling"  # which hands out hidden states of every row that a step has
+            and not model.is_hybrid  # whose states go on from row to row through all layers
+        )
+        limits = StepLimits(max_step_tokens, _max_dense_tokens(settings, max_step_tokens), in_parts)
         write_step_limits(model.hf_config, limits)
+        if settings.may_query and not undivided:
+            # A video waits there with all its tokens before the choice; one that never fits would wait for ever.
+            scheduler.encoder_cache_size = max(scheduler.encoder_cache_size, limits.dense_tokens or 0)
         write_position_table(model.hf_config, model.hf_text_config, model.max_model_len)
 
 

@@ -8,7 +8,7 @@ from vllm_prune.budget import TokenCounts
 from vllm_prune.config import PruneConfigError
 from vllm_prune.serving.api.prompt_facts import PromptMedium
 from vllm_prune.serving.wire.settings import StepLimits
-from vllm_prune.spans import Span, TurnFormat, dense_spans
+from vllm_prune.spans import Span, TurnFormat, dense_spans, longest_piece
 
 
 def check_spans(prompt: Sequence[int], media: Sequence[PromptMedium], turn: TurnFormat, limits: StepLimits) -> None:
@@ -31,7 +31,8 @@ def check_spans(prompt: Sequence[int], media: Sequence[PromptMedium], turn: Turn
         if limits.dense_tokens is not None:
             _check_dense_tokens(span, counts, limits.dense_tokens)
         if limits.tokens is not None:
-            _check_step_tokens(span, counts, limits.tokens)
+            cuts = [(offset, length) for offset, length, c in inside if limits.several_steps and c.kept < c.entering]
+            _check_step_tokens(span, counts, limits.tokens, longest_piece(span, cuts))
 
 
 def _check_question(span: Span, videos: list[tuple[int, int]]) -> None:
@@ -52,11 +53,16 @@ def _check_dense_tokens(span: Span, counts: list[TokenCounts], max_dense_tokens:
         )
 
 
-def _check_step_tokens(span: Span, counts: list[TokenCounts], max_step_tokens: int) -> None:
-    tokens = span.end - span.start
-    if tokens > max_step_tokens:
+def _check_step_tokens(span: Span, counts: list[TokenCounts], max_step_tokens: int, piece: int) -> None:
+    if piece <= max_step_tokens:
+        return
+    start = f"start the server with --max-num-batched-tokens {piece} or more"
+    if piece == span.end - span.start:
         raise PruneConfigError(
-            f"max_num_batched_tokens={max_step_tokens}: what is kept of a video and its question are {tokens} tokens, "
-            f"prefilled in one step ({sum(c.kept for c in counts)} of the video); start the server with "
-            f"--max-num-batched-tokens {tokens} or more, or keep fewer tokens"
+            f"max_num_batched_tokens={max_step_tokens}: what is kept of a video and its question are {piece} tokens, "
+            f"prefilled in one step ({sum(c.kept for c in counts)} of the video); {start}, or keep fewer tokens"
         )
+    raise PruneConfigError(
+        f"max_num_batched_tokens={max_step_tokens}: text beside a video has {piece} tokens, prefilled in one step, "
+        f"since it chooses of the video; {start}, or shorten it"
+    )

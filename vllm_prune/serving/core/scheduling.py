@@ -7,10 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vllm_prune.serving.core.encoder_accounting import begin_request, release
+from vllm_prune.serving.core.failures import refuse_later
+from vllm_prune.serving.core.long_spans import end_of_part, is_long, never_fits, rows_under_way
 from vllm_prune.serving.core.spans import RequestSpan, dense_request_spans
 from vllm_prune.serving.wire.positions import read_position_table
 from vllm_prune.serving.wire.request_spec import read_spec
-from vllm_prune.serving.wire.settings import read_step_limits
+from vllm_prune.serving.wire.settings import StepLimits, read_step_limits
 from vllm_prune.spans import clip_hit, clip_to_spans
 
 EncoderSchedule = tuple[Any, ...]
@@ -22,7 +24,7 @@ _STEP = "_vllm_prune_dense_step"
 def schedule_encoder_inputs(
     scheduler: Any, request: Any, computed: int, num_new_tokens: int, original: Callable[[int], EncoderSchedule]
 ) -> EncoderSchedule:
-    """Schedules encoder inputs for as many tokens as keep every dense span whole.
+    """Schedules encoder inputs for as many tokens as keep every dense span whole, or end in a long one's medium.
 
     Args:
         scheduler: vLLM's.
@@ -33,13 +35,28 @@ def schedule_encoder_inputs(
     """
     limit_positions(request, read_position_table(scheduler.vllm_config.model_config.hf_config))
     spans = dense_request_spans(request)
-    allowed = _allowed_tokens(scheduler, spans, computed, num_new_tokens)
+    if not spans:  # as on a server of another model, which nobody wrote limits for
+        begin_request(scheduler.encoder_cache_manager)
+        inputs, tokens, budget, *others = original(num_new_tokens)
+        return inputs, tokens, _true_budget(request, inputs, budget), *others
+    limits = read_step_limits(scheduler.vllm_config.model_config.hf_config)
+    for reason in filter(None, (never_fits(item, request, limits) for item in spans)):
+        refuse_later(scheduler, request, reason)
+    part = _part_of_long_span(scheduler, request, spans, computed, num_new_tokens, limits)
+    if part is None:
+        allowed = _allowed_tokens(scheduler, request, spans, computed, num_new_tokens, limits)
+    else:
+        # All media of a span are encoded with its first part: two requests that each waited for room for a second
+        # medium in the middle of theirs would wait for ever.
+        allowed = part.item.span.end - computed if part.tokens else 0
     begin_request(scheduler.encoder_cache_manager)
     inputs, tokens, budget, *others = original(allowed)
     if tokens != allowed:
         tokens = clip_to_spans([item.span for item in spans], computed, computed + tokens) - computed
         release(scheduler.encoder_cache_manager, request, computed + tokens)
-    _book_dense_rows(scheduler, spans, computed, tokens)
+    elif part is not None:
+        tokens = part.tokens
+    _book_dense_rows(scheduler, spans, computed, tokens, part)
     return inputs, tokens, _true_budget(request, inputs, budget), *others
 
 
@@ -57,16 +74,47 @@ def limit_positions(request: Any, table: int | None) -> None:
     request.max_tokens = min(request.max_tokens, max(1, table - unpruned))
 
 
-def _allowed_tokens(scheduler: Any, spans: list[RequestSpan], computed: int, num_new_tokens: int) -> int:
-    if not spans:  # as on a server of another model, which nobody wrote a limit for
-        return num_new_tokens
+@dataclass(frozen=True)
+class _Part:
+    """What a step may compute of a long span that it begins or goes on with."""
+
+    item: RequestSpan
+    tokens: int
+
+
+def _part_of_long_span(
+    scheduler: Any, request: Any, spans: list[RequestSpan], computed: int, num_new_tokens: int, limits: StepLimits
+) -> _Part | None:
+    """None where a step begins in no long span."""
+    item = next((item for item in spans if item.span.start <= computed < item.span.end), None)
+    if item is None or not is_long(item, request, limits):
+        return None
+    assert limits.tokens is not None  # else none is long
+    step = _dense_step(scheduler)
+    if computed == item.span.start and _no_memory_for(scheduler, request, item, item.rows, limits):
+        return _Part(item, 0)
+    end = end_of_part(item, computed, num_new_tokens, max(limits.tokens - step.part_rows, 0))
+    if step.part_rows and item.rows_between(computed, end) > limits.tokens - step.part_rows:
+        end = computed
+    return _Part(item, end - computed)
+
+
+def _no_memory_for(scheduler: Any, request: Any, item: RequestSpan, rows: int, limits: StepLimits) -> bool:
+    """Whether what other requests have under way leaves no memory for `rows` rows of a span."""
+    assert limits.dense_tokens is not None  # written with the engine's configuration
+    step = _dense_step(scheduler)
+    used = step.rows + step.begun + rows_under_way(scheduler, request, limits)
+    return bool(used) and used + rows > limits.dense_tokens
+
+
+def _allowed_tokens(
+    scheduler: Any, request: Any, spans: list[RequestSpan], computed: int, num_new_tokens: int, limits: StepLimits
+) -> int:
     end = clip_to_spans([item.span for item in spans], computed, computed + num_new_tokens)
-    used = _dense_step(scheduler).rows
-    limit = read_step_limits(scheduler.vllm_config.model_config.hf_config).dense_tokens
-    assert limit is not None  # written with the engine's configuration
     for item in spans:
-        if computed < item.span.end <= end and used and used + item.extra_rows > limit:
-            # The rows that earlier requests have in this step's dense prefix leave no memory for these.
+        if item.span.start > computed and is_long(item, request, limits):
+            end = min(end, item.span.start)  # where the next step begins
+        if computed < item.span.end <= end and _no_memory_for(scheduler, request, item, item.extra_rows, limits):
             return max(item.span.start - computed, 0)
     return end - computed
 
@@ -77,9 +125,13 @@ class _DenseStep:
 
     number: int
     rows: int = 0
-    """Beyond the tokens that vLLM schedules."""
+    """Of spans that it computes whole, beyond the tokens that vLLM schedules."""
+    part_rows: int = 0
+    """Of parts of long spans."""
+    begun: int = 0
+    """All rows of the long spans that it begins."""
     keys: set[str] = field(default_factory=set)
-    """Of its spans."""
+    """Of the spans that are complete with it."""
 
 
 def _dense_step(scheduler: Any) -> _DenseStep:
@@ -90,12 +142,17 @@ def _dense_step(scheduler: Any) -> _DenseStep:
     return step
 
 
-def _book_dense_rows(scheduler: Any, spans: list[RequestSpan], computed: int, tokens: int) -> None:
-    step = _dense_step(scheduler)
+def _book_dense_rows(scheduler: Any, spans: list[RequestSpan], computed: int, tokens: int, part: _Part | None) -> None:
+    step, end = _dense_step(scheduler), computed + tokens
     for item in spans:
-        if computed < item.span.end <= computed + tokens:
-            step.rows += item.extra_rows
+        if computed < item.span.end <= end:
             step.keys.add(item.key)
+            if part is None:
+                step.rows += item.extra_rows
+    if part is not None:
+        step.part_rows += part.item.rows_between(computed, end)
+        if tokens and computed == part.item.span.start:
+            step.begun += part.item.rows
 
 
 def _true_budget(request: Any, inputs: list[int], budget: int) -> int:
@@ -111,7 +168,8 @@ def clip_prefix_hit(
     scheduler: Any, request: Any, blocks: Any, num_tokens: int, shared_prefix_boundary: int, diverged: bool
 ) -> tuple[Any, int, int, bool]:
     """vLLM's prefix-cache hit, cut back to before a dense span that it does not cover whole."""
-    allowed = _usable_hit(dense_request_spans(request), num_tokens, scheduler.block_size, _dense_step(scheduler).keys)
+    spans = dense_request_spans(request)
+    allowed = _usable_hit(spans, num_tokens, scheduler.block_size, _dense_step(scheduler).keys)
     if allowed == num_tokens:
         return blocks, num_tokens, shared_prefix_boundary, diverged
     blocks = scheduler.kv_cache_manager.truncate_computed_blocks(blocks, allowed)

@@ -9,10 +9,37 @@ import hashlib
 from dataclasses import dataclass
 from typing import Any
 
+from vllm_prune.config import PruneConfig
 from vllm_prune.serving.wire.request_spec import VideoSpec, read_spec
 from vllm_prune.spans import Span, dense_spans
 
 _ATTRIBUTE = "_vllm_prune_spans"
+
+
+@dataclass(frozen=True)
+class SpanMedium:
+    """A medium of a dense span whose tokens the question chooses."""
+
+    offset: int
+    """Index of its first placeholder in the prompt."""
+    length: int
+    """Its placeholders, K + S."""
+    rows: int
+    """Its dense rows, N1 + S."""
+    config: PruneConfig
+
+    @property
+    def end(self) -> int:
+        """Behind its last placeholder."""
+        return self.offset + self.length
+
+    def extra_rows(self, end: int) -> int:
+        """What its placeholders before prompt index `end` bring of dense rows, beyond themselves; may be negative.
+
+        Every placeholder brings as many as its row of the encoder cache holds (`worker/carrier.py`).
+        """
+        count = min(max(end - self.offset, 0), self.length)
+        return min(count * -(-self.rows // self.length), self.rows) - count
 
 
 @dataclass(frozen=True)
@@ -25,7 +52,18 @@ class RequestSpan:
     key: str
     """Digest of everything in the span that decides which tokens stay."""
     dense: bool
-    """Whether it is computed whole: the question chooses inside the decoder, not before it."""
+    """Whether it is a dense prefix: the question chooses inside the decoder, not before it."""
+    media: tuple[SpanMedium, ...] = ()
+    """Those that the question chooses of, in order."""
+
+    @property
+    def rows(self) -> int:
+        """All of its dense rows."""
+        return self.span.end - self.span.start + self.extra_rows
+
+    def rows_between(self, start: int, end: int) -> int:
+        """Dense rows of its prompt tokens start <= i < end."""
+        return end - start + sum(medium.extra_rows(end) - medium.extra_rows(start) for medium in self.media)
 
 
 def request_spans(request: Any) -> list[RequestSpan]:
@@ -38,7 +76,7 @@ def request_spans(request: Any) -> list[RequestSpan]:
 
 
 def dense_request_spans(request: Any) -> list[RequestSpan]:
-    """Those that are computed whole."""
+    """Those that are dense prefixes."""
     return [span for span in request_spans(request) if span.dense]
 
 
@@ -55,7 +93,8 @@ def _find_spans(request: Any) -> list[RequestSpan]:
 
 
 def _describe(span: Span, request: Any, videos: list[tuple[Any, VideoSpec]]) -> RequestSpan:
-    inside = [spec for feature, spec in videos if span.start <= feature.mm_position.offset < span.end]
+    found = [(feature, spec) for feature, spec in videos if span.start <= feature.mm_position.offset < span.end]
+    inside = [spec for _, spec in found]
     extra_rows = sum(spec.counts.entering - spec.counts.kept for spec in inside)
     dense = any(spec.config.chooses_inside for spec in inside)
     # What a learned selector makes of a question is part of what decides.
@@ -66,7 +105,12 @@ def _describe(span: Span, request: Any, videos: list[tuple[Any, VideoSpec]]) -> 
         if span.start <= feature.mm_position.offset < span.end
     ]
     content = repr((request.prompt_token_ids[span.start : span.end], media, *selectors))
-    return RequestSpan(span, extra_rows, hashlib.sha256(content.encode()).hexdigest(), dense)
+    chosen = tuple(
+        SpanMedium(feature.mm_position.offset, feature.mm_position.length, spec.counts.carried_rows, spec.config)
+        for feature, spec in found
+        if spec.config.chooses_inside and spec.counts.kept < spec.counts.entering
+    )
+    return RequestSpan(span, extra_rows, hashlib.sha256(content.encode()).hexdigest(), dense, chosen)
 
 
 def block_keys(request: Any, start: int, end: int) -> list[tuple[str, str]]:

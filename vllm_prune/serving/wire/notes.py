@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -121,12 +121,14 @@ class StepRecorder:
             self._encodings[-1].merge = watch
 
     @contextmanager
-    def dense_prefix(self, device: torch.device, attention: Mapping[int, list[list[int]]]) -> Iterator[None]:
-        """Times a dense prefix. `attention`: for the first row of every request, as `DenseRequestNote` has it."""
+    def dense_prefix(
+        self, device: torch.device, attention: Callable[[], Mapping[int, list[list[int]]]]
+    ) -> Iterator[None]:
+        """Times dense prefixes. `attention` tells for the first row of every request what `DenseRequestNote` has."""
         watch = Stopwatch(device)
         yield
         watch.stop()
-        self._dense += [(row, watch, shapes) for row, shapes in attention.items()]
+        self._dense += [(row, watch, shapes) for row, shapes in attention().items()]
 
     def chosen(self, row: int, watch: Stopwatch) -> None:
         """Notes that a question chose tokens of the medium at batch row `row`, and for how long."""

@@ -125,7 +125,9 @@ class StepLimits(NamedTuple):
     tokens: int | None
     """Prompt tokens: the scheduler's `max_num_batched_tokens`."""
     dense_tokens: int | None
-    """Tokens of dense prefixes before the question chooses."""
+    """Tokens of dense prefixes under way before the question chooses."""
+    several_steps: bool = False
+    """Whether a dense prefix may stretch over several steps."""
 
 
 def write_step_limits(hf_config: Any, limits: StepLimits) -> None:

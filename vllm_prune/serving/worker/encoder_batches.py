@@ -1,7 +1,8 @@
-"""How many videos go through the vision encoder in one call.
+"""How many videos, or frames of one, go through the vision encoder in one call.
 
 vLLM bounds a call by the encoder tokens of a step, and counts those that a video keeps. What a call costs follows the
 tokens before pruning: a V2 runner would encode up to a preset's whole reduction more at once than it has memory for.
+No layer of these encoders looks beyond a frame, so that a video longer than a call goes through in groups of frames.
 """
 
 from __future__ import annotations
@@ -23,3 +24,14 @@ def encoder_batches(num_tokens: Sequence[int], limit: int) -> Iterator[slice]:
         total += count
     if num_tokens:
         yield slice(start, len(num_tokens))
+
+
+def frame_groups(num_frames: int, frame_tokens: int, limit: int) -> Iterator[slice]:
+    """Consecutive frames of a video with at most `limit` tokens together; a frame that has more goes alone.
+
+    >>> [(group.start, group.stop) for group in frame_groups(5, 4, 9)]
+    [(0, 2), (2, 4), (4, 5)]
+    """
+    size = max(limit // frame_tokens, 1)
+    for start in range(0, num_frames, size):
+        yield slice(start, min(start + size, num_frames))

@@ -28,6 +28,7 @@ from vllm_prune.serving.wire.settings import read_settings, read_undivided_decod
 from vllm_prune.serving.worker import carrier
 from vllm_prune.serving.worker.ask_first import AskFirst
 from vllm_prune.serving.worker.dense.decoder_view import DecoderView
+from vllm_prune.serving.worker.dense.long_prefixes import LongPrefixes
 from vllm_prune.serving.worker.dense.prefix import DensePrefix
 from vllm_prune.serving.worker.dense.step import DenseVideo, plan_step
 from vllm_prune.serving.worker.embedding import base_embedding
@@ -75,8 +76,7 @@ class PruningModelMixin(Hooked):
         if settings.may_query and not read_undivided_decoder(vllm_config.model_config.hf_config):
             self._dense_prefix = DensePrefix(vllm_config, self.decoder_view(), selectors.by_place, trace)
             self._dense_prefix.check_supported()
-        # Of every medium with rows in the step being prepared.
-        self._gathered: list[Gathered] = []
+        self._gathered: list[Gathered] = []  # of every medium with rows in the step being prepared
         self._slots: list[torch.Tensor | None] = []
         self.notes = StepRecorder()
         self._dense_videos: list[DenseVideo] = []
@@ -98,6 +98,11 @@ class PruningModelMixin(Hooked):
         if self._trace is not None:
             notes.lost_traces = self._trace.take_lost()
         return notes
+
+    @property
+    def long_prefixes(self) -> LongPrefixes | None:
+        """Dense prefixes over several steps, if there can be any."""
+        return self._dense_prefix and self._dense_prefix.long
 
     @property
     def waits_for_dense_step(self) -> bool:
@@ -170,7 +175,7 @@ class PruningModelMixin(Hooked):
                 if info.asks_first:
                     rows, slots, dense = self._ask_first.take(part, len(rows), prompt, int(here[0]), start)
                 else:
-                    rows, slots, dense = self._unpack(rows, info, start, prompt)
+                    rows, slots, dense = self._unpack(rows, part.row, info, start, prompt)
                 if not info.chooses_inside:
                     with gpu_sync_allowed():  # the V1 runner keeps positions on the CPU
                         offsets = info.offsets(slots).to(mrope_positions.device)
@@ -181,15 +186,16 @@ class PruningModelMixin(Hooked):
         return stripped, mrope_positions, prompt_delta(mrope_positions, known, text_goes_on)
 
     def _unpack(
-        self, rows: torch.Tensor, info: MediumInfo, start: int, prompt: Sequence[int]
+        self, rows: torch.Tensor, first: int, info: MediumInfo, start: int, prompt: Sequence[int]
     ) -> tuple[torch.Tensor, torch.Tensor, Gathered]:
-        """Features [n, W], their slots [n], and what is left to choose from (or what went wrong)."""
+        """Of rows from `first` on: features [n, W], slots [n], what is left to choose from (or what went wrong)."""
         features, slots, groups = carrier.unpack(rows, self._row_width)
         if not info.chooses_inside:
             return features, slots, info.failure or None
         # Which tokens these rows will hold is known after the pruning layers only, and only then are their positions.
-        n = info.counts.carried_rows
-        video = DenseVideo(features[:n], slots[:n], groups[:n], start, info, prompt)
+        n = max(info.counts.carried_rows - len(features) // len(rows) * first, 0)
+        part = len(rows) if len(rows) < info.counts.rows else None
+        video = DenseVideo(features[:n], slots[:n], groups[:n], start, info, prompt, num_rows=part)
         return features[: len(rows)], slots[: len(rows)], video
 
     @hook
@@ -233,10 +239,10 @@ class PruningModelMixin(Hooked):
         """vLLM's own forward, unless the step prefills a video whose tokens the question chooses."""
         videos, self._dense_videos = self._dense_videos, []
         if videos and inputs_embeds is not None:
-            assert self._dense_prefix is not None  # no video's tokens wait for a choice elsewhere
-            step = plan_step(videos, self._is_media_row, self._dense_prefix.batch(), len(inputs_embeds))
-            with self.notes.dense_prefix(inputs_embeds.device, self._dense_prefix.attention_shapes(step)):
-                return self._dense_prefix.run(step, inputs_embeds, positions)
+            prefix: Any = self._dense_prefix  # no video's tokens wait for a choice elsewhere
+            step = plan_step(videos, self._is_media_row, prefix.batch(), len(inputs_embeds))
+            with self.notes.dense_prefix(inputs_embeds.device, lambda: prefix.attention_shapes(step)):
+                return prefix.run(step, inputs_embeds, positions)
         # Held by vLLM's dummy step, by which it finds out how much its paged cache may have.
         reserved = None if self._dense_prefix is None else self._dense_prefix.reserve_while_profiling(inputs_embeds)
         hidden = super().forward(  # type: ignore[misc]

@@ -20,9 +20,9 @@ from vllm_prune.serving.wire.request_spec import (
     VideoSpec,
     read_spec,
 )
-from vllm_prune.serving.worker.encoder_batches import encoder_batches
+from vllm_prune.serving.worker.encoder_batches import encoder_batches, frame_groups
 from vllm_prune.serving.worker.features import FeatureRowsMixin
-from vllm_prune.serving.worker.partial_encoder import encode_on_all_ranks
+from vllm_prune.serving.worker.partial_encoder import encode_on_all_ranks, split_frames
 from vllm_prune.serving.worker.upload import upload
 
 
@@ -113,10 +113,28 @@ class PatchMediaMixin(FeatureRowsMixin):
         """Features [M, W] of every video, and which cells [M] they are of (None: all)."""
         if all(spec.per_frame is None for spec in specs):
             for part in self._in_batches(inputs, self.pixels_field, self.grid_field):
-                parsed = self._parse_and_validate_video_input(**part)  # type: ignore[attr-defined]
-                yield from ((features, None) for features in self._process_video_input(parsed))  # type: ignore[attr-defined]
+                yield from ((features, None) for features in self._encode_whole(part))
             return
         yield from self._encode_planned(inputs[self.pixels_field], inputs[self.grid_field], specs, cells)
+
+    def _encode_whole(self, part: dict[str, Any]) -> Iterator[torch.Tensor]:
+        """Features [N, W] of every video of one call of the encoder; of one that is too long, of several."""
+        (t, h, w), *others = part[self.grid_field].tolist()
+        unit, pixels = self.visual.spatial_merge_size**2, part.get(self.pixels_field)
+        if others or pixels is None or t * h * w // unit <= self._encoder_tokens:
+            yield from self._process_video_input(self._parse_and_validate_video_input(**part))  # type: ignore[attr-defined]
+            return
+        whole: torch.Tensor | None = None
+        for group in frame_groups(t, h * w // unit, self._encoder_tokens):
+            grid = part[self.grid_field].new_tensor([[group.stop - group.start, h, w]])
+            patches = pixels[group.start * h * w : group.stop * h * w]
+            given = {**part, self.pixels_field: patches, self.grid_field: grid}
+            (features,) = self._process_video_input(self._parse_and_validate_video_input(**given))  # type: ignore[attr-defined]
+            if whole is None:
+                whole = features.new_empty(t * h * w // unit, features.shape[1])
+            whole[group.start * h * w // unit : group.stop * h * w // unit] = features
+        assert whole is not None
+        yield whole
 
     def _encode_planned(
         self, pixels: torch.Tensor, grids: torch.Tensor, specs: list[VideoSpec], cells: Any
@@ -125,8 +143,26 @@ class PatchMediaMixin(FeatureRowsMixin):
         sizes = [spec.counts.encoded * self.visual.spatial_merge_size**2 for spec in specs]
         for spec, patches, grid_thw, chosen in zip(specs, pixels.split(sizes), grids.tolist(), cells, strict=True):
             chosen = torch.arange(spec.num_tokens) if spec.per_frame is None else chosen.long().cpu()
-            features = self._encode_part(patches, tuple(grid_thw), chosen)
+            features = self._encode_cells_of(patches, tuple(grid_thw), chosen)
             yield features, None if spec.per_frame is None else upload(chosen, features.device)
+
+    def _encode_cells_of(
+        self, patches: torch.Tensor, grid_thw: tuple[int, int, int], cells: torch.Tensor
+    ) -> torch.Tensor:
+        """Features [M, W] of some cells of a video, in as many calls of the encoder as they take."""
+        if len(cells) <= self._encoder_tokens:
+            return self._encode_part(patches, grid_thw, cells)
+        unit, count = self.visual.spatial_merge_size**2, -(-len(cells) // self._encoder_tokens)
+        whole: torch.Tensor | None = None
+        done = 0
+        for part in split_frames(grid_thw, cells, unit, count):
+            first, last = done, done + len(part.cells)
+            features = self._encode_part(patches[first * unit : last * unit], grid_thw, part.cells)
+            if whole is None:
+                whole = features.new_empty(len(cells), features.shape[1])
+            whole[first:last], done = features, last
+        assert whole is not None
+        return whole
 
     def _encode_part(self, patches: torch.Tensor, grid_thw: tuple[int, int, int], cells: torch.Tensor) -> torch.Tensor:
         patches = patches.type(self.visual.dtype)
@@ -144,7 +180,8 @@ class PatchMediaMixin(FeatureRowsMixin):
         patches = inputs[pixels].split(sizes)
         for batch in encoder_batches([size // unit for size in sizes], self._encoder_tokens):
             part = {name: value[batch] for name, value in inputs.items() if len(value) == len(sizes)}
-            yield {**part, pixels: torch.cat(patches[batch])}
+            # A long video is not copied.
+            yield {**part, pixels: patches[batch.start] if batch.stop - batch.start == 1 else torch.cat(patches[batch])}
 
 
 def _decode(specs: Any) -> list[VideoSpec]:

@@ -6,6 +6,7 @@ from typing import Any
 
 from vllm.v1.outputs import AsyncModelRunnerOutput
 
+from vllm_prune.serving.wire.long_spans import ATTRIBUTE as LONG_SPANS
 from vllm_prune.serving.wire.notes import ATTRIBUTE, StepRecorder
 
 
@@ -13,6 +14,14 @@ def take_notes(worker: Any) -> StepRecorder | None:
     """What the model of a vLLM worker noted since the last call; None for models that note nothing."""
     take = getattr(worker.get_model(), "take_notes", None)
     return None if take is None else take()
+
+
+def begin_step(worker: Any, step: Any) -> None:
+    """Tells the model of a vLLM worker what vLLM's `SchedulerOutput` of the coming step says of long dense prefixes."""
+    take_notes(worker)  # whatever vLLM's profiling or a step that failed left there
+    prefixes = getattr(worker.get_model(), "long_prefixes", None)
+    if prefixes is not None:
+        prefixes.begin_step(getattr(step, LONG_SPANS, ()))
 
 
 def require_dense_step(worker: Any) -> None:

@@ -34,8 +34,8 @@ class RowDropper:
 
     @property
     def last_layer(self) -> int:
-        """The last pruning layer of any video of the step."""
-        return max(self._schedule)
+        """The last pruning layer of any video of the step; -1 without."""
+        return max(self._schedule, default=-1)
 
     def prunes_at(self, layer: int) -> bool:
         """Whether any video loses tokens behind `layer`."""

@@ -8,8 +8,10 @@ import torch
 from vllm.config import VllmConfig, set_current_vllm_config
 from vllm.forward_context import get_forward_context
 from vllm.model_executor.layers.attention import Attention
+from vllm.v1.attention.backend import CommonAttentionMetadata
 
 from vllm_prune.serving.worker.dense.key_reader import KeyReader
+from vllm_prune.serving.worker.upload import upload
 
 
 class PagedLayout:
@@ -71,3 +73,65 @@ def make_metadata_builder(vllm_config: VllmConfig, attention: Attention, block_s
     with set_current_vllm_config(vllm_config):
         spec = spec.copy_with_new_block_size(block_size)
         return builder(spec, [attention.layer_name], vllm_config, attention.kv_cache.device)
+
+
+def build_metadata(
+    builder: Any, table: torch.Tensor, lengths: list[int], seq_lens: list[int], slots: torch.Tensor
+) -> Any:
+    """The backend's metadata of causal attention, for rows that no batch of vLLM's has.
+
+    Args:
+        builder: As `make_metadata_builder` makes it.
+        table: Blocks of every request, [requests, n] int32.
+        lengths: Rows of every request, at least one each.
+        seq_lens: Of every request, its rows and all tokens before them.
+        slots: Of all rows, [sum of lengths] int64.
+    """
+    starts = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
+    lens = torch.tensor(seq_lens, dtype=torch.int32)
+    common = CommonAttentionMetadata(
+        query_start_loc=upload(starts, table.device),
+        query_start_loc_cpu=starts,
+        seq_lens=upload(lens, table.device),
+        num_reqs=len(lengths),
+        num_actual_tokens=sum(lengths),
+        max_query_len=max(lengths),
+        max_seq_len=max(seq_lens),
+        block_table_tensor=table,
+        slot_mapping=slots,
+        causal=True,
+        seq_lens_cpu_upper_bound=lens,
+    )
+    return builder.build(common_prefix_len=0, common_attn_metadata=common)
+
+
+class PagedRows:
+    """Rows of one request in vLLM's paged cache, however many of them the batch has."""
+
+    def __init__(self, layout: PagedLayout, table: torch.Tensor, context: int, length: int) -> None:
+        """`table`: of the request, [1, n]; its `length` rows come behind `context` tokens."""
+        index, size = torch.arange(context, context + length, device=table.device), layout.block_size
+        self.slots = table[0].long()[index // size] * size + index % size
+        """[length]"""
+        self._builder, self._table, self._context = layout.builder, table, context
+
+    def attend(
+        self, attention: Attention, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, start: int
+    ) -> torch.Tensor:
+        """Causal attention [n, H * D] of rows from `start` on, those before them having been here.
+
+        Args:
+            attention: Of the layer.
+            query: This rank's heads, [n, H * D].
+            key: [n, G * D].
+            value: [n, G * D].
+            start: The first of them.
+        """
+        end, dim, heads = start + len(query), attention.head_size, attention.num_kv_heads
+        q = query.unflatten(1, (attention.num_heads, dim)).contiguous()
+        k, v = (x.unflatten(1, (heads, dim)).contiguous() for x in (key, value))
+        output, slots = torch.empty_like(q), self.slots[start:end]
+        attention.impl.do_kv_cache_update(attention, k, v, attention.kv_cache, slots)
+        metadata = build_metadata(self._builder, self._table, [end - start], [self._context + end], slots)
+        attention.impl.forward(attention, q, k, v, attention.kv_cache, metadata, output)
+        return output.flatten(1)

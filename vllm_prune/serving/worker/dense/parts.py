@@ -83,10 +83,11 @@ def split_rows(num_other: int, leading: list[int], lengths: list[int], most: int
 def make_parts(num_other: int, leading: list[int], lengths: list[int], most: int, device: torch.device) -> list[Part]:
     """The parts of `split_rows`, their rows on `device`."""
     split = split_rows(num_other, leading, lengths, most)
-    starts = list(itertools.accumulate([0, *lengths[:-1]]))
+    starts = list(itertools.accumulate([0, *lengths]))[: len(lengths)]
     parts: list[Part] = []
     for index, ranges in enumerate(split):
-        dense = torch.cat([torch.arange(start + a, start + b) for start, (a, b) in zip(starts, ranges, strict=True)])
+        own = [torch.arange(start + a, start + b) for start, (a, b) in zip(starts, ranges, strict=True)]
+        dense = torch.cat([torch.arange(0), *own])
         others = 0 if index else num_other
         rows = torch.cat((torch.arange(others), num_other + dense))
         whole = None if len(split) == 1 else ranges

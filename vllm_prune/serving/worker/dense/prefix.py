@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from vllm.config import VllmConfig
@@ -19,14 +20,16 @@ from vllm_prune.serving.wire.selector_file import Place
 from vllm_prune.serving.wire.settings import read_settings, read_step_limits
 from vllm_prune.serving.worker.dense.captured import CapturedLayers
 from vllm_prune.serving.worker.dense.decoder_view import DecoderView
+from vllm_prune.serving.worker.dense.dense_layers import DenseLayers, Workshop
 from vllm_prune.serving.worker.dense.drop import RowDropper
 from vllm_prune.serving.worker.dense.fused_layers import fused_layers, has_fused_kernels, rotary_embeddings
 from vllm_prune.serving.worker.dense.layer_memory import inner_width
+from vllm_prune.serving.worker.dense.long_prefixes import LongPrefixes
 from vllm_prune.serving.worker.dense.paged_cache import PagedCache, step_metadata
 from vllm_prune.serving.worker.dense.scratch import ScratchCaches
 from vllm_prune.serving.worker.dense.state_rows import StateRows
-from vllm_prune.serving.worker.dense.step import Batch, DenseStep
-from vllm_prune.serving.worker.dense.step_run import StepRun
+from vllm_prune.serving.worker.dense.step import Batch, DenseRequest, DenseStep
+from vllm_prune.serving.worker.dense.step_run import Entering, StepRun
 from vllm_prune.serving.worker.trace import TraceWriter
 
 SUPPORTED_BACKENDS = ("FLASH_ATTN", "TRITON_ATTN", "CPU_ATTN")
@@ -50,6 +53,9 @@ class DensePrefix:
         self._rotary = rotary_embeddings(decoder.layers)
         self.captured: CapturedLayers | None = None
         """What else a model hands out of its next step, beside the last layer."""
+        self.long = LongPrefixes(decoder, self._paged, self._states, selectors)
+        """Those that stretch over several steps."""
+        self._finished: list[DenseRequest] = []
         self.rows_at_once: int = vllm_config.scheduler_config.max_num_batched_tokens
         """Rows that a layer computes in one call, vLLM's own budget for it."""
 
@@ -78,7 +84,8 @@ class DensePrefix:
     def reserve_memory(self, num_rows: int, embeds: torch.Tensor) -> torch.Tensor:
         """What a step with `num_rows` dense rows takes beside the rows that vLLM schedules, in one allocation.
 
-        Hidden states, keys and values of all of them, and what a layer takes while it runs over some (`rows_at_once`).
+        Rows of the encoder cache, hidden states, keys and values of all of them, and what a layer takes while it runs
+        over some (`rows_at_once`).
         Held during vLLM's memory profiling, it is what the paged cache leaves free for such a step.
 
         Args:
@@ -92,7 +99,7 @@ class DensePrefix:
             if index < layers
         ]
         inner = max(inner_width(layer) for layer in self._decoder.layers[:layers])
-        per_row = (6 + self._decoder.levels) * embeds.shape[1] + sum(kv_widths) + max(kv_widths)
+        per_row = (7 + 2 * self._decoder.levels) * embeds.shape[1] + sum(kv_widths) + max(kv_widths)
         return embeds.new_empty(num_rows * per_row + min(num_rows, self.rows_at_once) * inner)
 
     def _most_dense_layers(self) -> int:
@@ -111,10 +118,13 @@ class DensePrefix:
         return Batch(both[len(lens) :], both[: len(lens)])
 
     def attention_shapes(self, step: DenseStep) -> dict[int, list[list[int]]]:
-        """By the first batch row of every request: layer, heads, question rows and tokens of every choice by it."""
+        """By the first batch row of every request: layer, heads, question rows and tokens of every choice by it.
+
+        Call after `run` with the same step.
+        """
         ranks, attention = get_tensor_model_parallel_world_size(), self._decoder.attention
-        shapes: dict[int, list[list[int]]] = {}
-        for request in step.requests:
+        shapes: dict[int, list[list[int]]] = {part.batch_start: [] for part in step.long}
+        for request in self._finished:
             own = shapes.setdefault(request.batch_start, [])
             for rows in request.videos:
                 counts = rows.video.info.counts
@@ -134,24 +144,33 @@ class DensePrefix:
             positions: [3, batch rows]; likewise.
         """
         begin = time.perf_counter()
-        dropper = RowDropper(step, self._decoder, self._paged, self._selectors)
-        scratch = ScratchCaches(self._paged, step)
-        run = StepRun(
-            self._decoder,
-            step,
-            dropper,
-            scratch,
-            self._states,
-            inputs_embeds,
-            positions,
-            self.rows_at_once,
-            self.captured,
-        )
+        entering = Entering(inputs_embeds, positions, self._decoder.take_level_rows(len(inputs_embeds)))
+        runs: list[tuple[DenseRequest, DenseLayers]] = []
         with fused_layers(self._rotary) if has_fused_kernels() else contextlib.nullcontext():
-            hidden = run.run()
+            hidden = self._run_batch(step, entering, runs)
+            # Behind the batch, which leaves zeros in the slots of what it does not compute.
+            for part in step.long:
+                finish = self.long.run(part, entering, self.rows_at_once)
+                if finish is not None:
+                    hidden[part.batch_start : part.batch_end] = finish.run()[part.batch_start - part.batch_end :]
+                    runs.append((replace(finish.request, batch_start=part.batch_start), finish))
+        self._finished = [request for request, _ in runs]
         if self._trace is not None:
-            for request in step.requests:
+            for request, run in runs:
                 with gpu_sync_allowed():
                     outcomes = [run.outcome(rows) for rows in request.videos]
                 self._trace.write(request.videos[0].video.prompt, outcomes, time.perf_counter() - begin)
         return hidden
+
+    def _run_batch(
+        self, step: DenseStep, entering: Entering, runs: list[tuple[DenseRequest, DenseLayers]]
+    ) -> torch.Tensor:
+        """All but parts of long prefixes; adds to `runs` where requests were computed."""
+        if step.long and not step.requests and not len(step.other_rows):
+            return torch.zeros_like(entering.embeds)
+        dropper = RowDropper(step, self._decoder, self._paged, self._selectors)
+        scratch = ScratchCaches(self._paged, step.requests)
+        workshop = Workshop(self._decoder, dropper, scratch, self._states, self.rows_at_once)
+        run = StepRun(step, workshop, entering, self.captured)
+        runs += [(request, run) for request in step.requests]
+        return run.run()

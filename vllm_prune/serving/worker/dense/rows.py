@@ -50,9 +50,8 @@ class DenseRows:
 
     def leading(self) -> torch.Tensor:
         """Original rows [n] before the first video of each request."""
-        return torch.cat(
-            [torch.arange(live.origin, live.origin + live.request.num_leading) for live in self.requests()]
-        )
+        ranges = [torch.arange(live.origin, live.origin + live.request.num_leading) for live in self.requests()]
+        return torch.cat([torch.arange(0), *ranges])
 
     def select(self, kept: torch.Tensor) -> DenseRows:
         """Only the rows `kept` [m] (increasing, of the current numbering)."""

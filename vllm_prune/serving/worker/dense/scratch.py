@@ -8,15 +8,15 @@ attends to that: the same kernels, whatever its layout and packing, and several 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from vllm.model_executor.layers.attention import Attention
-from vllm.v1.attention.backend import CommonAttentionMetadata
 
-from vllm_prune.serving.worker.dense.paged_cache import PagedCache, step_metadata
+from vllm_prune.serving.worker.dense.paged_cache import PagedCache, build_metadata, step_metadata
 from vllm_prune.serving.worker.dense.parts import Range
-from vllm_prune.serving.worker.dense.step import DenseStep
+from vllm_prune.serving.worker.dense.step import DenseRequest
 from vllm_prune.serving.worker.upload import upload
 
 
@@ -69,22 +69,8 @@ class ScratchCache:
         lengths = [ranges[i][1] - ranges[i][0] for i in there]
         seq_lens = [self._contexts[i] + ranges[i][1] for i in there]
         slots = torch.cat([self.slots[self._starts[i] + ranges[i][0] : self._starts[i] + ranges[i][1]] for i in there])
-        starts = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
-        lens = torch.tensor(seq_lens, dtype=torch.int32)
-        common = CommonAttentionMetadata(
-            query_start_loc=upload(starts, device),
-            query_start_loc_cpu=starts,
-            seq_lens=upload(lens, device),
-            num_reqs=len(lengths),
-            num_actual_tokens=sum(lengths),
-            max_query_len=max(lengths),
-            max_seq_len=max(seq_lens),
-            block_table_tensor=self._table[upload(torch.tensor(there), device)],
-            slot_mapping=slots,
-            causal=True,
-            seq_lens_cpu_upper_bound=lens,
-        )
-        return self._builder.build(common_prefix_len=0, common_attn_metadata=common), slots
+        table = self._table[upload(torch.tensor(there), device)]
+        return build_metadata(self._builder, table, lengths, seq_lens, slots), slots
 
     def attend(
         self,
@@ -106,8 +92,8 @@ class ScratchCache:
             [n, H * D].
         """
         assert self._cache is not None
-        if len(self._source) and (ranges is None or all(start == 0 for start, _ in ranges)):
-            self._cache[self._targets] = layer.kv_cache[self._source]
+        if ranges is None or all(start == 0 for start, _ in ranges):
+            self._copy_context(layer)
         output = torch.empty_like(query)
         if len(query):
             # Built for every call, since a backend may keep a part of it in buffers of its own.
@@ -116,12 +102,23 @@ class ScratchCache:
             layer.impl.forward(layer, query, key, value, self._cache, metadata, output)
         return output.flatten(1)
 
+    def put(self, layer: Any, key: torch.Tensor, value: torch.Tensor) -> None:
+        """The context of the only request, and keys and values [n, G, D] of its first n dense rows."""
+        assert self._cache is not None
+        self._copy_context(layer)
+        layer.impl.do_kv_cache_update(layer, key, value, self._cache, self.slots[: len(key)])
+
+    def _copy_context(self, layer: Any) -> None:
+        assert self._cache is not None
+        if len(self._source):
+            self._cache[self._targets] = layer.kv_cache[self._source]
+
 
 class ScratchCaches:
     """The scratch caches of one step, one for every group of layers that share blocks."""
 
-    def __init__(self, paged: PagedCache, step: DenseStep) -> None:
-        self._paged, self._requests = paged, step.requests
+    def __init__(self, paged: PagedCache, requests: Sequence[DenseRequest]) -> None:
+        self._paged, self._requests = paged, requests
         self._lengths: list[int] = []
         self._caches: dict[int, ScratchCache] = {}
         self._laid_out: dict[int, list[int]] = {}
@@ -139,6 +136,13 @@ class ScratchCaches:
         ranges: list[Range] | None,
     ) -> torch.Tensor:
         """Causal attention of dense rows; see `ScratchCache.attend`."""
+        return self._cache_of(attention).attend(attention, query, key, value, ranges)
+
+    def put(self, attention: Attention, key: torch.Tensor, value: torch.Tensor) -> None:
+        """Keys and values of the only request's first rows; see `ScratchCache.put`."""
+        self._cache_of(attention).put(attention, key, value)
+
+    def _cache_of(self, attention: Attention) -> ScratchCache:
         metadata = step_metadata(attention)
         group = id(metadata)
         if group not in self._caches:
@@ -147,7 +151,7 @@ class ScratchCaches:
         if self._laid_out.get(group) is not self._lengths:
             cache.lay_out(self._lengths)
             self._laid_out[group] = self._lengths
-        return cache.attend(attention, query, key, value, ranges)
+        return cache
 
     def _make(self, attention: Attention, metadata: Any) -> ScratchCache:
         layout = self._paged.layout(attention)

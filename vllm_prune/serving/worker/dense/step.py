@@ -10,9 +10,8 @@ Layers 0..L compute other rows and dense rows, in this order, in one tensor.
 from __future__ import annotations
 
 import bisect
-import dataclasses
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -38,6 +37,13 @@ class DenseVideo:
     """Token ids of the whole prompt."""
     batch_row: int = -1
     """Its first placeholder's batch row."""
+    num_rows: int | None = None
+    """Its placeholders in this step, where it is a part of a video: all above is of this part then."""
+
+    @property
+    def batch_end(self) -> int:
+        """Behind its last placeholder's batch row."""
+        return self.batch_row + (self.info.counts.rows if self.num_rows is None else self.num_rows)
 
     @property
     def positions(self) -> torch.Tensor:
@@ -54,7 +60,7 @@ class DenseVideo:
 
     def at_row(self, row: int) -> DenseVideo:
         """The same video, placed."""
-        return dataclasses.replace(self, batch_row=row)
+        return replace(self, batch_row=row)
 
 
 @dataclass(frozen=True)
@@ -104,6 +110,21 @@ class DenseRequest:
 
 
 @dataclass(frozen=True)
+class LongPart:
+    """A request of whose dense prefix this step computes a part: what it has in the batch is all of that prefix."""
+
+    index: int
+    """Its place in the batch."""
+    context: int
+    """Tokens computed before this step."""
+    batch_start: int
+    batch_end: int
+    videos: list[DenseVideo]
+    is_media: torch.Tensor
+    """Whether its batch rows are placeholders, [n] bool."""
+
+
+@dataclass(frozen=True)
 class DenseStep:
     """All of it."""
 
@@ -112,6 +133,8 @@ class DenseStep:
     """Batch rows [n] of everything else."""
     batch: Batch
     num_batch_rows: int
+    long: list[LongPart] = field(default_factory=list)
+    """Requests whose dense prefix stretches over several steps; their batch rows are in no other numbering."""
 
     @property
     def num_padding(self) -> int:
@@ -121,12 +144,16 @@ class DenseStep:
     @property
     def dense_batch_rows(self) -> torch.Tensor:
         """Batch rows of the requests with a dense prefix, in order."""
-        return torch.cat([torch.arange(request.batch_start, request.batch_end) for request in self.requests])
+        return _ranges((request.batch_start, request.batch_end) for request in self.requests)
 
     @property
     def leading_batch_rows(self) -> torch.Tensor:
         """Batch rows of these requests before their first videos, in order."""
-        return torch.cat([torch.arange(r.batch_start, r.batch_start + r.num_leading) for r in self.requests])
+        return _ranges((r.batch_start, r.batch_start + r.num_leading) for r in self.requests)
+
+
+def _ranges(bounds: Iterable[tuple[int, int]]) -> torch.Tensor:
+    return torch.cat([torch.arange(0), *(torch.arange(start, end) for start, end in bounds)])
 
 
 def plan_step(videos: list[DenseVideo], is_media: torch.Tensor, batch: Batch, num_batch_rows: int) -> DenseStep:
@@ -142,11 +169,25 @@ def plan_step(videos: list[DenseVideo], is_media: torch.Tensor, batch: Batch, nu
     for video in videos:
         index = bisect.bisect_right(batch.query_start, video.batch_row) - 1
         by_request.setdefault(index, []).append(video)
-    requests = [_plan_request(index, own, is_media, batch) for index, own in by_request.items()]
+    long = [
+        _plan_part(index, own, is_media, batch)
+        for index, own in by_request.items()
+        if any(video.num_rows is not None for video in own)
+    ]
+    in_parts = {part.index for part in long}
+    requests = [
+        _plan_request(index, own, is_media, batch) for index, own in by_request.items() if index not in in_parts
+    ]
     other = torch.ones(num_batch_rows, dtype=torch.bool)
-    for request in requests:
-        other[request.batch_start : request.batch_end] = False
-    return DenseStep(requests, other.nonzero().squeeze(1), batch, num_batch_rows)
+    bounds = [(request.batch_start, request.batch_end) for request in requests]
+    for start, end in bounds + [(part.batch_start, part.batch_end) for part in long]:
+        other[start:end] = False
+    return DenseStep(requests, other.nonzero().squeeze(1), batch, num_batch_rows, long)
+
+
+def _plan_part(index: int, videos: list[DenseVideo], is_media: torch.Tensor, batch: Batch) -> LongPart:
+    start, end = batch.query_start[index], batch.query_start[index + 1]
+    return LongPart(index, batch.seq_lens[index] - (end - start), start, end, videos, is_media[start:end])
 
 
 def _plan_request(index: int, videos: list[DenseVideo], is_media: torch.Tensor, batch: Batch) -> DenseRequest:
@@ -163,7 +204,7 @@ def _plan_request(index: int, videos: list[DenseVideo], is_media: torch.Tensor, 
         rows.append(VideoRows(video, first, text))
     context = batch.seq_lens[index] - (end - start)
     placed = [
-        dataclasses.replace(row, question=_dense_question(_question(row.video, text, own_end, context), videos, start))
+        replace(row, question=_dense_question(_question(row.video, text, own_end, context), videos, start))
         for row, own_end in zip(rows, ends, strict=True)
     ]
     return DenseRequest(index, context, start, end, end - start + grown, placed)
