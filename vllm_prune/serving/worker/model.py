@@ -102,7 +102,7 @@ class PruningModelMixin(Hooked):
     @property
     def long_prefixes(self) -> LongPrefixes | None:
         """Dense prefixes over several steps, if there can be any."""
-        return self._dense_prefix and self._dense_prefix.long
+        return None if self._dense_prefix is None else self._dense_prefix.long
 
     @property
     def waits_for_dense_step(self) -> bool:
