@@ -192,6 +192,7 @@ class SmallModel(PruningModelMixin, _Embedding):
         self._dense_prefix = DensePrefix(VllmConfig(), self.decoder_view(), {}, trace)
         self._encoder_rows, self.notes = EncoderRows(trace, WIDTH, self.embed_input_ids), StepRecorder()
         self._gathered: list[Any] = []
+        self._slots: list[Any] = []
         self._dense_videos: list[Any] = []
         self.layers = [layer.self_attn.attn for layer in layers]
 
