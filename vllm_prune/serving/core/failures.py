@@ -23,6 +23,8 @@ def refuse_later(scheduler: Any, request: Any, reason: str) -> None:
 def end_refused(scheduler: Any) -> dict[str, tuple[Any, str]]:
     """Ends requests in vLLM's scheduler that were refused; by id, those that ended, each with its reason."""
     refused: dict[str, str] = scheduler.__dict__.pop(_REFUSED, {})
+    if not refused:
+        return {}
     ended = scheduler.finish_requests(refused.keys() & scheduler.requests.keys(), RequestStatus.FINISHED_ERROR)
     return {request.request_id: (request, refused[request.request_id]) for request in ended}
 
