@@ -196,19 +196,19 @@ class DenseEngine:
         if count is None:
             yield
             return
-        from vllm_prune.serving.worker.dense import step_run
+        from vllm_prune.serving.worker.dense import dense_layers
 
         prefix = self.core.model_executor.driver_worker.worker.model_runner.model._dense_prefix
-        before, make_parts = prefix.rows_at_once, step_run.make_parts
+        before, make_parts = prefix.rows_at_once, dense_layers.make_parts
 
         def counting(*args: Any) -> Any:
             parts = make_parts(*args)
             self.parts = max(self.parts, len(parts))
             return parts
 
-        prefix.rows_at_once, step_run.make_parts = count, counting
+        prefix.rows_at_once, dense_layers.make_parts = count, counting
         yield
-        prefix.rows_at_once, step_run.make_parts = before, make_parts
+        prefix.rows_at_once, dense_layers.make_parts = before, make_parts
 
     @contextlib.contextmanager
     def long_prefixes(self, part_rows: int | None, dense_tokens: int):
