@@ -73,9 +73,11 @@ class PruningModelMixin(Hooked):
         self._selectors = selectors = Selectors(vllm_config, embed_text)
         self._ask_first = AskFirst(vllm_config, rows.media, selectors.by_place, self._row_width, embed_text, trace)
         self._dense_prefix: DensePrefix | None = None
+        self.long_prefixes: LongPrefixes | None = None
         if settings.may_query and not read_undivided_decoder(vllm_config.model_config.hf_config):
             self._dense_prefix = DensePrefix(vllm_config, self.decoder_view(), selectors.by_place, trace)
             self._dense_prefix.check_supported()
+            self.long_prefixes = self._dense_prefix.long
         self._gathered: list[Gathered] = []  # of every medium with rows in the step being prepared
         self._slots: list[torch.Tensor | None] = []
         self.notes = StepRecorder()
@@ -98,11 +100,6 @@ class PruningModelMixin(Hooked):
         if self._trace is not None:
             notes.lost_traces = self._trace.take_lost()
         return notes
-
-    @property
-    def long_prefixes(self) -> LongPrefixes | None:
-        """Dense prefixes over several steps, if there can be any."""
-        return None if self._dense_prefix is None else self._dense_prefix.long
 
     @property
     def waits_for_dense_step(self) -> bool:
