@@ -11,7 +11,7 @@ import numpy as np
 
 SIDE = 112
 """Pixels, of a square frame."""
-FRAMES, FPS = 12, 2
+FRAMES, FPS = 12, 4
 HORIZON = 8
 """Frames after the clip, whose positions are to be predicted."""
 RADIUS = 9

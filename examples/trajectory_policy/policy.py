@@ -28,7 +28,7 @@ class TrajectoryPolicy(nn.Module):
         self.of_point = nn.Linear(2, _WIDTH)
         self.place = nn.Parameter(torch.randn(HORIZON, _WIDTH) * 0.02)
         self.level = nn.Embedding(TRAIN_STEPS, _WIDTH)
-        layer = nn.TransformerDecoderLayer(_WIDTH, _HEADS, 4 * _WIDTH, 0.0, "gelu", batch_first=True, norm_first=True)
+        layer = nn.TransformerDecoderLayer(_WIDTH, _HEADS, 4 * _WIDTH, 0.2, "gelu", batch_first=True, norm_first=True)
         self.decoder = nn.TransformerDecoder(layer, _LAYERS, nn.LayerNorm(_WIDTH))
         self.to_point = nn.Linear(_WIDTH, 2)
 

@@ -41,7 +41,7 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("file", type=Path)
-    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--steps", type=int, default=1200)
     parser.add_argument("--threads", type=int, default=1, help="of PyTorch; the policy is too small for more")
     parser.add_argument("-o", "--out", type=Path, required=True)
     args = parser.parse_args()
