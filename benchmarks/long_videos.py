@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +162,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--dims", default="cpu", help="dimensions of the random model (see bench/throughput)")
     parser.add_argument("--frames", type=int, nargs="+", default=[64, 256, 1024, 2048])
     parser.add_argument("--size", type=int, default=112, help="pixels along a side of a frame, a multiple of 28")
+    parser.add_argument("--layers", type=int, help="of the decoder, in place of the dimensions' own")
     parser.add_argument("--server", choices=[STOCK, "pruned"], help=argparse.SUPPRESS)
     parser.add_argument("--model", help=argparse.SUPPRESS)
     parser.add_argument("-o", "--output", type=Path, required=True)
@@ -168,13 +170,15 @@ def main(argv: list[str] | None = None) -> int:
     if args.server:
         args.output.write_text(json.dumps(measure_server(args)))
         return 0
-    from vllm_prune.bench.throughput.models import resolve_model
+    from vllm_prune.bench.throughput.model_dims import DIMS
     from vllm_prune.bench.throughput.provenance import describe
+    from vllm_prune.bench.throughput.random_model import write_random_model
 
     place, given = describe(), list(argv or sys.argv[1:])
     rows: dict[str, list[dict[str, float]]] = {}
     with tempfile.TemporaryDirectory() as work:
-        folder = str(resolve_model("random", args.dims, Path(work)).path)
+        dims = DIMS[args.dims] if args.layers is None else replace(DIMS[args.dims], layers=args.layers)
+        folder = str(write_random_model(Path(work, "model"), dims))
         for server in (STOCK, "pruned"):
             found = Path(work, f"{server}.json")
             own = [*given, "--server", server, "--model", folder, "-o", str(found)]
