@@ -80,7 +80,8 @@ class FrameBudget:
             return ""
         if limits.dense_tokens is not None and counts.entering > limits.dense_tokens * _FOR_VIDEO:
             return "--prune-dense-tokens"
-        if limits.tokens is not None and counts.kept > limits.tokens * _FOR_VIDEO:
+        in_a_step = None if limits.several_steps else limits.tokens
+        if in_a_step is not None and counts.kept > in_a_step * _FOR_VIDEO:
             return "--max-num-batched-tokens"
         return ""
 
