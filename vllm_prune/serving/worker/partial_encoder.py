@@ -54,6 +54,7 @@ class _PartEncoder(torch.nn.Module):
     def __init__(self, encode: EncodeCells, encoder: Any) -> None:
         super().__init__()
         self._encode = encode
+        self._encoder = encoder  # of whose parameters vLLM reads the type
         self.spatial_merge_size, self.out_hidden_size = encoder.spatial_merge_size, encoder.out_hidden_size
 
     def forward(self, patches: torch.Tensor, parts: list[Part]) -> torch.Tensor:
