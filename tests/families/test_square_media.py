@@ -241,3 +241,28 @@ def test_what_keeps_everything_is_not_numbered_anew(config, renumbered):
     spec = VideoSpec.decode(VideoSpec(config=parsed, layout=layout, turn=None, contiguous=True).encode())
     assert spec.renumbered == renumbered
     assert spec.prompt_layout.num_slots == spec.counts.rows
+
+
+@pytest.mark.usefixtures("alone")
+def test_the_rows_of_a_medium_that_is_numbered_anew_follow_one_another():
+    """From the encoder's features to positions; the newline row behind the cells stays the last."""
+    from vllm_prune.config import PruneConfig
+    from vllm_prune.serving.wire.notes import StepRecorder
+    from vllm_prune.serving.wire.request_spec import VideoSpec
+    from vllm_prune.serving.worker import carrier
+    from vllm_prune.serving.worker.encoder_rows import EncoderRows
+    from vllm_prune.serving.worker.positions import Medium, fill_rows, prompt_positions, unfilled_rows
+
+    config = PruneConfig.parse({"method": "uniform", "stage1": None, "keep_ratio": 0.5})
+    layout = MediumLayout((2, 3, 3), encoder_pins=(18,), rope="sequential")
+    spec = VideoSpec(config=config, layout=layout, turn=None, contiguous=True)
+    features = torch.randn(19, 8)
+    made = EncoderRows(None, 8, lambda ids: torch.zeros(len(ids), 8))
+    (rows,) = made.pack([made.select(features, spec, None, StepRecorder())])
+    positions, delta = prompt_positions(20, [Medium(5, len(rows), spec.prompt_layout, spec.renumbered)])
+    (part,), _, _ = carrier.read_parts([rows], positions, list(range(20)))
+    kept, slots, _ = carrier.unpack(rows, 8)
+    fill_rows(positions, unfilled_rows(positions), made.media[part.info].offsets(slots))
+    assert torch.equal(positions, torch.arange(20).expand(3, -1))
+    assert (len(rows), delta) == (10, 0)
+    assert torch.equal(kept[-1], features[18])
