@@ -22,10 +22,11 @@ from serving_plugin import write_plugin
 from serving_server import OPTIONS, Server
 
 from vllm_prune import PruneConfig, engine_args
+from vllm_prune.embedded import model_path, selector_path
 from vllm_prune.engine import hf_overrides
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from oracle.micro_model import write_micro_model
+from oracle.micro_model import write_micro_model, write_micro_selector
 
 
 @pytest.fixture(scope="session")
@@ -128,9 +129,12 @@ def open_server(model: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 @pytest.fixture(scope="session")
 def embedded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """The embedded model, which has a selector of its own, behind `vllm-prune serve`; requests may ask for any."""
-    options = ("--host", "127.0.0.1", "--enforce-eager", "--gpu-memory-utilization", "0.1", "--max-num-seqs", "16")
+    """The embedded model with its own selector and a random one behind layer 2; requests may ask for any."""
     folder = tmp_path_factory.mktemp("embedded")
+    inside = write_micro_selector(model_path(), place=2, into=folder)
+    selectors = ("--prune-selector", str(selector_path()), "--prune-selector", str(inside))
+    options = ("--host", "127.0.0.1", "--enforce-eager", "--gpu-memory-utilization", "0.1", "--max-num-seqs", "16")
+    options = (*options, *selectors)
     with Server("embedded", folder, prune="stage1_only", override="any", options=options) as running:
         yield running
 
