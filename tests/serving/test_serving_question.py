@@ -80,6 +80,8 @@ PROMPTS = {
 @pytest.mark.parametrize("name", PROMPTS)
 def test_unusual_prompts_are_answered_from_the_right_count(embedded, name, by):
     content, num_videos = PROMPTS[name]
+    if name == "4000 tokens" and by.startswith("inside"):
+        pytest.skip("a dense prefix has its own limit: see the longest question inside")
     usage = embedded.ask(*content, prune=ASKING[by], max_tokens=1).usage
     kept = usage.prompt_tokens_details.multimodal_tokens
     assert kept == {"video": num_videos * KEPT, "video_before_pruning": num_videos * TOKENS}
@@ -159,6 +161,16 @@ def test_a_question_longer_than_the_model_takes(embedded, prune):
     check_answers(embedded)
 
 
+@pytest.mark.parametrize("prune", [inside(), inside(selector="dpp")], ids=["topk", "dpp"])
+def test_the_longest_question_inside(embedded, prune):
+    """It is in the dense prefix with the whole video, which the server bounds."""
+    usage = embedded.ask(video(URL), text(f"{ASKED.question} " * 430), prune=prune, max_tokens=1).usage
+    assert 3800 < usage.prompt_tokens < 4096
+    assert usage.prompt_tokens_details.multimodal_tokens["video"] == KEPT
+    message = refuse(embedded, video(URL), text(f"{ASKED.question} " * 600), prune=prune)
+    assert all(part in message for part in ("dense_tokens=4096", "--prune-dense-tokens", "a shorter question")), message
+
+
 @pytest.mark.parametrize("before", ["attention", "question"])
 def test_images_beside_a_video(embedded, before):
     """Each by its own configuration, a selector's or another's."""
@@ -177,7 +189,7 @@ WITHOUT = {
     "ask_first": ("ask_first", '"text"'),
     "question": (with_params(), '"text"'),
     "inside": (inside(), '--layer 2` makes, or give other layers, or "relevance": "attention"'),
-    "images": ({"image": OF_IMAGES}, "prune.image.params.relevance"),
+    "images": ({"image": OF_IMAGES}, "image.params.relevance"),
 }
 
 
