@@ -226,7 +226,7 @@ def test_one_key_for_two_questions_is_refused(tmp_path):
 
 def test_an_unknown_dataset_and_an_unknown_task_are_named(tmp_path):
     with pytest.raises(
-        BenchmarkError, match=r"--dataset 'msvd': neither a known dataset \(synthetic, pages, egoschema, "
+        BenchmarkError, match=r"--dataset 'msvd': neither a known dataset \(synthetic, long, pages, egoschema, "
     ):
         load_published("msvd", tmp_path)
     write_json(tmp_path / "json" / "flying.json", [])

@@ -165,9 +165,10 @@ class FamilyProcessor(BaseMultiModalProcessor[Any]):
     def check_can_serve(self, config: PruneConfig) -> None:
         """Refuses what this model cannot do."""
         check_parts(config, self._check_part)
-        longest = self.info.ctx.model_config.max_model_len
-        if config.frames is not None and config.frames.tokens > longest:
-            raise PruneConfigError(f"frames.tokens={config.frames.tokens}: must be max_model_len={longest} or less")
+        if config.frames is not None:
+            longest = self.info.ctx.model_config.max_model_len
+            if config.frames.tokens > longest:
+                raise PruneConfigError(f"frames.tokens={config.frames.tokens}: must be max_model_len={longest} or less")
         if config.image is not None and config.image.same_within is not None and not self.plans_on_pixels:
             raise PruneConfigError(
                 "image.same_within: this model's vision encoder takes whole images only; leave it out"
