@@ -271,7 +271,13 @@ class Oracle:
         return spans
 
 
-def compare(cases: Sequence[Case], answers: Sequence[Answer], oracle: Oracle, max_tokens: int = 4) -> float:
+def compare(
+    cases: Sequence[Case],
+    answers: Sequence[Answer],
+    oracle: Oracle,
+    max_tokens: int = 4,
+    tolerance: float = LOGPROB_TOLERANCE,
+) -> float:
     """Asserts that all answers of a run are the oracle's, and returns the largest error of a log-probability."""
     error = 0.0
     for index, (case, answer) in enumerate(zip(cases, answers, strict=True)):
@@ -282,7 +288,7 @@ def compare(cases: Sequence[Case], answers: Sequence[Answer], oracle: Oracle, ma
         assert answer.token_ids == expected.generated, where
         logprobs = torch.log_softmax(expected.logits.double(), dim=-1).numpy()
         error = max(error, float(np.abs(answer.logprobs - logprobs).max()))
-        assert error < LOGPROB_TOLERANCE, where
+        assert error < tolerance, (error, where)
     for prompt in {tuple(answer.prompt) for answer in answers}:
         same = [(case, answer) for case, answer in zip(cases, answers, strict=True) if tuple(answer.prompt) == prompt]
         compare_chosen([(case, answer, oracle(case, max_tokens)) for case, answer in same])

@@ -238,7 +238,7 @@ class PruningModelMixin(Hooked):
         if videos and inputs_embeds is not None:
             prefix: Any = self._dense_prefix  # no video's tokens wait for a choice elsewhere
             step = plan_step(videos, self._is_media_row, prefix.batch(), len(inputs_embeds))
-            with self.notes.dense_prefix(inputs_embeds.device, lambda: prefix.attention_shapes(step)):
+            with self.notes.dense_prefix(inputs_embeds.device, lambda: prefix.attention_shapes):
                 return prefix.run(step, inputs_embeds, positions)
         # Held by vLLM's dummy step, by which it finds out how much its paged cache may have.
         reserved = None if self._dense_prefix is None else self._dense_prefix.reserve_while_profiling(inputs_embeds)

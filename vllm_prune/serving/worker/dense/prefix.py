@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 import torch
@@ -55,7 +55,9 @@ class DensePrefix:
         """What else a model hands out of its next step, beside the last layer."""
         self.long = LongPrefixes(decoder, self._paged, self._states, selectors)
         """Those that stretch over several steps."""
-        self._finished: list[DenseRequest] = []
+        self.attention_shapes: dict[int, list[list[int]]] = {}
+        """By the first batch row of every request of the last step: layer, heads, question rows and tokens of every
+        choice by attention."""
         self.rows_at_once: int = vllm_config.scheduler_config.max_num_batched_tokens
         """Rows that a layer computes in one call, vLLM's own budget for it."""
 
@@ -117,14 +119,10 @@ class DensePrefix:
             both = torch.cat((lens, metadata.query_start_loc.to(lens.dtype))).tolist()
         return Batch(both[len(lens) :], both[: len(lens)])
 
-    def attention_shapes(self, step: DenseStep) -> dict[int, list[list[int]]]:
-        """By the first batch row of every request: layer, heads, question rows and tokens of every choice by it.
-
-        Call after `run` with the same step.
-        """
+    def _shapes_of(self, step: DenseStep, finished: Iterable[DenseRequest]) -> dict[int, list[list[int]]]:
         ranks, attention = get_tensor_model_parallel_world_size(), self._decoder.attention
         shapes: dict[int, list[list[int]]] = {part.batch_start: [] for part in step.long}
-        for request in self._finished:
+        for request in finished:
             own = shapes.setdefault(request.batch_start, [])
             for rows in request.videos:
                 counts = rows.video.info.counts
@@ -154,7 +152,7 @@ class DensePrefix:
                 if finish is not None:
                     hidden[part.batch_start : part.batch_end] = finish.run()[part.batch_start - part.batch_end :]
                     runs.append((replace(finish.request, batch_start=part.batch_start), finish))
-        self._finished = [request for request, _ in runs]
+        self.attention_shapes = self._shapes_of(step, (request for request, _ in runs))
         if self._trace is not None:
             for request, run in runs:
                 with gpu_sync_allowed():
