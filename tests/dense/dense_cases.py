@@ -320,8 +320,9 @@ def _same_choice(video: dict[str, np.ndarray], kept: np.ndarray, scores: list[np
 
 
 def _same_scores(found: np.ndarray, expected: np.ndarray) -> bool:
-    """Importance is 0 to 1; a selector's logarithms are larger, and negative."""
-    return bool(np.abs(found - expected).max() < (1e-5 if expected.min() >= 0 else LOGPROB_TOLERANCE))
+    """Importance is 0 to 1; what a selector gives is larger, and may be negative."""
+    importance = expected.min() >= 0 and expected.max() <= 1
+    return bool(np.abs(found - expected).max() < (1e-5 if importance else LOGPROB_TOLERANCE))
 
 
 def check_steps(answer: Answer, oracle: Oracle, case: Case) -> None:

@@ -29,6 +29,12 @@ HAVE_IT = {
     "Qwen3VLMoeForConditionalGeneration": ("evs", "vidcom2"),
     "Qwen3_5ForConditionalGeneration": ("evs", "vidcom2"),
     "Qwen3_5MoeForConditionalGeneration": ("evs", "vidcom2"),
+    "LlavaForConditionalGeneration": (),
+    "LlavaNextForConditionalGeneration": (),
+    "LlavaNextVideoForConditionalGeneration": (),
+    "LlavaOnevisionForConditionalGeneration": (),
+    "InternVLChatModel": (),
+    "InternVLForConditionalGeneration": (),
 }
 """As docs/families.md says."""
 
