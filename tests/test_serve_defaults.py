@@ -99,6 +99,6 @@ def test_serve_says_what_it_adds_and_why(driver, capsys):
     printed = capsys.readouterr()
     line = shlex.split(printed.out)
     assert line[line.index(STEP[0]) + 1] == STEP[1]
-    assert "added --max-num-batched-tokens 8192: what is kept of a video and its question" in printed.err
+    assert "added --max-num-batched-tokens 8192: a video of more tokens than a step takes several" in printed.err
     assert main(["serve", "embedded", "--prune", "stage1_only", "--dry-run"]) == 0
     assert STEP[0] not in capsys.readouterr().out

@@ -81,7 +81,7 @@ PROMPTS = {
 def test_unusual_prompts_are_answered_from_the_right_count(embedded, name, by):
     content, num_videos = PROMPTS[name]
     if name == "4000 tokens" and by.startswith("inside"):
-        pytest.skip("a dense prefix has its own limit: see the longest question inside")
+        pytest.skip("text that chooses inside is in one step: see the longest question inside")
     usage = embedded.ask(*content, prune=ASKING[by], max_tokens=1).usage
     kept = usage.prompt_tokens_details.multimodal_tokens
     assert kept == {"video": num_videos * KEPT, "video_before_pruning": num_videos * TOKENS}
@@ -163,12 +163,12 @@ def test_a_question_longer_than_the_model_takes(embedded, prune):
 
 @pytest.mark.parametrize("prune", [inside(), inside(selector="dpp")], ids=["topk", "dpp"])
 def test_the_longest_question_inside(embedded, prune):
-    """It is in the dense prefix with the whole video, which the server bounds."""
-    usage = embedded.ask(video(URL), text(f"{ASKED.question} " * 430), prune=prune, max_tokens=1).usage
-    assert 3800 < usage.prompt_tokens < 4096
+    """It is in one step, whatever the video is."""
+    usage = embedded.ask(video(URL), text(f"{ASKED.question} " * 200), prune=prune, max_tokens=1).usage
+    assert 1750 < usage.prompt_tokens < 2048 + KEPT
     assert usage.prompt_tokens_details.multimodal_tokens["video"] == KEPT
-    message = refuse(embedded, video(URL), text(f"{ASKED.question} " * 600), prune=prune)
-    assert all(part in message for part in ("dense_tokens=4096", "--prune-dense-tokens", "a shorter question")), message
+    message = refuse(embedded, video(URL), text(f"{ASKED.question} " * 430), prune=prune)
+    assert all(part in message for part in ("max_num_batched_tokens=2048", "--max-num-batched-tokens")), message
 
 
 @pytest.mark.parametrize("before", ["attention", "question"])

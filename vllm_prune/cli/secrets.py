@@ -97,7 +97,7 @@ def _is_secret(option: str) -> bool:
 
 
 def _without_embedded(value: str) -> str:
-    if value.startswith("-"):  # options for somebody else, in one word
+    if value.startswith("-") and not _NEGATIVE_NUMBER.match(value):  # options for somebody else, in one word
         return _masked_line(value)
     value = _USER_IN_URL.sub(MASK, value)
     value = _IN_QUERY.sub(lambda found: f"{found[1]}={MASK if _SECRET_NAME.search(found[1]) else found[2]}", value)
@@ -116,8 +116,6 @@ def _masked_line(line: str) -> str:
         words = shlex.split(line)
     except ValueError:  # quotes that do not end
         return MASK if _SECRET_WORD.search(line) else line
-    if words == [line]:  # such as a negative number
-        return line
     hidden = masked(words)
     return line if hidden == words else shlex.join(hidden)
 

@@ -22,6 +22,7 @@ from vllm.multimodal.video import (
 from vllm.multimodal.video_decoders.base import VideoSourceMetadata, VideoTargetMetadata
 
 from vllm_prune.config import PruneConfig, PruneConfigError, brief
+from vllm_prune.hook import Hooked, hook
 from vllm_prune.media.session import current_session
 from vllm_prune.serving.api.frame_budget import FrameBudget
 from vllm_prune.serving.api.prune_inputs import without_prune
@@ -159,10 +160,11 @@ class _Sampling:
 
 
 @VIDEO_LOADER_REGISTRY.register(_LOADER)
-class FrameLoader(VideoLoader):
+class FrameLoader(Hooked, VideoLoader):
     """Loads a video as the sampler says that it is given."""
 
     @classmethod
+    @hook
     def load_bytes(cls, data: bytes, num_frames: int = -1, **options: Any) -> tuple[Any, dict[str, Any]]:
         sampler: Sampler = options[_SAMPLER]
         return sampler.load(data)
