@@ -10,7 +10,6 @@ rate at which the unpruned prompt's operations were measured.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import sys
@@ -24,6 +23,7 @@ import numpy as np
 import torch
 
 from benchmarks.ending import exit_from
+from benchmarks.result_file import measure_into
 
 PRESETS = ("default", "stage2_only", "conservative", "aggressive")
 
@@ -188,14 +188,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--eager", action="store_true")
     parser.add_argument("-o", "--output", type=Path, required=True)
     args = parser.parse_args(argv)
-    from vllm_prune.bench.throughput.provenance import describe
-
-    results = {"command": ["python", "-m", "benchmarks.dense_prefix", *(argv or sys.argv[1:])], **run(args)}
-    results["provenance"] = describe()
-    args.output.mkdir(parents=True, exist_ok=True)
     kind = "eager" if args.eager else "compiled"
     path = args.output / f"dense-prefix-{args.dims}-{kind}.json"
-    path.write_text(json.dumps(results, indent=1) + "\n")
+    command = ["python", "-m", "benchmarks.dense_prefix", *(argv or sys.argv[1:])]
+    results = measure_into(path, command, lambda: run(args))
     for name, row in results["presets"].items():
         print(f"{name:14}" + "  ".join(f"{key} {value:.3f}" for key, value in row.items()))
     print(path)

@@ -10,7 +10,6 @@ engine of their own, one after the other in one run.
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import os
 import sys
@@ -23,6 +22,7 @@ import numpy as np
 
 from benchmarks.dense_prefix import random_video
 from benchmarks.ending import exit_from
+from benchmarks.result_file import measure_into
 
 STOCK = "stock"
 ASKED = (
@@ -149,13 +149,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("-o", "--output", type=Path, required=True)
     args = parser.parse_args(argv)
-    from vllm_prune.bench.throughput.provenance import describe
-
-    results = {"command": ["python", "-m", "benchmarks.long_itl", *(argv or sys.argv[1:])], "engines": run(args)}
-    results["provenance"] = describe()
-    args.output.mkdir(parents=True, exist_ok=True)
     path = args.output / "long-itl.json"
-    path.write_text(json.dumps(results, indent=1) + "\n")
+    command = ["python", "-m", "benchmarks.long_itl", *(argv or sys.argv[1:])]
+    measure_into(path, command, lambda: {"engines": run(args)})
     print(path)
     return 0
 

@@ -10,7 +10,6 @@ what is measured is that process's peak resident memory while it answers, beyond
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import os
 import sys
@@ -22,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.ending import exit_from
+from benchmarks.result_file import measure_into
 
 SIZE = 112
 CELLS = (SIZE // 28) ** 2
@@ -171,13 +171,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--stock", action="store_true", help="stock vLLM, too")
     parser.add_argument("-o", "--output", type=Path, required=True)
     args = parser.parse_args(argv)
-    from vllm_prune.bench.throughput.provenance import describe
-
-    results = {"command": ["python", "-m", "benchmarks.long_memory", *(argv or sys.argv[1:])], "rows": run(args)}
-    results["provenance"] = describe()
-    args.output.mkdir(parents=True, exist_ok=True)
     path = args.output / "long-memory.json"
-    path.write_text(json.dumps(results, indent=1) + "\n")
+    command = ["python", "-m", "benchmarks.long_memory", *(argv or sys.argv[1:])]
+    measure_into(path, command, lambda: {"rows": run(args)})
     print(path)
     return 0
 
