@@ -1,10 +1,10 @@
 """Time to the first token of videos from 64 to 2,048 frames: stock vLLM, and as many frames pruned to a fifth.
 
-    python -m benchmarks.long_videos [--dims cpu|7b] [--frames 64 256 1024 2048] [--size 112] -o OUTDIR
+    python -m benchmarks.long_videos [--dims cpu|7b] [--frames 64 256 1024 2048] [--size 112] [--repeats 3] -o OUTDIR
 
 One process and engine for stock vLLM, one for all configurations; one request at a time, every video its own, no cache
-that would save work; the first, short one warms up. A step has room for the longest video: vLLM's encoder cache, which
-is as large, has to hold what is kept of one.
+that would save work; a round of all lengths warms up. A step has room for the longest video: vLLM's encoder cache,
+which is as large, has to hold what is kept of one.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -94,16 +95,30 @@ def measure(llm: Any, config: Any, frames: int, size: int, seed: int) -> dict[st
 
 
 def measure_server(args: argparse.Namespace) -> dict[str, list[dict[str, float]]]:
-    """All configurations of one engine in turn, at each length."""
+    """All configurations of one engine in turn, at each length: the median and the extremes."""
     stock = args.server == STOCK
     configs = {STOCK: None} if stock else CONFIGS
     llm = make_engine(args, stock)
-    for config in configs.values():
-        measure(llm, config, min(args.frames), args.size, 0)
-    return {
-        name: [{"frames": frames, **measure(llm, config, frames, args.size, frames)} for frames in args.frames]
-        for name, config in configs.items()
-    }
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in configs}
+    for frames in args.frames:
+        for config in configs.values():
+            measure(llm, config, frames, args.size, 0)
+        runs = [
+            {name: measure(llm, config, frames, args.size, 1 + repeat) for name, config in configs.items()}
+            for repeat in range(args.repeats)
+        ]
+        for name, own in found.items():
+            seconds = [run[name]["ttft_s"] for run in runs]
+            own.append(
+                {
+                    "frames": frames,
+                    "ttft_s": statistics.median(seconds),
+                    "least_s": min(seconds),
+                    "most_s": max(seconds),
+                    "prompt_tokens": runs[0][name]["prompt_tokens"],
+                }
+            )
+    return found
 
 
 def draw(rows: dict[str, list[dict[str, float]]], path: Path) -> None:
@@ -145,7 +160,8 @@ def write(args: argparse.Namespace, rows: dict[str, Any], argv: list[str], place
     ]
     for name, own in rows.items():
         cells = [
-            f"{row['ttft_s']:.2f} s ({row['ttft_s'] / stock['ttft_s']:.2f}), {row['prompt_tokens']:.0f}"
+            f"{row['ttft_s']:.2f} s ({row['least_s']:.2f}, {row['most_s']:.2f}), "
+            f"{row['ttft_s'] / stock['ttft_s']:.2f}, {row['prompt_tokens']:.0f}"
             for row, stock in zip(own, rows[STOCK], strict=True)
         ]
         lines.append(f"| {name} | {' | '.join(cells)} |")
@@ -162,6 +178,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--dims", default="cpu", help="dimensions of the random model (see bench/throughput)")
     parser.add_argument("--frames", type=int, nargs="+", default=[64, 256, 1024, 2048])
     parser.add_argument("--size", type=int, default=112, help="pixels along a side of a frame, a multiple of 28")
+    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--layers", type=int, help="of the decoder, in place of the dimensions' own")
     parser.add_argument("--server", choices=[STOCK, "pruned"], help=argparse.SUPPRESS)
     parser.add_argument("--model", help=argparse.SUPPRESS)
