@@ -152,8 +152,8 @@ def write(args: argparse.Namespace, rows: dict[str, Any], argv: list[str], place
     lines = [
         f"# Time to the first token by the length of a video, {args.size} x {args.size} pixels",
         "",
-        f"`{' '.join(command)}`: random weights, one request at a time, once each; seconds (of stock's), and tokens "
-        "of the prompt.",
+        f"`{' '.join(command)}`: random weights, one request at a time; median of {args.repeats} (least, most), "
+        "divided by stock's, and tokens of the prompt.",
         "",
         f"| server | {' | '.join(f'{length} frames' for length in lengths)} |",
         f"|---|{'---|' * len(lengths)}",
