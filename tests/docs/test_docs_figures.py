@@ -85,14 +85,41 @@ def test_images() -> None:
     text = (ROOT / "docs" / "image-tokens.md").read_text()
     shown = table(text, "server")
     measured = table((RESULTS / "images-cpu.md").read_text(), "server")
-    assert shown.pop("stock vLLM") == ["2105", "66", "2.81 s", "1.00"]
+    shown["stock"] = shown.pop("stock vLLM")
     for label, (prompt, blocks, first_token, less) in shown.items():
         assert [prompt, blocks, less] == [measured[label][i] for i in (0, 1, 3)]
         assert first_token == f"{measured[label][2].split()[0]} s"
-    assert shown.keys() | {"stock"} == measured.keys()
+    assert shown.keys() == measured.keys()
     _, blocks, _, less = measured["`dpp`, 25%"]
     whole = measured["stock"][1]
     assert f"after {less} of stock's time and holds {blocks} KV blocks of 32 in place of {whole}" in README
+
+
+def test_time_to_the_first_token_of_long_videos() -> None:
+    text = (ROOT / "docs" / "long-videos.md").read_text().partition("## Time to the first token")[2]
+    rows = json.loads((RESULTS / "long-videos-cpu.json").read_text())["rows"]
+    shown = table(text, "server")
+    for label, measured in rows.items():
+        cells = shown.pop("stock vLLM" if label == "stock" else label)
+        for cell, own, stock in zip(cells, measured, rows["stock"], strict=True):
+            ratio = "" if label == "stock" else f" ({own['ttft_s'] / stock['ttft_s']:.2f})"
+            assert cell == f"{own['ttft_s']:.2f} s{ratio}"
+    assert not shown
+
+
+def test_time_between_tokens_beside_a_long_video() -> None:
+    text = (ROOT / "docs" / "long-videos.md").read_text().partition("## What others wait for")[2]
+    engines = json.loads((RESULTS / "long-itl.json").read_text())["engines"]
+    shown = {label.split("`")[1] if "`" in label else "stock": cells for label, cells in table(text, "server").items()}
+    assert shown.keys() == engines.keys()
+    for who, own in engines.items():
+        assert shown[who] == [
+            f"{own['steps']:.0f}",
+            f"{own['prefill_ms'] / 1e3:.2f} s",
+            f"{own['itl_p50_ms']:,.0f} ms",
+            f"{own['itl_p99_ms']:,.0f} ms",
+            f"{own['itl_p99_ms'] / engines['stock']['itl_p99_ms']:.2f}",
+        ]
 
 
 def test_time_of_pages() -> None:
