@@ -43,6 +43,7 @@ MODULES = (
     "core_ray_placement",
     "worker_shm_queues",
     "worker_cpu_shm_group",
+    "worker_cpu_draft_states",
 )
 
 

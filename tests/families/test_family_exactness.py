@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -42,6 +42,7 @@ from oracle.micro_model import FAMILIES as FAMILY_CONFIGS
 from oracle.micro_model import load_by_place, micro_selector, micro_selectors, write_micro_model
 from pixel_cases import page_cases
 from pixel_cases import random_cases as pixel_cases
+from runner import IS_V2
 from stock import RATE, SIDE, StockAnswer, StockMask, answer_by_stock, masks_of_ours
 from transformers import AutoProcessor
 
@@ -61,6 +62,14 @@ FAMILIES = {"qwen2_vl": 7, "qwen3_vl": 8, "qwen3_vl_moe": 8, "qwen3_5": 8, "qwen
 """
 
 
+DRAFTS: dict[str, Any] = {
+    "speculative_config": {
+        "method": "ngram",
+        "num_speculative_tokens": 3,
+        "prompt_lookup_max": 3,
+        "prompt_lookup_min": 1,
+    }
+}
 HYBRIDS = ("qwen3_5", "qwen3_5_moe")
 """In which the question chooses before the decoder only."""
 SERVED = dict.fromkeys(HYBRIDS, "stage1_only")
@@ -339,6 +348,50 @@ def test_with_vllms_own_kernels_other_tokens_are_further_off_than_rounding(hybri
             errors.append(np.abs(answer.logprobs - torch.log_softmax(logits, dim=-1).numpy()).max())
         right = errors.pop(configs.index(case.config))
         assert 2 * right < min(errors), (case, right, errors)
+
+
+def draft_what_is_known(worker: Any, known: Sequence[Sequence[int]]) -> None:
+    """From now on the drafter goes on as one of the known sequences does: up to three tokens, some of them wrong."""
+    random = np.random.default_rng(0)
+
+    def propose(limit: int, sampled: list[list[int]], lengths: Any, ids: Any, **_: Any) -> list[list[int]]:
+        drafts = []
+        for row in range(len(sampled)):
+            so_far = ids[row, : lengths[row]].tolist()
+            follows = next((full[len(so_far) :] for full in known if full[: len(so_far)] == so_far), [])
+            draft = follows[: int(random.integers(limit + 1))]
+            if draft and random.random() < 0.5:
+                draft[int(random.integers(len(draft)))] += 1
+            drafts.append(draft if sampled[row] else [])
+        return drafts
+
+    worker.worker.model_runner.drafter.propose = propose
+
+
+@pytest.mark.long
+def test_drafts_change_nothing_in_a_hybrid(hybrid, model, oracle):
+    """The states go on from the last draft that was accepted, however many a step has had.
+
+    Without cached prefixes: with them vLLM copies states by a kernel that a CPU cannot run.
+    """
+    if IS_V2:
+        pytest.skip("refused on this runner")
+    asking = {"method": "question", "stage1": None, "keep_ratio": 0.3}
+    batch = [dataclasses.replace(case, config=None) for case in asking_cases()[:6]]
+    prompts = [case.prompt() for case in batch]
+    expected = Oracle(oracle.model, oracle.processor, asking, oracle.selectors)
+    options = {"selector": micro_selector(model), "override": "tighten", **DRAFTS, "enable_prefix_caching": False}
+    with RemoteEngine(model, asking, **options) as engine:
+        first = engine.run(prompts, max_tokens=LONG)
+        compare(batch, first, expected, max_tokens=LONG)
+        known = [answer.prompt + answer.token_ids for answer in first]
+        engine.call("on_ranks", functools.partial(draft_what_is_known, known=known))
+        for options in ({}, {"step_tokens": 23}, {"free_blocks": FEW_BLOCKS}):
+            answers = engine.run(prompts, max_tokens=LONG, **options)
+            compare(batch, answers, expected, max_tokens=LONG)
+            counts = {step.count for answer in answers for step in answer.steps if step.start > len(answer.prompt)}
+            assert counts == {1, 2, 3, 4}, "steps have no draft, some and all"
+            assert all(len(answer.steps) < LONG for answer in answers), "drafts are accepted"
 
 
 @pytest.mark.long

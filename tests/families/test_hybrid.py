@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from dense_engine import ENVIRONMENT
 from oracle.micro_model import write_micro_model
+from runner import IS_V2, ON_GPU
 
 from vllm_prune import engine_args
 
@@ -64,16 +65,33 @@ def test_a_server_may_let_requests_choose_anything_else(model):
 def test_drafts_by_the_checkpoints_own_layers_are_refused_with_what_vllm_lacks(model, method):
     """Whether the checkpoint has such layers or, as this one, none."""
     drafts = {"method": method, "num_speculative_tokens": 2}
-    with pytest.raises(
-        Exception, match=r"speculative_config.method='mtp': .* rows one token further on .*steps; leave"
-    ):
+    with pytest.raises(Exception, match=r"speculative_config.method='mtp': .* rows one token further on .*\"ngram\""):
         configure(model, "stage1_only", speculative_config=drafts)
 
 
-def test_drafts_from_the_prompt_are_refused(model):
-    drafts = {"method": "ngram", "num_speculative_tokens": 2, "prompt_lookup_max": 3, "prompt_lookup_min": 1}
-    with pytest.raises(Exception, match=r"speculative_config.method='ngram': the model's decoder is a hybrid"):
-        configure(model, "stage1_only", speculative_config=drafts)
+NGRAMS = {"method": "ngram", "num_speculative_tokens": 2, "prompt_lookup_max": 3, "prompt_lookup_min": 1}
+
+
+@pytest.mark.skipif(ON_GPU, reason="a GPU runs the kernel")
+def test_drafts_from_the_prompt_need_a_kernel_beside_cached_prefixes(model):
+    reason = "compared on vLLM's V1 model runner only" if IS_V2 else "by a Triton kernel, which a CPU cannot run"
+    with pytest.raises(Exception, match=rf"'ngram': the model's decoder is a hybrid, and .* {reason}"):
+        configure(model, "stage1_only", speculative_config=NGRAMS)
+
+
+@pytest.mark.skipif(IS_V2, reason="refused on this runner")
+def test_drafts_from_the_prompt_are_let_in_without_cached_prefixes(model):
+    config = configure(model, "stage1_only", speculative_config=NGRAMS, enable_prefix_caching=False)
+    assert config.speculative_config.method == "ngram"
+
+
+def test_drafts_from_the_prompt_need_a_vllm_that_keeps_the_states(model, monkeypatch):
+    import vllm
+
+    monkeypatch.setattr(vllm, "__version__", "0.31.4")
+    reason = "V1 model runner only" if IS_V2 else r"a stale state .* \(vllm#39273\); use vLLM 0\.32 or later"
+    with pytest.raises(Exception, match=rf"'ngram': the model's decoder is a hybrid, and .*{reason}"):
+        configure(model, "stage1_only", speculative_config=NGRAMS, enable_prefix_caching=False)
 
 
 FAILS = """

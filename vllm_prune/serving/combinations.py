@@ -5,7 +5,10 @@
 
 from __future__ import annotations
 
+import vllm
+from packaging.version import Version
 from vllm.config import VllmConfig
+from vllm.platforms import current_platform
 
 from vllm_prune.config import QUESTION, PruneConfigError
 from vllm_prune.override import ServerSettings
@@ -14,6 +17,8 @@ from vllm_prune.serving.wire.settings import read_settings
 
 TOKEN_DRAFTERS = ("ngram", "ngram_gpu")
 """Methods of speculative decoding that draft from token ids alone."""
+KEEPS_STATES = (0, 32)
+"""The first vLLM whose V1 runner counts a step without drafts among those that may follow accepted ones."""
 KEYED_BY_BLOCK_HASHES = ("OffloadingConnector", "SimpleCPUOffloadConnector", "MooncakeStoreConnector")
 """KV connectors that find a block by vLLM's hash of it, of which the question is a part (`core/spans.py`)."""
 
@@ -73,7 +78,7 @@ def _check_drafter(vllm_config: VllmConfig, settings: ServerSettings) -> None:
         return
     tried = "ngram_gpu" if vllm_config.use_v2_model_runner else "ngram"
     hybrid = vllm_config.model_config.is_hybrid
-    use = "" if hybrid else f'use "{tried}", or '
+    use = f'use "{tried}", or '
     if speculative.method not in TOKEN_DRAFTERS:
         raise PruneConfigError(
             f"speculative_config.method={speculative.method!r}: the drafter's look-ahead would be given the wrong rows "
@@ -82,11 +87,7 @@ def _check_drafter(vllm_config: VllmConfig, settings: ServerSettings) -> None:
             f"the text between a video's steps; {use}leave speculative_config out"
         )
     if hybrid:
-        raise PruneConfigError(
-            f"speculative_config.method={speculative.method!r}: the model's decoder is a hybrid, whose states vLLM's "
-            f"kernels for CPUs misplace after a step with fewer drafts than there may be, without any pruning (mended "
-            f"in vLLM 0.33), and which has not been run with drafts on a GPU; leave speculative_config out"
-        )
+        _check_drafts_of_a_hybrid(vllm_config)
     if settings.may_query:
         raise PruneConfigError(
             f'speculative_config.method={speculative.method!r}: cannot be combined with method "attention", or with '
@@ -97,6 +98,25 @@ def _check_drafter(vllm_config: VllmConfig, settings: ServerSettings) -> None:
         raise PruneConfigError(
             f"speculative_config.method={speculative.method!r}: has not been tried with pruning on vLLM's "
             f'{"V2" if vllm_config.use_v2_model_runner else "V1"} model runner; use "{tried}", or leave it out'
+        )
+
+
+def _check_drafts_of_a_hybrid(vllm_config: VllmConfig) -> None:
+    field = f"speculative_config.method={vllm_config.speculative_config.method!r}: the model's decoder is a hybrid, and"
+    if vllm_config.use_v2_model_runner:
+        raise PruneConfigError(
+            f"{field} which of its states a step reads after accepted drafts has been compared on vLLM's V1 model "
+            f'runner only; set VLLM_USE_V2_MODEL_RUNNER=0 and use "ngram", or leave it out'
+        )
+    if Version(vllm.__version__).release[:2] < KEEPS_STATES:
+        raise PruneConfigError(
+            f"{field} this vLLM takes a stale state of it in a step without drafts after one that accepted some "
+            f"(vllm#39273); use vLLM {KEEPS_STATES[0]}.{KEEPS_STATES[1]} or later, or leave it out"
+        )
+    if current_platform.is_cpu() and vllm_config.cache_config.enable_prefix_caching:
+        raise PruneConfigError(
+            f"{field} with prefix caching vLLM copies its states by a Triton kernel, which a CPU cannot run; use "
+            f"--no-enable-prefix-caching, or leave it out"
         )
 
 
