@@ -7,7 +7,7 @@ vision's start and end around it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -44,6 +44,35 @@ def video_layout(architecture: Architecture, pairs: int, time_stride: float, vll
     if architecture == "qwen3_vl":
         return _with_timestamps(pairs, time_stride / TOKENS_PER_SECOND, outer_marks=vllm_rule)
     return _contiguous(pairs, time_stride, vllm_rule)
+
+
+def sequential_layout(pairs: int, time_stride: float, *, timestamps: bool) -> VideoLayout:
+    """Positions in one dimension, as LLaVA (tokens alone) and InternVL (text before each step) have them."""
+    architecture: Architecture = "qwen3_vl" if timestamps else "qwen2_5_vl"
+    return numbered(video_layout(architecture, pairs, time_stride))
+
+
+def numbered(layout: VideoLayout) -> VideoLayout:
+    """The same rows, each at the number of those before it; padding takes no number."""
+    index = (layout.groups == SHARED).cumsum(0) - 1
+    return replace(layout, positions=index.expand(3, -1), next_position=int(index[-1]) + 1)
+
+
+def keep_cells(layout: VideoLayout, kept: Tensor, *, contiguous: bool) -> tuple[VideoLayout, Tensor]:
+    """Drop all but ``kept [K]`` of the video's tokens; returns the layout of the rows that stay, and their indices.
+
+    They keep their positions, or, if ``contiguous``, are numbered anew together with the text behind them.
+    """
+    pairs, before = layout.lead.shape
+    after = layout.after.shape[1]
+    stays = torch.ones(len(layout.groups), dtype=torch.bool)
+    steps = stays[len(layout.head) : len(stays) - len(layout.closing)].view(pairs, before + TOKENS_PER_PAIR + after)
+    cells = torch.zeros(pairs * TOKENS_PER_PAIR, dtype=torch.bool)
+    cells[kept] = True
+    steps[:, before : before + TOKENS_PER_PAIR] = cells.view(pairs, TOKENS_PER_PAIR)
+    rows = stays.nonzero().flatten()
+    left = replace(layout, positions=layout.positions[:, rows], groups=layout.groups[rows])
+    return (numbered(left) if contiguous else left), rows
 
 
 def _contiguous(pairs: int, time_stride: float, vllm_rule: bool) -> VideoLayout:

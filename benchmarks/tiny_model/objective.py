@@ -48,15 +48,10 @@ def alignment_loss(tokens: Tensor, colour: Tensor, words: Tensor) -> Tensor:
     return F.cross_entropy(similarity / ALIGNMENT_TEMPERATURE, colour - 1, ignore_index=-1)
 
 
-def tail_logits(
-    model: PreTrainedModel,
-    video: Tensor,
-    shared_ids: tuple[Tensor, Tensor, Tensor, Tensor],
-    tail_ids: Tensor,
-    mask: Tensor,
-    rotary: tuple[Tensor, Tensor],
-) -> Tensor:
-    """Logits ``[B, L, vocabulary]`` of tails ``[B, L]`` behind videos ``[B, pairs, 16, (1 + levels) * C]``.
+def packed_rows(
+    model: PreTrainedModel, video: Tensor, shared_ids: tuple[Tensor, Tensor, Tensor, Tensor], tail_ids: Tensor
+) -> tuple[Tensor, list[Tensor]]:
+    """Embeddings ``[B, S, C]`` of tails ``[B, L]`` behind videos ``[B, pairs, 16, (1 + levels) * C]``, and the levels.
 
     ``shared_ids`` are head, lead, after and closing of a ``VideoLayout``.
     """
@@ -70,8 +65,20 @@ def tail_logits(
         F.pad(F.pad(level, (0, 0, lead.shape[2], after.shape[2])).flatten(1, 2), (0, 0, head.shape[1], behind))
         for level in later
     ]
-    hidden = decode(model, torch.cat([head, steps, closing, tail], dim=1), levels, mask, rotary)
-    return model.lm_head(hidden[:, -tail_ids.shape[1] :])
+    return torch.cat([head, steps, closing, tail], dim=1), levels
+
+
+def tail_logits(
+    model: PreTrainedModel,
+    video: Tensor,
+    shared_ids: tuple[Tensor, Tensor, Tensor, Tensor],
+    tail_ids: Tensor,
+    mask: Tensor,
+    rotary: tuple[Tensor, Tensor],
+) -> Tensor:
+    """Logits ``[B, L, vocabulary]`` of the tails of ``packed_rows``."""
+    embeds, levels = packed_rows(model, video, shared_ids, tail_ids)
+    return model.lm_head(decode(model, embeds, levels, mask, rotary)[:, -tail_ids.shape[1] :])
 
 
 class Objective(nn.Module):

@@ -21,7 +21,7 @@ from .data import FRAMES_A_STEP, Batch, TrainingBatches
 from .evaluate import accuracy_table
 from .forward import patchify, vision_rotary
 from .inputs import sequence_inputs
-from .layout import video_layout
+from .layout import VideoLayout, video_layout
 from .muon import MixedOptimizer
 from .objective import Objective
 
@@ -94,12 +94,12 @@ def train_step(
     compiled: Callable[..., tuple[Tensor, ...]],
     optimizer: MixedOptimizer,
     batch: Batch,
+    layout: VideoLayout,
     factor: float,
     heads_only: bool = False,
 ) -> list[float]:
     """One update through ``compiled``, a compiled form of ``objective``; returns the four losses."""
     model = objective.model
-    layout = video_layout(model.config.model_type, batch.frames.shape[1] // 2, batch.time_stride, batch.vllm_rule)
     mask, rotary = sequence_inputs(model, layout, batch.chain, batch.offset)
     losses = compiled(
         patchify(batch.frames),
@@ -146,12 +146,13 @@ def run(args: argparse.Namespace) -> None:
     compiled = torch.compile(objective, dynamic=False, fullgraph=True) if args.compile else objective
     curriculum = Curriculum(args.steps, args.heads_first)
     batches = TrainingBatches(args.seed, first, args.steps - first, curriculum, args.frames_a_step)
-    loader = DataLoader(batches, batch_size=None, num_workers=1, prefetch_factor=4, worker_init_fn=_single_thread)
+    loader = DataLoader(batches, batch_size=None, num_workers=1, prefetch_factor=4, worker_init_fn=single_thread)
     started = time.perf_counter()
     for step, batch in enumerate(loader, start=first):
         factor = learning_rate_factor(step, args.steps)
         heads_only = step < args.heads_first or step % args.answers_every != 0
-        losses = train_step(objective, compiled, optimizer, batch, factor, heads_only)
+        layout = video_layout(args.architecture, batch.frames.shape[1] // 2, batch.time_stride, batch.vllm_rule)
+        losses = train_step(objective, compiled, optimizer, batch, layout, factor, heads_only)
         done = step + 1
         if step % 20 == 0:
             names = ("loss", "answers", "heads", "alignment")
@@ -166,7 +167,7 @@ def run(args: argparse.Namespace) -> None:
                 )
 
 
-def _single_thread(_: int) -> None:
+def single_thread(_: int) -> None:
     """Keep the data worker from taking the cores that the training step uses."""
     torch.set_num_threads(1)
     cv2.setNumThreads(1)

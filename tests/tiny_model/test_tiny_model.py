@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -9,13 +10,14 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 pytest.importorskip("benchmarks.tiny_model", reason="needs the repository's benchmarks/")
+from benchmarks.positions import Asker
 from benchmarks.tiny_model.clips import evaluation_set
 from benchmarks.tiny_model.config import FPS, TIME_STRIDE
 from benchmarks.tiny_model.data import training_batch
 from benchmarks.tiny_model.export import write_processor, write_tokenizer
 from benchmarks.tiny_model.forward import encode_video, patchify, vision_rotary
 from benchmarks.tiny_model.inputs import sequence_inputs
-from benchmarks.tiny_model.layout import VideoLayout, video_layout
+from benchmarks.tiny_model.layout import PADDING, SHARED, VideoLayout, keep_cells, sequential_layout, video_layout
 from benchmarks.tiny_model.muon import MixedOptimizer
 from benchmarks.tiny_model.objective import Objective, tail_logits
 from benchmarks.tiny_model.packing import pack_prompts
@@ -70,7 +72,8 @@ def test_a_few_steps_on_one_batch_lower_its_loss(architecture, align):
     objective.auxiliary.bfloat16()
     optimizer = MixedOptimizer(*split_parameters(objective), muon_lr=0.003, adam_lr=1e-3)
     batch = training_batch(0, 0, {16: 1.0}, frames_a_step=32)
-    losses = [train_step(objective, objective, optimizer, batch, 1.0) for _ in range(4)]
+    layout = video_layout(architecture, 8, TIME_STRIDE)
+    losses = [train_step(objective, objective, optimizer, batch, layout, 1.0) for _ in range(4)]
     assert losses[-1][1] < losses[0][1] - 1  # answers
     assert losses[-1][2] < losses[0][2]  # heads
     assert (losses[0][3] > 0) == align
@@ -82,7 +85,35 @@ def test_the_vision_tower_can_be_trained_first():
     objective.auxiliary.bfloat16()
     optimizer = MixedOptimizer(*split_parameters(objective), muon_lr=0.003, adam_lr=1e-3)
     before = {name: value.clone() for name, value in objective.named_parameters()}
-    train_step(objective, objective, optimizer, training_batch(0, 0, {16: 1.0}, 32), 1.0, heads_only=True)
+    layout = video_layout("qwen3_vl", 8, TIME_STRIDE)
+    train_step(objective, objective, optimizer, training_batch(0, 0, {16: 1.0}, 32), layout, 1.0, heads_only=True)
     moved = {name for name, value in objective.named_parameters() if not torch.equal(value, before[name])}
     assert any("visual.blocks" in name for name in moved)
     assert not any("language_model" in name for name in moved)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("timestamps", [False, True])
+def test_tokens_that_stay_see_what_they_would_see_beside_hidden_ones(timestamps, scene):
+    """At their positions in the unpruned prompt; numbered anew they see something else."""
+    asker = Asker(initial_model("qwen3_vl", seed=0).eval(), scene[0], timestamps)
+    layout, cells = asker.layout, torch.arange(0, FRAMES // 2 * 16, 3)
+    kept, rows = keep_cells(layout, cells, contiguous=False)
+    hidden = layout.groups.clone()
+    hidden[~torch.isin(torch.arange(len(hidden)), rows)] = PADDING
+    everything = torch.arange(len(hidden))
+    tokens = asker.video[None]
+    beside = asker.logits(scene[1], tokens[0], dataclasses.replace(layout, groups=hidden), everything)
+    alone = asker.logits(scene[1], tokens[0], kept, rows)
+    anew = asker.logits(scene[1], tokens[0], *keep_cells(layout, cells, contiguous=True))
+    torch.testing.assert_close(alone, beside, rtol=0, atol=0.05)  # bfloat16
+    assert (anew - beside).abs().max() > 0.2
+
+
+def test_positions_in_one_dimension_count_the_rows():
+    layout = sequential_layout(2, TIME_STRIDE, timestamps=True)
+    assert layout.positions[0, layout.groups == SHARED].tolist() == list(range(layout.next_position))
+    bare = sequential_layout(2, TIME_STRIDE, timestamps=False)
+    left, rows = keep_cells(bare, torch.tensor([0, 5, 31]), contiguous=True)
+    assert left.positions[0].tolist() == list(range(len(rows)))
+    assert len(rows) == len(bare.groups) - 29
