@@ -44,11 +44,11 @@ def make_engine(folder: str, images: int, size: int, stock: bool) -> Any:
     from vllm import LLM
 
     from vllm_prune import engine_args
+    from vllm_prune.bench.throughput.model_dims import FAMILIES
 
     options: dict[str, Any] = {
         "max_model_len": 4096,
         "max_num_batched_tokens": 4096,
-        "mm_processor_kwargs": {"max_pixels": size**2},  # or vLLM profiles its start with far larger images
         "enable_prefix_caching": False,
         "mm_processor_cache_gb": 0,
         "block_size": 32,
@@ -58,6 +58,8 @@ def make_engine(folder: str, images: int, size: int, stock: bool) -> Any:
         "gpu_memory_utilization": 0.5 if torch.cuda.is_available() else 0.1,
         "seed": 0,
     }
+    if not FAMILIES[str(json.loads(Path(folder, "config.json").read_text())["model_type"])].squares:
+        options["mm_processor_kwargs"] = {"max_pixels": size**2}  # or vLLM profiles its start with far larger images
     return LLM(model=folder, **options) if stock else LLM(**engine_args(folder, "baseline", override="any", **options))
 
 

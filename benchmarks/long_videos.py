@@ -187,7 +187,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.server:
         args.output.write_text(json.dumps(measure_server(args)))
         return 0
-    from vllm_prune.bench.throughput.model_dims import DIMS
+    from vllm_prune.bench.throughput.named_dims import DIMS
     from vllm_prune.bench.throughput.provenance import describe
     from vllm_prune.bench.throughput.random_model import write_random_model
 

@@ -5,8 +5,9 @@ import json
 import pytest
 
 from vllm_prune.bench.throughput.errors import BenchmarkError
-from vllm_prune.bench.throughput.model_dims import DIMS, FAMILIES
+from vllm_prune.bench.throughput.model_dims import FAMILIES
 from vllm_prune.bench.throughput.models import resolve_model
+from vllm_prune.bench.throughput.named_dims import DIMS
 from vllm_prune.bench.throughput.random_model import SPECIAL_TOKENS, write_random_model
 from vllm_prune.estimate.dims import parse_dims
 
@@ -50,14 +51,25 @@ def test_transformers_reads_the_layers_that_keep_a_state(tmp_path):
     assert found.layer_parameters * dims.layers == dims.llm_parameters
 
 
-@pytest.mark.parametrize("name", ["cpu-llava-onevision", "cpu-internvl"])
-def test_models_that_see_squares_have_as_many_tokens_a_frame(tmp_path, name):
+@pytest.mark.parametrize(
+    ("name", "side"),
+    [
+        ("cpu-llava", 0),  # images only
+        ("cpu-llava-next", 0),
+        ("cpu-llava-next-video", 7),
+        ("cpu-llava-onevision", 7),
+        ("cpu-internvl", 7),
+    ],
+)
+def test_models_that_see_squares_are_what_their_dimensions_say(tmp_path, name, side):
     transformers = pytest.importorskip("transformers")
     write_random_model(tmp_path, DIMS[name])
     config = transformers.AutoConfig.from_pretrained(tmp_path)
     found = parse_dims(json.loads((tmp_path / "config.json").read_text()))
     assert found.text.layer_parameters * DIMS[name].layers == DIMS[name].llm_parameters
-    assert found.vision.squares.frame_side == 7
+    assert found.vision.squares.frame_side == side
+    assert found.vision.squares.patches * found.vision.patch_pixels == DIMS[name].square
+    assert found.vision.depth == DIMS[name].vision_depth
     assert "mrope_section" not in config.text_config.rope_parameters
     processor = transformers.AutoProcessor.from_pretrained(tmp_path)
     assert type(processor).__name__ == FAMILIES[DIMS[name].family].processor

@@ -33,7 +33,7 @@ def test_bytes_are_those_of_vllms_pages(block_size, tokens):
 def test_a_token_of_qwen_7b_takes_56_kib(tmp_path):
     import json
 
-    from vllm_prune.bench.throughput.model_dims import DIMS
+    from vllm_prune.bench.throughput.named_dims import DIMS
     from vllm_prune.bench.throughput.random_model import write_random_model
 
     dims = read_dims(str(write_random_model(tmp_path, DIMS["7b"])))

@@ -17,8 +17,8 @@ from vllm_prune.bench.options import USAGE, not_negative, positive
 from vllm_prune.bench.running import Endings, run_planned
 from vllm_prune.bench.throughput.configurations import parse_configurations
 from vllm_prune.bench.throughput.errors import BenchmarkError
-from vllm_prune.bench.throughput.model_dims import DIMS
 from vllm_prune.bench.throughput.models import RANDOM, resolve_model
+from vllm_prune.bench.throughput.named_dims import DIMS
 from vllm_prune.bench.throughput.runner import Plan, run_plan
 from vllm_prune.bench.throughput.workload import ClipShape
 from vllm_prune.cli.secrets import masked

@@ -37,6 +37,7 @@ class ModelDims:
     active_experts: int = 1  # how many of them each row goes through
     linear_heads: int = 0  # of the layers with Gated DeltaNet in place of attention, three of four; 0: no such layers
     rotary_share: float = 1.0  # of head_dim, what is rotated
+    square: int = 196  # pixels along images and frames, where a family sees squares of one size
     family: str = "qwen2_5_vl"
 
     @property
@@ -155,6 +156,17 @@ _SQUARES = Family(
     "siglip_vision_model",
     squares=True,
 )
+
+
+def _with_clip(name: str) -> Family:
+    return replace(
+        _SQUARES,
+        architecture=f"{name}ForConditionalGeneration",
+        processor=f"{name}Processor",
+        vision_type="clip_vision_model",
+    )
+
+
 FAMILIES = {
     "qwen2_5_vl": Family(
         "Qwen2_5_VLForConditionalGeneration", "Qwen2_5_VLProcessor", _windowed_tower, 3, "qwen2_5_vl_vision"
@@ -164,6 +176,9 @@ FAMILIES = {
     "qwen3_vl_moe": replace(_QWEN3_VL, architecture="Qwen3VLMoeForConditionalGeneration", vision_type="qwen3_vl_moe"),
     "qwen3_5": _QWEN3_5,
     "llava_onevision": _SQUARES,
+    "llava": _with_clip("Llava"),
+    "llava_next": _with_clip("LlavaNext"),
+    "llava_next_video": _with_clip("LlavaNextVideo"),
     "internvl": replace(
         _SQUARES,
         architecture="InternVLForConditionalGeneration",
@@ -172,119 +187,3 @@ FAMILIES = {
     ),
 }
 """By `model_type`."""
-
-
-_CPU = ModelDims(
-    summary="decoder of Qwen2.5-0.5B (0.49 B parameters), vision tower with the share it has in Qwen2.5-VL-32B",
-    hidden=896,
-    layers=24,
-    heads=14,
-    kv_heads=2,
-    mlp=4864,
-    vocabulary=151936,
-    tied=True,
-    mrope_section=(8, 12, 12),
-    vision_depth=6,
-    vision_hidden=320,
-    vision_heads=4,
-    vision_mlp=856,
-    vision_full_attention=(2, 5),
-)
-_CPU_QWEN3 = ModelDims(
-    summary="decoder of Qwen3-0.6B (0.60 B parameters), vision tower with about the share it has in Qwen3-VL-8B",
-    hidden=1024,
-    layers=28,
-    heads=16,
-    kv_heads=8,
-    head_width=128,
-    mlp=3072,
-    vocabulary=151936,
-    tied=True,
-    mrope_section=(24, 20, 20),
-    vision_depth=14,
-    vision_hidden=384,
-    vision_heads=6,
-    vision_mlp=1536,
-    levels=(3, 6, 10),
-    family="qwen3_vl",
-)
-DIMS = {
-    "cpu": _CPU,
-    "7b": ModelDims(
-        summary="Qwen2.5-VL-7B",
-        hidden=3584,
-        layers=28,
-        heads=28,
-        kv_heads=4,
-        mlp=18944,
-        vocabulary=152064,
-        tied=False,
-        mrope_section=(16, 24, 24),
-        vision_depth=32,
-        vision_hidden=1280,
-        vision_heads=16,
-        vision_mlp=3420,
-        vision_full_attention=(7, 15, 23, 31),
-    ),
-    "cpu-qwen2-vl": replace(
-        _CPU,
-        summary="decoder of Qwen2-0.5B (0.49 B parameters), vision tower with about the share it has in Qwen2-VL-7B",
-        vision_depth=8,
-        vision_mlp=1280,
-        vision_full_attention=(),
-        family="qwen2_vl",
-    ),
-    "cpu-qwen3-vl": _CPU_QWEN3,
-    "cpu-qwen3-vl-moe": replace(
-        _CPU_QWEN3,
-        summary="decoder of Qwen3-0.6B with 16 experts in place of each MLP, 4 of which a row goes through",
-        mlp=384,
-        experts=16,
-        active_experts=4,
-        family="qwen3_vl_moe",
-    ),
-    "cpu-qwen3-5": replace(
-        _CPU_QWEN3,
-        summary="decoder in the manner of Qwen3.5's smallest, vision tower of cpu-qwen3-vl without deepstack",
-        layers=24,
-        heads=8,
-        kv_heads=2,
-        head_width=256,
-        mlp=3584,
-        mrope_section=(11, 11, 10),
-        rotary_share=0.25,
-        levels=(),
-        linear_heads=16,
-        family="qwen3_5",
-    ),
-    "cpu-llava-onevision": replace(
-        _CPU,
-        summary="decoder of Qwen2-0.5B as in LLaVA-OneVision-0.5B, vision tower with about the share it has in the 7B",
-        vision_depth=8,
-        vision_mlp=1280,
-        vision_full_attention=(),
-        family="llava_onevision",
-    ),
-    "cpu-internvl": replace(
-        _CPU_QWEN3,
-        summary="decoder of Qwen3-0.6B, vision tower of cpu-qwen3-vl without deepstack, frames as InternVL writes them",
-        levels=(),
-        family="internvl",
-    ),
-    "smoke": ModelDims(
-        summary="smallest that vLLM runs, for trying the benchmark out",
-        hidden=128,
-        layers=2,
-        heads=4,
-        kv_heads=2,
-        mlp=256,
-        vocabulary=512,
-        tied=True,
-        mrope_section=(4, 6, 6),
-        vision_depth=2,
-        vision_hidden=128,
-        vision_heads=4,
-        vision_mlp=256,
-        vision_full_attention=(1,),
-    ),
-}

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vllm_prune.bench.throughput.errors import BenchmarkError
-from vllm_prune.bench.throughput.model_dims import DIMS
+from vllm_prune.bench.throughput.named_dims import DIMS
 from vllm_prune.bench.throughput.random_model import write_random_model
 from vllm_prune.embedded import DEFAULT, LISTED, NAMES, model_path
 
