@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from importlib.metadata import EntryPoint
 
 import pytest
+import torch
 
 import vllm_prune.methods
-from vllm_prune.methods import create, names, registry
+from vllm_prune.methods import VideoTokens, create, names, registry
 
 
 def test_every_public_module_with_a_method_is_registered() -> None:
@@ -108,3 +109,18 @@ def test_built_in_methods_do_not_look_for_entry_points(monkeypatch: pytest.Monke
 def test_integers_have_an_upper_bound(method, field):
     with pytest.raises(ValueError, match=rf"{field}={10**30}; use an integer of \d+ or less"):
         create(method, **{field: 10**30})
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in registry.for_images() if getattr(registry.load(name), "relevance", "") != "encoder"]
+)
+def test_rows_and_columns_of_an_image_do_not_matter(name: str) -> None:
+    """Cells of an image of tiles are one row. What looks at the attention inside an encoder is refused there."""
+    features = torch.randn(48, 16, generator=torch.Generator().manual_seed(0))
+    for budget in (1, 5, 24, 47):
+        square, row = (
+            create(name).assign(VideoTokens.from_features(features, (1, *extent)), budget)
+            for extent in ((6, 8), (1, 48))
+        )
+        assert torch.equal(square.slot, row.slot)
+        assert torch.equal(square.anchor, row.anchor)
