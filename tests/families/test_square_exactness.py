@@ -6,21 +6,14 @@ Their images and frames are squares of one size. Long, but for some cases of one
 from __future__ import annotations
 
 import dataclasses
-import functools
-import itertools
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from dense_cases import (
-    ASK_FIRST,
-    CONFIGS,
     IMAGE,
-    IMAGE_CONFIGS,
-    IMAGE_SIZES,
     LOGPROB_TOLERANCE,
     VIDEO,
     Case,
@@ -28,30 +21,28 @@ from dense_cases import (
     chat,
     check_cold_cached_and_in_chunks,
     compare,
-    random_case,
 )
 from dense_cases import image as picture
 from dense_cases import video as clip
 from dense_engine import BLOCK_SIZE, RemoteEngine, forgetful
 from oracle import load_model
-from oracle.internvl_chat import ChatProcessor, chat_text, write_chat_model
-from oracle.micro_model import load_by_place, micro_selectors, write_micro_model
-from oracle.square_models import SIDE
+from oracle.micro_model import micro_selectors, write_micro_model
+from square_cases import (
+    FAMILIES,
+    IMAGES_ONLY,
+    VIDEOS_ONLY,
+    asking_cases,
+    cases,
+    image_cases,
+    of_family,
+    options_of,
+    square_oracle,
+    write_square_model,
+)
 from stock import answer_by_stock
 from transformers import AutoProcessor
 
-from vllm_prune.config import PruneConfig
-
-CHAT = "internvl_chat"
-"""The same weights as "internvl", of another class."""
-FAMILIES = {"llava_onevision": 8, "llava": 7, "llava_next": 7, "llava_next_video": 7, "internvl": 8, CHAT: 8}
-"""Each with a seed whose requests have no near ties."""
 IN_CI = "llava_onevision"
-IMAGES_ONLY = ("llava", "llava_next")
-VIDEOS_ONLY = "llava_next_video"
-"""One each, as vLLM serves it."""
-TILED_SIZES = ((84, 112), (140, 56), (112, 160))
-"""(height, width) in pixels. None fits one tile, which would be the small version of the image once more."""
 QUESTION = "What colour is the flash?"
 
 
@@ -65,10 +56,7 @@ def family(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory, family: str) -> str:
-    folder = tmp_path_factory.mktemp(family)
-    if family != CHAT:
-        return str(write_micro_model(folder / "micro", family=family))
-    return str(write_chat_model(write_micro_model(folder / "internvl", family="internvl"), folder / "micro"))
+    return write_square_model(tmp_path_factory.mktemp(family), family)
 
 
 @pytest.fixture(scope="module")
@@ -87,69 +75,8 @@ def engine(started: RemoteEngine) -> Iterator[RemoteEngine]:
 def oracle(model: str, family: str) -> Iterator[Oracle]:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    selectors = load_by_place(micro_selectors(model))
-    if family == CHAT:
-        original = str(Path(model).parent / "internvl")
-        yield Oracle(
-            load_model(original), ChatProcessor(AutoProcessor.from_pretrained(original), SIDE), "default", selectors
-        )
-    else:
-        yield Oracle(load_model(model), AutoProcessor.from_pretrained(model), "default", selectors)
+    yield square_oracle(model, family)
     torch.set_num_threads(before)
-
-
-def options_of(family: str) -> dict[str, Any]:
-    """Of its engines."""
-    if family == CHAT:
-        return {"trust_remote_code": True}
-    return {"limit_mm_per_prompt": {"video": 1}} if family == VIDEOS_ONLY else {}
-
-
-class ChatCase(Case):
-    """A request to the class that writes placeholders otherwise."""
-
-    def prompt(self) -> dict[str, Any]:
-        return super().prompt() | {"prompt": chat_text(self.text)}
-
-
-def of_family(family: str, cases: list[Case]) -> list[Case]:
-    """The same requests as its engines take them."""
-    return [ChatCase(**vars(case)) for case in cases] if family == CHAT else cases
-
-
-def fits(family: str, case: Case) -> bool:
-    """Whether the model takes such media."""
-    return family != VIDEOS_ONLY or (len(case.videos) < 2 and not case.images)
-
-
-def is_served(config: Any) -> bool:
-    """Whether no part of a configuration looks at the attention inside the encoder."""
-    base = PruneConfig.parse("default")
-    asked = base if config is None else PruneConfig.parse(config, base=base)
-    return not any(part.needs_encoder_attention for part in asked.parts)
-
-
-@functools.cache
-def cases(family: str) -> list[Case]:
-    """36 at random; the configurations that the family can serve take turns."""
-    of_images = family in IMAGES_ONLY
-    configs = itertools.cycle(filter(is_served, IMAGE_CONFIGS if of_images else CONFIGS))
-    random = np.random.default_rng(FAMILIES[family])
-    share, sizes = (1.0, sizes_of(family)) if of_images else (0.2, IMAGE_SIZES[:1])
-    drawn = (random_case(random, [next(configs)], share, sizes) for _ in itertools.count())
-    return of_family(family, list(itertools.islice((case for case in drawn if fits(family, case)), 36)))
-
-
-def sizes_of(family: str) -> Any:
-    """Of its images."""
-    return IMAGE_SIZES if family == "llava" else TILED_SIZES
-
-
-@functools.cache
-def image_cases(family: str) -> list[Case]:
-    """28 at random; the configurations that prune images take turns."""
-    random, configs = np.random.default_rng(11), itertools.cycle(filter(is_served, IMAGE_CONFIGS))
-    return of_family(family, [random_case(random, [next(configs)], 0.6, TILED_SIZES) for _ in range(28)])
 
 
 def batches(count: int, size: int, in_ci: int = 1) -> list[Any]:
@@ -170,22 +97,6 @@ def test_pruned_images_beside_videos_equal_the_oracle(engine, oracle, family, st
     if family in IMAGES_ONLY or family == VIDEOS_ONLY:
         pytest.skip("the other test has them, or there are none")
     check_cold_cached_and_in_chunks(engine, oracle, image_cases(family)[start : start + 7])
-
-
-@functools.cache
-def asking_cases(family: str) -> list[Case]:
-    """14 at random; the configurations by which the question chooses before the first layer take turns."""
-    random, configs = np.random.default_rng(5), itertools.cycle(ASK_FIRST)
-    drawn = (random_case(random, [next(configs)], float(family in IMAGES_ONLY)) for _ in itertools.count())
-    asked = list(itertools.islice((case for case in drawn if fits(family, case)), 14))
-    if family not in IMAGES_ONLY:
-        return of_family(family, asked)
-    keys = ("method", "keep_ratio", "target_token_num", "params")
-    images = [{key: case.config[key] for key in keys if case.config.get(key) is not None} for case in asked]
-    return [
-        dataclasses.replace(case, config={"preset": "baseline", "image": image})
-        for case, image in zip(asked, images, strict=True)
-    ]
 
 
 @pytest.mark.long

@@ -262,7 +262,8 @@ def test_the_rows_of_a_medium_that_is_numbered_anew_follow_one_another():
     positions, delta = prompt_positions(20, [Medium(5, len(rows), spec.prompt_layout, spec.renumbered)])
     (part,), _, _ = carrier.read_parts([rows], positions, list(range(20)))
     kept, slots, _ = carrier.unpack(rows, 8)
-    fill_rows(positions, unfilled_rows(positions), made.media[part.info].offsets(slots))
+    fill_rows(positions, unfilled_rows(positions), made.media[part.info].row_offsets(slots, part.row))
     assert torch.equal(positions, torch.arange(20).expand(3, -1))
     assert (len(rows), delta) == (10, 0)
     assert torch.equal(kept[-1], features[18])
+    assert torch.equal(kept, features[slots])  # what is handed out of them has to be told from the others

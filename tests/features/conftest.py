@@ -11,17 +11,16 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[1] / "dense"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "serving"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "families"))
 
 from dense_cases import Oracle
 from dense_engine import RemoteEngine, forgetful
-from feature_engine import HYBRIDS, FeatureEngine
+from feature_engine import SERVED, FeatureEngine, selectors_of
 from oracle import load_model
-from oracle.micro_model import load_by_place, micro_selector, micro_selectors, write_micro_model
+from oracle.micro_model import load_by_place, write_micro_model
 from serving_server import OPTIONS, Server
 
 FAMILIES = ("qwen2_5_vl", "qwen2_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe")
-SERVED = dict.fromkeys(HYBRIDS, "stage1_only")
-"""What an engine has, where it is not "default"."""
 
 
 @pytest.fixture(
@@ -35,10 +34,6 @@ def family(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory, family: str) -> str:
     return str(write_micro_model(tmp_path_factory.mktemp(family) / "micro", family=family))
-
-
-def selectors_of(model: str, family: str) -> list[str]:
-    return [micro_selector(model)] if family in HYBRIDS else micro_selectors(model)
 
 
 @pytest.fixture(scope="session")

@@ -8,15 +8,26 @@ from typing import Any
 
 import numpy as np
 from dense_cases import Case, Oracle
-from dense_engine import DenseEngine
+from dense_engine import DenseEngine, RemoteEngine
 from oracle.features import run_features
 from oracle.from_vllm import to_prompt
+from oracle.micro_model import micro_selector, micro_selectors
 from oracle.rows import TEXT
 
 TOLERANCE = 1e-4
 LAYERS = (0, 2, -1)
+NUM_LAYERS = 6
+STEP_TOKENS = 350
+"""In which the longest dense span has room, and a batch has not."""
 HYBRIDS = ("qwen3_5", "qwen3_5_moe")
 """Families in which the question chooses before the decoder only."""
+SERVED = dict.fromkeys(HYBRIDS, "stage1_only")
+"""What an engine has, where it is not "default"."""
+
+
+def selectors_of(model: str, family: str) -> list[str]:
+    """Of its engine."""
+    return [micro_selector(model)] if family in HYBRIDS else micro_selectors(model)
 
 
 @dataclass
@@ -68,7 +79,7 @@ def expected(oracle: Oracle, case: Case) -> tuple[list[np.ndarray], list[np.ndar
     """By layer, the rows of all media that a configuration is about and then of all text; and the media's cells."""
     config = oracle.config_of(case)
     prompt = to_prompt(oracle.processor, case.text, videos=case.videos, images=case.images, typed=True)
-    layers, rows, grids = run_features(oracle.model, prompt, config, oracle.selectors)
+    layers, rows, grids = run_features(oracle.model, prompt, config, oracle.selectors, oracle.contiguous)
     media = [i for i, medium in enumerate(prompt.media) if medium.kind == "video" or config.prunes_images]
     index = [(rows.medium == i).nonzero().squeeze(1) for i in media] + [(rows.medium == TEXT).nonzero().squeeze(1)]
     cells = [grids[i][rows.token[own]].numpy() for i, own in zip(media, index, strict=False)]
@@ -87,3 +98,24 @@ def check(oracle: Oracle, case: Case, found: Features, layer: int) -> float:
     error = float(np.abs(found.rows - layers[layer]).max())
     assert error < TOLERANCE, case
     return error
+
+
+def check_cold_warm_and_in_chunks(
+    engine: RemoteEngine, oracle: Oracle, batch: Sequence[Case], step_tokens: int = STEP_TOKENS
+) -> float:
+    """Asserts that all are the oracle's, and returns the largest error.
+
+    At every layer, in one batch: the first finds no cache, the others the encoder's; and cold in steps that a batch
+    does not fit in.
+    """
+    prompts = [case.prompt() for case in batch]
+    errors: list[float] = []
+    for layer in LAYERS:
+        found = engine.call("encode", prompts, {"layer": layer, "text": "all"})
+        for case, features in zip(batch, found, strict=True):
+            errors.append(check(oracle, case, features, layer % (NUM_LAYERS + 1)))
+            assert features.num_cached == 0
+    engine.call("forget")
+    found = engine.call("encode", prompts, {"text": "all"}, step_tokens=step_tokens)
+    errors += [check(oracle, case, features, NUM_LAYERS) for case, features in zip(batch, found, strict=True)]
+    return max(errors)

@@ -30,12 +30,11 @@ TIMED = MediumLayout((2, 1, 2), text=((7, 8), (9,), (5,)), rope="per_step")
 """Slots: two of text, two cells, one of text, two cells, one of text."""
 
 
-def facts(layout: MediumLayout, length: int, config: PruneConfig = CONFIG) -> PromptFacts:
+def facts(layout: MediumLayout, length: int, config: PruneConfig = CONFIG, **options: object) -> PromptFacts:
     counts = plan_counts(config, layout.num_cells, pinned=layout.num_pinned)
-    medium = PromptMedium(modality="video", offset=2, length=length, counts=counts, layout=layout)
-    return PromptFacts(
-        config=config, media=(medium,), prompt_len=length + 4, processor_s=0.0, step_seconds=lambda _: [0.0, 1.5]
-    )
+    medium = PromptMedium(modality="video", offset=2, length=length, counts=counts, layout=layout, seconds=(0.0, 2.0))
+    said = {"step_seconds": lambda _: [0.0, 1.5], **options}
+    return PromptFacts(config=config, media=(medium,), prompt_len=length + 4, processor_s=0.0, **said)
 
 
 def rows(slots: list[int], dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -63,6 +62,12 @@ def test_a_video_that_keeps_everything_has_all_cells_in_order():
     found, described = hand_out(FeatureRequest(layer=0), facts(TIMED, 8, config), list(range(12)), rows([0] * 8))
     assert found[:, 0].tolist() == [4, 5, 7, 8]
     assert described["media"][0]["cells"] == [[0, 0, 0], [0, 0, 1], [1, 0, 0], [1, 0, 1]]
+
+
+def test_seconds_are_those_of_the_frames_where_the_model_is_told_none():
+    known = facts(TIMED, 7, step_seconds=lambda _: None)
+    _, described = hand_out(FeatureRequest(layer=1), known, list(range(11)), rows([0, 1, 3, 4, 5, 6, 7]))
+    assert described["media"][0]["seconds"] == [0.0, 2.0, 2.0]
 
 
 def test_padding_is_zero_behind_the_tokens():

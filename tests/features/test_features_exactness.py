@@ -18,14 +18,13 @@ from dense_cases import (
     random_case,
     video,
 )
-from feature_engine import HYBRIDS, LAYERS, check
+from dense_engine import RemoteEngine
+from feature_engine import HYBRIDS, LAYERS, SERVED, FeatureEngine, check_cold_warm_and_in_chunks, selectors_of
 from inside_cases import INSIDE
+from runner import IS_V2
 
 from vllm_prune.config import PruneConfig
 
-NUM_LAYERS = 6
-STEP_TOKENS = 350
-"""In which the longest dense span has room, and a batch has not."""
 QUESTION = "What colour is the flash?"
 SEEDS = {"qwen3_vl_moe": 9}
 """Of a family in whose requests of the seed 8 noise of 1e-6 sends a row to another expert."""
@@ -56,18 +55,9 @@ def can_serve(family: str, config: Any) -> bool:
 
 
 @pytest.mark.parametrize("start", BATCHES)
-def test_features_equal_the_oracle_cold_warm_and_in_chunks(engine, oracle, family, start):
+def test_features_equal_the_oracle_cold_warm_and_in_chunks(engine, oracle, family, start, record_property):
     batch = cases(family)[start : start + 8]
-    prompts = [case.prompt() for case in batch]
-    for layer in LAYERS:
-        found = engine.call("encode", prompts, {"layer": layer, "text": "all"})
-        for case, features in zip(batch, found, strict=True):
-            check(oracle, case, features, layer % (NUM_LAYERS + 1))
-            assert features.num_cached == 0
-    engine.call("forget")
-    found = engine.call("encode", prompts, {"text": "all"}, step_tokens=STEP_TOKENS)
-    for case, features in zip(batch, found, strict=True):
-        check(oracle, case, features, NUM_LAYERS)
+    record_property("largest error", check_cold_warm_and_in_chunks(engine, oracle, batch))
 
 
 def test_the_encoder_runs_once_for_all_questions_layers_and_configurations_after_it(engine):
@@ -87,6 +77,26 @@ def test_a_short_video_is_padded_to_the_target(engine, oracle):
     assert np.array_equal(padded.rows[:20], ragged.rows)
     assert padded.described["media"][0]["rows"] == [0, 20]
     assert padded.described["text"]["rows"][0] == 20
+
+
+def test_seconds_are_those_of_the_frames(engine, family):
+    """Qwen3-VL's are between those of the two frames of a step, to a tenth."""
+    case = Case(chat(VIDEO + QUESTION), (video(3, fps=8.0),), (), {"method": "uniform", "stage1": None})
+    (found,) = engine.call("encode", [case.prompt()], {"layer": 0})
+    (medium,) = found.described["media"]
+    begin = np.array(medium["cells"])[:, 0] / 4
+    late = np.array(medium["seconds"]) - begin
+    assert begin.max() == 0.75
+    assert np.abs(late).max() < (0.19 if family.startswith("qwen3") else 1e-6)
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not IS_V2, reason="of vLLM's V2 runner")
+def test_two_batches_in_flight_change_nothing(model, family, oracle):
+    """As vLLM has them of pooling models on request."""
+    options = {"selector": selectors_of(model, family), "async_scheduling": True}
+    with RemoteEngine(model, SERVED.get(family, "default"), kind=FeatureEngine, **options) as engine:
+        check_cold_warm_and_in_chunks(engine, oracle, cases(family)[:16])
 
 
 def test_chosen_text_positions_are_handed_out_in_the_order_asked_for(engine):

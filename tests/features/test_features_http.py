@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import base64
+import json
 
 import httpx
 import numpy as np
 import pytest
 import torch
-from serving_media import data_url, mp4
-from serving_server import Server, text, video
+from serving_media import data_url, mp4, png
+from serving_server import OPTIONS, Server, text, video
 
 from vllm_prune.features import FeaturesClient, FeaturesError
 
@@ -40,6 +41,16 @@ def test_the_client_gives_tensors_that_say_what_they_are(server):
         assert found.text.shape == (len(found.text_ids), found.tokens.shape[1])
         assert found.report["video_tokens"]["kept"] == 20
         assert found.layer > 0
+
+
+def test_the_client_gives_an_image_as_well(server):
+    config = {"preset": "baseline", "image": {"method": "uniform", "target_token_num": 5}}
+    with FeaturesClient(server.root, config=config) as client:
+        found = client.get(png(112, 84), QUESTION, "image")
+        assert found.grid_thw == (1, *found.parts[0])
+        assert (len(found.tokens), found.seconds) == (5, None)
+        with pytest.raises(ValueError, match="modality='audio'"):
+            client.get(CLIP, QUESTION, "audio")
 
 
 def test_repeated_questions_are_not_asked_again_and_others_encode_nothing(server):
@@ -109,6 +120,20 @@ def test_text_alone_is_a_mistake_of_the_client(server):
 def test_a_client_that_expects_another_precision_is_told(server):
     with FeaturesClient(server.root, dtype="bfloat16") as client, pytest.raises(FeaturesError, match="in float32"):
         client.get(CLIP, QUESTION)
+
+
+@pytest.mark.long
+def test_a_client_with_another_configuration_is_told(tmp_path):
+    """By a server that allows none but its own."""
+    options = (*OPTIONS, "--runner", "pooling")
+    with Server("embedded", tmp_path, prune=json.dumps(UNIFORM), override="none", options=options) as strict:
+        with FeaturesClient(strict.root, config=UNIFORM) as client:
+            assert len(client.get(CLIP, QUESTION).tokens) == 20
+        with (
+            FeaturesClient(strict.root, config={**UNIFORM, "target_token_num": 10}) as client,
+            pytest.raises(FeaturesError, match=r"400: prune=.*: this server allows no override"),
+        ):
+            client.get(CLIP, QUESTION)
 
 
 def test_a_client_is_told_what_the_server_refuses(server):

@@ -24,9 +24,13 @@ from .vision import entering_tokens
 
 @torch.no_grad()
 def run_features(
-    model: PreTrainedModel, prompt: Prompt, config: PruneConfig, selectors: Mapping[str | int, Selector]
+    model: PreTrainedModel,
+    prompt: Prompt,
+    config: PruneConfig,
+    selectors: Mapping[str | int, Selector],
+    contiguous: bool = False,
 ) -> tuple[list[Tensor], Rows, list[Tensor]]:
-    """Prefill under `config`.
+    """Prefill under `config`; `contiguous`: see `run_oracle`.
 
     Returns:
         Hidden states [rows, C] before each layer, and after the last one, normalized; the rows that are left, as they
@@ -37,7 +41,8 @@ def run_features(
         entering_tokens(model, medium, own, config.image) for medium, own in zip(prompt.media, configs, strict=True)
     ]
     tokens, _ = choose(model, prompt, configs, tokens, selectors)
-    layout = lay_out(model, prompt, tokens)
+    renumbered = [i for i, own in enumerate(configs) if contiguous and not own.query_aware]
+    layout = lay_out(model, prompt, tokens, renumbered)
     pruning, cache = plan_pruning(model, prompt, configs, tokens, selectors), KVCache(model.config.text_config)
     places = [] if pruning is None else [place for i, place in enumerate(layout.places) if i in pruning.choices]
     parts: list[list[Tensor]] = []

@@ -11,6 +11,8 @@ from serving_cases import QUESTION
 from serving_media import data_url, index_in_front, mp4, png, wav, y4m
 from serving_server import image, text, video
 
+from vllm_prune.features import FeaturesClient, FeaturesError
+
 GOOD_FILE = mp4(16, 112, 112, seed=1)
 GOOD = video(data_url(GOOD_FILE))
 QUESTION_PART = text(QUESTION)
@@ -197,3 +199,12 @@ def test_unusual_videos_are_planned_on_pixels(open_server, file, prune):
 
 def test_one_frame_is_refused_on_pixels_too(open_server):
     assert "frame" in refuse(open_server, video(data_url(mp4(1, fps=2.0))), QUESTION_PART, prune=ON_PIXELS)
+
+
+def test_a_server_of_answers_hands_out_no_features(server):
+    with (
+        FeaturesClient(server.root) as client,
+        pytest.raises(FeaturesError, match="it was started for answers, not for"),
+    ):
+        client.get(GOOD_FILE, QUESTION)
+    assert server.ask(GOOD, QUESTION_PART, max_tokens=1).usage.completion_tokens == 1

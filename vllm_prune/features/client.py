@@ -17,6 +17,8 @@ from vllm_prune.features.errors import FeaturesError
 from vllm_prune.features.result import WIRE_DTYPES, Features, read_answer
 
 _URL_SCHEMES = ("http://", "https://", "data:", "file://")
+_MEDIA_TYPES = {"video": "video/mp4", "image": "image/png"}
+"""By modality; vLLM finds out by the bytes what a file is."""
 _NOT_FOUND = (404, 405, 501)
 
 
@@ -72,25 +74,29 @@ class FeaturesClient:
         self.requests = 0
         """That went to the server."""
 
-    def get(self, video: str | Path | bytes, question: str) -> Features:
-        """Features of one video with a question about it.
+    def get(self, video: str | Path | bytes, question: str, modality: str = "video") -> Features:
+        """Features of one video, or image, with a question about it.
 
         Args:
             video: A file, its bytes, or a URL that the server can read.
             question: What is asked, after the video.
+            modality: "video", or "image": `config`, or the server's, has to say by `image` how these are pruned.
 
         Raises:
+            ValueError: `modality` is another.
             FeaturesError: The server refuses, hands out no features, or differs in precision or configuration.
             OSError: The file cannot be read.
         """
+        if modality not in _MEDIA_TYPES:
+            raise ValueError(f"modality={modality!r}: must be {' or '.join(_MEDIA_TYPES)}")
         source = video if isinstance(video, bytes) else str(video)
         if isinstance(source, str) and not source.startswith(_URL_SCHEMES):
             source = Path(source).read_bytes()
-        key = self._key(source, question)
+        key = self._key(source, question, modality)
         if key in self._known:
             self._known.move_to_end(key)
             return self._known[key]
-        features = self._ask(source, question)
+        features = self._ask(source, question, modality)
         self._known[key] = features
         while len(self._known) > self._remember:
             self._known.popitem(last=False)
@@ -106,16 +112,17 @@ class FeaturesClient:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _key(self, source: str | bytes, question: str) -> str:
+    def _key(self, source: str | bytes, question: str, modality: str) -> str:
         content = source if isinstance(source, bytes) else source.encode()
         config = None if self._config is None else self._config.to_dict()
-        rest = json.dumps([isinstance(source, bytes), question, config, self._asked, self._model], sort_keys=True)
-        return hashlib.sha256(hashlib.sha256(content).digest() + rest.encode()).hexdigest()
+        rest = [isinstance(source, bytes), modality, question, config, self._asked, self._model]
+        return hashlib.sha256(hashlib.sha256(content).digest() + json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
-    def _ask(self, source: str | bytes, question: str) -> Features:
+    def _ask(self, source: str | bytes, question: str, modality: str) -> Features:
         if isinstance(source, bytes):
-            source = f"data:video/mp4;base64,{base64.b64encode(source).decode()}"
-        content = [{"type": "video_url", "video_url": {"url": source}}, {"type": "text", "text": question}]
+            source = f"data:{_MEDIA_TYPES[modality]};base64,{base64.b64encode(source).decode()}"
+        field = f"{modality}_url"
+        content = [{"type": field, field: {"url": source}}, {"type": "text", "text": question}]
         body: dict[str, Any] = {
             "messages": [{"role": "user", "content": content}],
             "add_generation_prompt": True,

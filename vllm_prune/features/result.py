@@ -18,7 +18,7 @@ WIRE_DTYPES: dict[str, np.dtype[Any]] = {"float32": np.dtype("<f4"), "float16": 
 
 @dataclass(frozen=True, kw_only=True)
 class Features:
-    """Kept tokens of one video and chosen rows of text, all on the CPU."""
+    """Kept tokens of one video, or image, and chosen rows of text, all on the CPU."""
 
     tokens: torch.Tensor
     """[K, C] float32; with `pad`, K is the target and rows behind the video's tokens are zero."""
@@ -27,10 +27,12 @@ class Features:
     cells: torch.Tensor
     """(t, h, w) of each in the video's grid, [K, 3] int64; -1 where the mask is not set."""
     seconds: torch.Tensor | None
-    """When the step of the grid that each lies in begins, [K] float32, -1 likewise; None where the model's processor
-    does not say."""
+    """When the step of the grid that each lies in begins, [K] float32, -1 likewise; None where neither the model's
+    processor nor the video's metadata say, and of an image."""
     grid_thw: tuple[int, int, int]
     """Of the unpruned video, in cells."""
+    parts: tuple[tuple[int, int], ...] | None
+    """(h, w) of the pictures, one after the other, whose cells an image has (docs/features.md); None of a video."""
     text: torch.Tensor
     """[Q, C] float32."""
     text_ids: torch.Tensor
@@ -61,7 +63,8 @@ def read_answer(answer: Mapping[str, Any], wire_dtype: str) -> Features:
     rows = torch.from_numpy(data.astype(np.float32).reshape(-1, described["hidden_size"]))
     if not torch.isfinite(rows).all():
         raise FeaturesError(f"wire_dtype={wire_dtype!r}: features are beyond its range; use float32")
-    (video,) = [medium for medium in described["media"] if medium["modality"] == "video"]
+    (video,) = described["media"]
+    parts = video.get("parts")
     first, end = video["rows"]
     kept = video["tokens"]
     mask = torch.arange(end - first) < kept
@@ -74,6 +77,7 @@ def read_answer(answer: Mapping[str, Any], wire_dtype: str) -> Features:
         cells=cells,
         seconds=None if video["seconds"] is None else _padded(video["seconds"], end - first),
         grid_thw=tuple(video["grid_thw"]),
+        parts=None if parts is None else tuple((height, width) for height, width in parts),
         text=rows[text["rows"][0] : text["rows"][1]],
         text_ids=torch.tensor(text["token_ids"], dtype=torch.int64),
         layer=described["layer"],

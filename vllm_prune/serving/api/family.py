@@ -48,8 +48,13 @@ class FamilyProcessor(BaseMultiModalProcessor[Any]):
         return MediumLayout(self.grid(data, index))
 
     def step_seconds(self, layout: MediumLayout) -> Sequence[float] | None:
-        """When each step of a video's grid begins, in seconds, [t]; None where the layout does not tell."""
+        """When each step of a video's grid begins, in seconds, [t], as the model is told; None where it is not."""
         return None
+
+    def image_parts(self, layout: MediumLayout) -> Sequence[tuple[int, int]]:
+        """(h, w) of the pictures, one after the other, whose cells an image has: one, or tiles."""
+        t, h, w = layout.grid
+        return [(h, w)] * t
 
     def facts(
         self, config: PruneConfig, media: tuple[PromptMedium, ...], prompt_len: int, processor_s: float
@@ -62,6 +67,7 @@ class FamilyProcessor(BaseMultiModalProcessor[Any]):
             processor_s=processor_s,
             turn=self.turn,
             step_seconds=self.step_seconds,
+            image_parts=self.image_parts,
         )
 
     @property

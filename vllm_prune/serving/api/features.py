@@ -14,7 +14,7 @@ import torch
 
 from vllm_prune.config import PruneConfigError, brief
 from vllm_prune.question import question_places
-from vllm_prune.serving.api.prompt_facts import PromptFacts, PromptMedium
+from vllm_prune.serving.api.prompt_facts import IMAGE, PromptFacts, PromptMedium
 from vllm_prune.serving.wire.architectures import is_variant
 from vllm_prune.serving.wire.digits import DIGITS, from_digits
 from vllm_prune.serving.wire.features import ALL_TEXT, KEY, NO_TEXT, QUESTION_TEXT, FeatureRequest, served_layers
@@ -148,10 +148,9 @@ def _medium(facts: PromptFacts, medium: PromptMedium, slots: np.ndarray) -> tupl
     is_token = ~pinned[of_rows]
     cells = (of_rows - pinned.cumsum()[of_rows])[is_token]
     grid = np.stack(np.unravel_index(cells, layout.grid), axis=1)
-    seconds = facts.step_seconds(layout) if medium.modality == "video" else None
-    return places[is_token], {
-        "modality": medium.modality,
-        "grid_thw": list(layout.grid),
-        "cells": grid.tolist(),
-        "seconds": None if seconds is None else [seconds[step] for step in grid[:, 0]],
-    }
+    described = {"modality": medium.modality, "grid_thw": list(layout.grid), "cells": grid.tolist(), "seconds": None}
+    if medium.modality == IMAGE:
+        described["parts"] = [list(part) for part in facts.image_parts(layout)]
+    elif seconds := facts.step_seconds(layout) or medium.seconds:
+        described["seconds"] = [seconds[step] for step in grid[:, 0]]
+    return places[is_token], described

@@ -36,7 +36,7 @@ from vllm_prune.serving.api.missing_places import told_as_a_mistake_of_the_clien
 from vllm_prune.serving.api.pixel_plan import config_for, encoded_cells, keep_encoded, plan_video
 from vllm_prune.serving.api.position_check import check_positions, check_table, last_position
 from vllm_prune.serving.api.prompt_facts import FACTS_KEY, PromptMedium
-from vllm_prune.serving.api.prompt_media import MediumPlaceholders, chosen_inside, frames_seen, layouts_of, media_of
+from vllm_prune.serving.api.prompt_media import MediumPlaceholders, chosen_inside, layouts_of, media_of, videos_seen
 from vllm_prune.serving.api.prune_inputs import (
     ImageShares,
     ProfilingInputs,
@@ -84,7 +84,7 @@ class PruningProcessorMixin(Hooked, ImageSpecs):
                 inputs = self._with_resolved_config(inputs)
                 processed = super().apply(inputs, timing_ctx)
             places = getattr(inputs, _PLACES, {})
-            media = media_of(processed, places, frames_seen(inputs.mm_data_items, places, self.frames_of_step))
+            media = media_of(processed, places, videos_seen(inputs.mm_data_items, places, self.frames_of_step))
             if places and not isinstance(inputs, ProfilingInputs):
                 self._check_prompt(inputs, processed, media, places)
         except PruneConfigError as error:

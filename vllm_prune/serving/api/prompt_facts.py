@@ -32,6 +32,8 @@ class PromptMedium:
     """None of an image that no configuration is about."""
     frames: FramesSeen = None
     """Of a video."""
+    seconds: tuple[float, ...] | None = None
+    """Of a video, when each step of its grid begins, by its metadata."""
     layout: MediumLayout | None = None
     """Unpruned; None of an image that no configuration is about."""
 
@@ -49,7 +51,9 @@ class PromptFacts:
     turn: TurnFormat | None = None
     """How questions end."""
     step_seconds: Callable[[MediumLayout], Sequence[float] | None] = field(default=lambda _: None, compare=False)
-    """When each step of a video's grid begins, in seconds; None where its processor does not say."""
+    """When each step of a video's grid begins, as the model is told, in seconds; None where it is not."""
+    image_parts: Callable[[MediumLayout], Sequence[tuple[int, int]]] = field(default=lambda _: [], compare=False)
+    """(h, w) of the pictures, one after the other, whose cells an image has."""
 
     def counts(self, modality: str | None = None) -> list[TokenCounts]:
         """Of the media of one kind, or of all, that a configuration is about."""

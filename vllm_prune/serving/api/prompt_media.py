@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from vllm.multimodal.parse import MultiModalDataItems, VideoProcessorItems
 from vllm.multimodal.processing import PromptUpdateDetails
@@ -14,6 +14,13 @@ from vllm_prune.budget import TokenCounts
 from vllm_prune.config import PruneConfig
 from vllm_prune.layout import MediumLayout
 from vllm_prune.serving.api.prompt_facts import IMAGE, MODALITIES, VIDEO, FramesSeen, PromptMedium
+
+
+class VideoSeen(NamedTuple):
+    """What the model is shown of a video, as `PromptMedium` has it."""
+
+    frames: FramesSeen = None
+    seconds: tuple[float, ...] | None = None
 
 
 @dataclasses.dataclass
@@ -25,23 +32,23 @@ class MediumPlaceholders(PromptUpdateDetails):
 
 
 def media_of(
-    processed: Mapping[str, Any], places: Mapping[str, Sequence[MediumPlaceholders]], frames: Sequence[FramesSeen]
+    processed: Mapping[str, Any], places: Mapping[str, Sequence[MediumPlaceholders]], videos: Sequence[VideoSeen]
 ) -> tuple[PromptMedium, ...]:
-    """All images and videos of a processed prompt, in its order. `frames`: of its videos; none of embeddings."""
+    """All images and videos of a processed prompt, in its order. `videos`: what is seen of them; none of embeddings."""
     media = [
         PromptMedium(
             modality=modality,
             offset=place.offset,
             length=place.length,
             counts=own and own.counts,
-            frames=seen,
+            **(seen or VideoSeen())._asdict(),
             layout=own and own.layout,
         )
         for modality in MODALITIES
         for place, own, seen in itertools.zip_longest(
             processed["mm_placeholders"].get(modality, ()),
             places.get(modality, ()),
-            frames if modality == VIDEO else (),
+            videos if modality == VIDEO else (),
         )
     ]
     return tuple(sorted(media, key=lambda medium: medium.offset))
@@ -52,10 +59,10 @@ def metadata_of(videos: VideoProcessorItems) -> list[dict[str, Any] | None]:
     return videos.metadata if isinstance(videos.metadata, list) else [videos.metadata] * videos.get_count()
 
 
-def frames_seen(
+def videos_seen(
     items: MultiModalDataItems, places: Mapping[str, Sequence[MediumPlaceholders]], frames_of_step: int
-) -> list[FramesSeen]:
-    """Of every video of a request: None of one of which only an identity is sent, and of embeddings.
+) -> list[VideoSeen]:
+    """Of every video of a request: nothing of one of which only an identity is sent, and of embeddings.
 
     Args:
         items: Its media.
@@ -65,14 +72,30 @@ def frames_seen(
     videos = items.get(VIDEO)
     if not isinstance(videos, VideoProcessorItems):
         return []
-    seen: list[FramesSeen] = []
+    seen: list[VideoSeen] = []
     for video, metadata, place in zip(videos.get_all(), metadata_of(videos), places.get(VIDEO, ()), strict=False):
         frames = video[0] if isinstance(video, tuple) else video
         given = 0 if frames is None else len(frames)
         # Hugging Face's processor may have sampled once more.
         shown = min(given, place.layout.grid[0] * frames_of_step)
-        seen.append((shown, max((metadata or {}).get("total_num_frames") or 0, given)) if shown else None)
+        if not shown:
+            seen.append(VideoSeen())
+            continue
+        seconds = _step_seconds(metadata, given, frames_of_step) if shown == given else None
+        seen.append(VideoSeen((shown, max((metadata or {}).get("total_num_frames") or 0, given)), seconds))
     return seen
+
+
+def _step_seconds(metadata: dict[str, Any] | None, frames: int, frames_of_step: int) -> tuple[float, ...] | None:
+    """When each step of a video's grid begins, by its metadata, as vLLM's loaders give them.
+
+    >>> _step_seconds({"fps": 10.0, "frames_indices": [0, 5, 10]}, 3, 2)
+    (0.0, 1.0)
+    """
+    fps, indices = (metadata or {}).get("fps"), (metadata or {}).get("frames_indices")
+    if not fps or indices is None or len(indices) != frames:
+        return None
+    return tuple(float(index) / fps for index in indices[::frames_of_step])
 
 
 def layouts_of(places: Mapping[str, Sequence[MediumPlaceholders]]) -> list[MediumLayout]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from vllm.model_executor.models.interfaces import SupportsMRoPE, SupportsMultiModalPruning
@@ -49,6 +50,10 @@ class TiledImages(SquareMediaProcessor):
         line = cells // newlines + 1
         pins = tuple(side**2 + line * row - 1 for row in range(1, newlines + 1))
         return MediumLayout((1, 1, side**2 + cells), encoder_pins=pins, rope="sequential")
+
+    def image_parts(self, layout: MediumLayout) -> Sequence[tuple[int, int]]:
+        rows, others = len(layout.encoder_pins), layout.num_cells - self.side**2
+        return [(self.side, self.side), (rows, others // rows)]
 
 
 class PruneLlavaNextProcessor(TiledImages, LlavaNextMultiModalProcessor):

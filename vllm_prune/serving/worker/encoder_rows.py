@@ -134,11 +134,8 @@ class EncoderRows:
     def _pack(
         self, features: torch.Tensor, pinned: torch.Tensor, cells: torch.Tensor, groups: torch.Tensor, info: MediumInfo
     ) -> torch.Tensor:
-        count = info.counts.rows
         features, slots, groups = _join(features, pinned, cells, groups, info.layout)
-        if info.renumbered is not None:
-            info, slots = dataclasses.replace(info, layout=info.renumbered), torch.arange(count, device=slots.device)
-        return self.media.attach(info, lambda number: carrier.pack(features, slots, groups, count, number))
+        return self.media.attach(info, lambda number: carrier.pack(features, slots, groups, info.counts.rows, number))
 
     def _failed(self, pinned: torch.Tensor, info: MediumInfo) -> torch.Tensor:
         """Rows of a video that could not be pruned: zeros, at the places of its first cells."""

@@ -62,8 +62,19 @@ class MediumInfo:
         return PruneConfig.parse(self.config_json)
 
     def offsets(self, slots: torch.Tensor) -> torch.Tensor:
-        """Positions [n, 3] of `slots` [n], relative to the video's start."""
+        """Positions [n, 3] of `slots` [n] of the unpruned video, relative to its start."""
         return upload(torch.from_numpy(self.layout.offsets()), slots.device)[slots]
+
+    @property
+    def extent(self) -> int:
+        """How far the text after the video starts behind its own start."""
+        return (self.renumbered or self.layout).extent()
+
+    def row_offsets(self, slots: torch.Tensor, first: int) -> torch.Tensor:
+        """Positions [n, 3], relative to the video's start, of rows at `slots` [n], of which `first` is the first."""
+        if self.renumbered is None:
+            return self.offsets(slots)
+        return upload(torch.from_numpy(self.renumbered.offsets()[first : first + len(slots)]), slots.device)
 
     def pinned(self, slots: torch.Tensor) -> torch.Tensor:
         """Which of `slots` [n] are rows that nobody may drop, [n] bool."""

@@ -168,14 +168,14 @@ class PruningModelMixin(Hooked):
                 info = self._encoder_rows.media[part.info]
                 # Rows that have their positions already (V1) are of a prompt whose delta is known.
                 start = -int(known[0, here[0]]) - 1
-                text_goes_on = start + info.layout.extent()
+                text_goes_on = start + info.extent
                 if info.asks_first:
                     rows, slots, dense = self._ask_first.take(part, len(rows), prompt, int(here[0]), start)
                 else:
                     rows, slots, dense = self._unpack(rows, part.row, info, start, prompt)
                 if not info.chooses_inside:
                     with gpu_sync_allowed():  # the V1 runner keeps positions on the CPU
-                        offsets = info.offsets(slots).to(mrope_positions.device)
+                        offsets = info.row_offsets(slots, part.row).to(mrope_positions.device)
                     fill_rows(mrope_positions, upload(here, offsets.device), offsets)
             stripped.append(rows)
             self._gathered.append(dense)

@@ -9,7 +9,6 @@ import torch
 from vllm.config import VllmConfig
 from vllm.multimodal.inputs import MultiModalFeatureSpec
 
-from vllm_prune.config import PruneConfigError
 from vllm_prune.hook import hook
 from vllm_prune.layout import MediumLayout
 from vllm_prune.serving.wire.request_spec import (
@@ -22,22 +21,17 @@ from vllm_prune.serving.wire.request_spec import (
 )
 from vllm_prune.serving.worker.dense.decoder_view import DecoderView
 from vllm_prune.serving.worker.encoder_batches import encoder_batches
-from vllm_prune.serving.worker.model import PruningModelMixin
+from vllm_prune.serving.worker.features import FeatureRowsMixin
 from vllm_prune.serving.worker.sequential import SequentialView
 
 
-class SquareMediaMixin(PruningModelMixin):
+class SquareMediaMixin(FeatureRowsMixin):
     """Put before `SequentialPositions` and a vLLM model class, which encodes media in its own way."""
 
     per_item: ClassVar[frozenset[str]] = frozenset({"pixel_values", "image_sizes", "pixel_values_videos"})
     """Fields of the encoder's inputs with one entry for each medium."""
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
-        if vllm_config.model_config.runner_type == "pooling":
-            raise PruneConfigError(
-                f"runner='pooling': features of {vllm_config.model_config.architecture} are not handed out; use a "
-                f"model whose videos are patches with a grid (Qwen's)"
-            )
         super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
         self._encoder_tokens = vllm_config.scheduler_config.max_num_encoder_input_tokens
         self.init_pruning(vllm_config)
