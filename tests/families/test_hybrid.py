@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from dense_engine import ENVIRONMENT
-from oracle.micro_model import write_micro_model
+from oracle.micro_model import write_micro_model, write_micro_selector
 from runner import IS_V2, ON_GPU
 
 from vllm_prune import engine_args
@@ -43,18 +43,41 @@ def test_states_have_the_precision_that_the_checkpoint_asks_for(model):
     assert cache.mamba_cache_mode == "align"
 
 
-@pytest.mark.parametrize("config", ["default", "fastv", {"method": "attention", "keep_ratio": 0.5, "layers": [2]}])
+IMAGES: dict[str, Any] = {"preset": "stage1_only", "image": {"method": "attention", "keep_ratio": 0.5}}
+
+
+@pytest.mark.parametrize(
+    "config", ["default", "fastv", {"method": "attention", "keep_ratio": 0.5, "layers": [2]}, IMAGES]
+)
 def test_a_question_inside_the_decoder_beside_cached_states_ends_the_start(model, config):
     with pytest.raises(Exception, match=rf"method='attention': .*{STATES}.*--no-enable-prefix-caching"):
         configure(model, config, enable_prefix_caching=True)
 
 
+OF_LAYER_1 = r"layers=\[1\]: .* layers with attention, which in this decoder are 2; .*state"
+
+
 def test_without_prefix_caching_it_chooses_behind_layers_with_attention(model):
     assert configure(model, "default", enable_prefix_caching=False).cache_config.mamba_cache_mode == "none"
-    with pytest.raises(
-        Exception, match=r"layers=\[1\]: .* layers with attention, which in this decoder are 2; .*state"
-    ):
+    assert configure(model, IMAGES, enable_prefix_caching=False).cache_config.mamba_cache_mode == "none"
+    with pytest.raises(Exception, match=OF_LAYER_1):
         configure(model, "fastv", enable_prefix_caching=False)
+    with pytest.raises(Exception, match=rf"image\.{OF_LAYER_1}"):
+        configure(model, IMAGES | {"image": IMAGES["image"] | {"layers": [1]}}, enable_prefix_caching=False)
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_a_selector_that_reads_where_a_state_is_kept_ends_the_start(model, cached):
+    selector = [str(write_micro_selector(Path(model), place=1))]
+    with pytest.raises(Exception, match=rf"reads the output of layer 1, behind which no token .*{OF_LAYER_1}"):
+        configure(model, "stage1_only", selector=selector, enable_prefix_caching=cached)
+
+
+def test_a_selector_inside_the_decoder_beside_cached_states_ends_the_start(model):
+    selector = [str(write_micro_selector(Path(model), place=2))]
+    with pytest.raises(Exception, match=rf"reads the output of layer 2: .*{STATES}.*--no-enable-prefix-caching"):
+        configure(model, "stage1_only", selector=selector, enable_prefix_caching=True)
+    assert configure(model, "stage1_only", selector=selector, enable_prefix_caching=False)
 
 
 def test_a_server_may_let_requests_choose_anything_else(model):
