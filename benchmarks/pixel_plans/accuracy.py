@@ -19,7 +19,7 @@ from vllm_prune.bench.throughput.configurations import Configuration
 from vllm_prune.budget import plan_counts
 from vllm_prune.embedded import model_path
 from vllm_prune.methods.still_cells import StillPlan
-from vllm_prune.serving.api import processor
+from vllm_prune.serving.api import video_pixels
 from vllm_prune.serving.api.pixel_plan import plan_video
 
 from . import planned
@@ -124,7 +124,7 @@ class Engine:
 
         prompt = self._text_and_video(task, video)
         prompt["mm_processor_kwargs"] = {"prune": Variation("pixels", level).base.to_dict()}
-        with patch.object(processor, "plan_video", recording):
+        with patch.object(video_pixels, "plan_video", recording):
             self._llm.generate([prompt], self._sampling, use_tqdm=False)
         return made[0]
 

@@ -112,7 +112,8 @@ class Bench:
 
     @contextmanager
     def _watched(self) -> Iterator[None]:
-        from vllm_prune.serving.api import image_specs, processor
+        from vllm_prune.serving.api import image_specs, video_pixels
+        from vllm_prune.serving.api.frame_groups import GroupedVideo
         from vllm_prune.serving.families.qwen2_5_vl import PruneQwen2_5_VLProcessor as Processor
 
         core = self._llm.llm_engine.engine_core
@@ -120,11 +121,12 @@ class Bench:
         self._sent = 0
         with ExitStack() as stack:
             for owner, name, label in (
-                (processor, "plan_video", "plan"),
-                (processor, "keep_encoded", "keep"),
+                (video_pixels, "plan_video", "plan"),
+                (video_pixels, "keep_encoded", "keep"),
                 (image_specs, "plan_image", "plan"),
                 (image_specs, "keep_cells", "keep"),
                 (Processor, "_call_hf_processor", "preprocess"),
+                (GroupedVideo, "whole", "preprocess"),
                 (Processor, "apply", "processor"),
                 (visual, "forward", "encoder"),
             ):

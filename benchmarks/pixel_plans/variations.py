@@ -14,7 +14,7 @@ import torch
 from vllm_prune.budget import plan_counts
 from vllm_prune.config import PruneConfig
 from vllm_prune.methods.still_cells import StillPlan, stand_ins
-from vllm_prune.serving.api import pixel_plan, processor
+from vllm_prune.serving.api import pixel_plan, video_pixels
 
 from .planned import NAME as PLANNED
 
@@ -91,7 +91,7 @@ class Variation:
         """The changes to the code that the variation is."""
         with contextlib.ExitStack() as stack:
             if self.kind == "pixels, mean":
-                stack.enter_context(patch.object(processor, "keep_encoded", keep_means))
+                stack.enter_context(patch.object(video_pixels, "keep_encoded", keep_means))
             if self.kind == "pixels, merged only":
                 stack.enter_context(patch.object(pixel_plan, "lower_to", lambda plan, *_: plan))
             yield

@@ -14,6 +14,7 @@ from vllm_prune.media.errors import UnusableVideo
 from vllm_prune.override import CONTIGUOUS, ServerSettings
 from vllm_prune.serving.api.embeddings_check import check_embeddings
 from vllm_prune.serving.api.encoder_check import check_encoder_is_readable
+from vllm_prune.serving.api.frame_groups import GroupingContext
 from vllm_prune.serving.api.pixel_plan import PixelFormat
 from vllm_prune.serving.api.prompt_facts import PromptFacts, PromptMedium
 from vllm_prune.serving.api.turn_format import derive_turn_format
@@ -90,6 +91,7 @@ class FamilyProcessor(BaseMultiModalProcessor[Any]):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.info.ctx = self.grouping = GroupingContext.of(self.info.ctx)
         self.settings: ServerSettings = read_settings(self.info.get_hf_config())
         self.merge: int = getattr(self.info.get_hf_config().vision_config, "spatial_merge_size", 1)
         processor = self.info.get_hf_processor()

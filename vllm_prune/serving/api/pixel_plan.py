@@ -62,10 +62,19 @@ def plan_video(
         config: Its configuration, with stage 1 on pixels.
         pixels: Their layout.
     """
+    return plan_cells(describe_video(patches, grid, pixels), config)
+
+
+def describe_video(patches: torch.Tensor, grid: tuple[int, int, int], pixels: PixelFormat) -> torch.Tensor:
+    """What of a video, or of some steps of it, a plan is made of; see `describe_cells`."""
+    scale, black = pixels.levels(patches)
+    return describe_cells(patches, grid, merge=pixels.merge, patch=pixels.patch, scale=scale, black=black)
+
+
+def plan_cells(cells: torch.Tensor, config: PruneConfig) -> StillPlan:
+    """As `plan_video`, of `cells` as `describe_video` describes them."""
     stage1 = config.stage1
     assert stage1 is not None
-    scale, black = pixels.levels(patches)
-    cells = describe_cells(patches, grid, merge=pixels.merge, patch=pixels.patch, scale=scale, black=black)
     if stage1.still == "segments":
         plan = plan_segments(cells, stage1.tau, stage1.temporal_segment_ratio)
     elif stage1.still == "previous":

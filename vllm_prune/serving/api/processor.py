@@ -33,7 +33,7 @@ from vllm_prune.serving.api.image_specs import ImageSpecs
 from vllm_prune.serving.api.length_check import check_length
 from vllm_prune.serving.api.metrics import observe_refusal
 from vllm_prune.serving.api.missing_places import told_as_a_mistake_of_the_client
-from vllm_prune.serving.api.pixel_plan import config_for, encoded_cells, keep_encoded, plan_video
+from vllm_prune.serving.api.pixel_plan import config_for, encoded_cells
 from vllm_prune.serving.api.position_check import check_positions, check_table, last_position
 from vllm_prune.serving.api.prompt_facts import FACTS_KEY, PromptMedium
 from vllm_prune.serving.api.prompt_media import MediumPlaceholders, chosen_inside, layouts_of, media_of, videos_seen
@@ -47,6 +47,7 @@ from vllm_prune.serving.api.prune_inputs import (
 )
 from vllm_prune.serving.api.sent_media import KnownItem
 from vllm_prune.serving.api.span_check import check_spans
+from vllm_prune.serving.api.video_pixels import join, keep_planned, whole_videos
 from vllm_prune.serving.wire.positions import read_position_table
 from vllm_prune.serving.wire.request_spec import CELLS_FIELD, FIELD, VideoSpec
 from vllm_prune.serving.wire.settings import REQUEST_KEY, SHARE_KEY, TRACE_KEY, read_step_limits
@@ -164,14 +165,18 @@ class PruningProcessorMixin(Hooked, ImageSpecs):
     @hook
     def _apply_hf_processor_main(self, mm_items: Any, hf_kwargs: Mapping[str, Any]) -> BatchFeature:
         """vLLM's way without our keys, then what is decided about every video."""
-        data = super()._apply_hf_processor_main(mm_items, without_prune(hf_kwargs))
+        with self.grouping.taking_videos() as videos:
+            data = super()._apply_hf_processor_main(mm_items, without_prune(hf_kwargs))
         self.check_embeddings(data)
         if self.video_grid in data:
             config = config_for(data, request_config(hf_kwargs).of_videos, self.video_pixels)
             check_encoder_runs(config, self.video_pixels in data)
-            plans = (
-                self._plan_on_pixels(config, data) if config.plans_on_pixels else [None] * len(data[self.video_grid])
-            )
+            plans: Sequence[StillPlan | None] = [None] * len(data[self.video_grid])
+            if config.plans_on_pixels:
+                videos = videos or whole_videos(data[self.video_pixels], data[self.video_grid])
+                plans, data[self.video_pixels] = keep_planned(videos, config, self.pixel_format())
+            elif videos:
+                data[self.video_pixels] = join([video.whole() for video in videos])
             trace_key: Any = hf_kwargs.get(TRACE_KEY)
             frames = [None if plan is None else tuple(plan.per_frame) for plan in plans]
             specs = [self.spec(config, self.layout(data, i), each, trace_key) for i, each in enumerate(frames)]
@@ -179,18 +184,6 @@ class PruningProcessorMixin(Hooked, ImageSpecs):
             data[CELLS_FIELD] = [encoded_cells(plan and plan.encoded) for plan in plans]
         self.add_image_specs(data, hf_kwargs)
         return data
-
-    def _plan_on_pixels(self, config: PruneConfig, data: BatchFeature) -> list[StillPlan | None]:
-        """Plans every video and leaves only the patches of its encoded cells in `data`."""
-        pixels, patches = self.pixel_format(), data[self.video_pixels]
-        plans: list[StillPlan | None] = []
-        kept: list[torch.Tensor] = []
-        for i, own in enumerate(patches.split(data[self.video_grid].prod(-1).tolist())):
-            plan = plan_video(own, self.grid(data, i), config, pixels)
-            plans.append(plan)
-            kept.append(keep_encoded(own, plan, pixels.merge))
-        data[self.video_pixels] = kept[0] if len(kept) == 1 else torch.cat(kept)
-        return plans
 
     @hook
     def _get_mm_fields_config(
