@@ -1,19 +1,23 @@
-"""Memory that an engine takes beyond its own for ever longer videos, and whether it answers.
+"""Memory that videos take beyond an engine's own, the longer they are, in each of its processes.
 
-    python -m benchmarks.long_memory [--frames 256 512 1024 2048] [--step-tokens 1024] [--stock] -o OUTDIR
+    python -m benchmarks.long_memory [--frames 256 2048] [--clips still moving] [--presets default pixels] -o OUTDIR
 
-The embedded model, and generated clips: noise that stands still, and a colour that flashes for a second. Every length
-has an engine core of its own (its worker included) in a process apart from the one that decodes and prepares frames;
-what is measured is that process's peak resident memory while it answers, beyond what it had before.
+The embedded model, and generated clips: noise that stands still, or noise that is new in every frame, and a colour that
+flashes for a second. Every row has an engine of its own: a front, which prepares frames (vLLM's API server, here the
+program that asks), and a core, which has the model. What is measured is the peak of each one's resident memory (VmHWM,
+the kernel's own) while a video is answered, beyond what it had before. Beside it, computed from their shapes, what of
+that has to be there: frames (before, and not counted), pixels that go from front to core, the encoder's features, and
+what a dense prefix holds (scratch: keys and values of the layers up to the choice, hidden states, rows of the encoder
+cache).
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import multiprocessing
 import os
 import sys
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -26,18 +30,24 @@ from benchmarks.result_file import measure_into
 SIZE = 112
 CELLS = (SIZE // 28) ** 2
 MIB = 1 << 20
-PATCH_BYTES = 4 * 3 * 2 * 14 * 14 * 4
-"""Of the pixels of a token as they reach the encoder: four patches of two frames, in float32."""
+PRESETS: dict[str, dict[str, Any]] = {
+    "default": {"preset": "default"},
+    "pixels": {"preset": "default", "stage1": {"where": "processor"}},
+}
 ASKED = (
     "<|im_start|>user\n<|vision_start|><|video_pad|><|vision_end|>What colour is the flash?<|im_end|>\n"
     "<|im_start|>assistant\n"
 )
 
 
-def clip(frames: int) -> tuple[np.ndarray, dict[str, Any]]:
+def clip(frames: int, moving: bool) -> tuple[np.ndarray, dict[str, Any]]:
     """Frames [T, 112, 112, 3], two of which are red, and what vLLM wants to know about them."""
-    still = np.random.default_rng(0).integers(60, 90, (1, SIZE, SIZE, 3), dtype=np.uint8)
-    pixels = np.repeat(still, frames, axis=0)
+    noise = np.random.default_rng(0)
+    pixels = np.empty((frames, SIZE, SIZE, 3), dtype=np.uint8)
+    for frame in range(frames):
+        if moving or frame == 0:
+            coarse = noise.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        pixels[frame] = coarse.repeat(14, axis=0).repeat(14, axis=1)
     first = frames // 3 * 2 // 2 * 2
     pixels[first : first + 2, 28:84, 28:84] = (220, 30, 30)
     return pixels, {
@@ -62,39 +72,67 @@ def core_pid() -> int:
 
 
 class Peak:
-    """The most memory that a process had in the meantime, asked a hundred times a second."""
+    """The most memory that a process had in the meantime, by the kernel's own count."""
 
     def __init__(self, pid: int) -> None:
-        self._pid, self.bytes, self._ends = pid, resident(pid), threading.Event()
-        self.before = self.bytes
-        self._thread = threading.Thread(target=self._watch)
+        self._status = Path(f"/proc/{pid}/status")
+        Path(f"/proc/{pid}/clear_refs").write_text("5")  # from here on
+        self.before = resident(pid)
 
-    def _watch(self) -> None:
-        while not self._ends.wait(0.01):
-            self.bytes = max(self.bytes, resident(self._pid))
-
-    def __enter__(self) -> Peak:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ends.set()
-        self._thread.join()
+    @property
+    def bytes(self) -> int:
+        """So far."""
+        (line,) = (line for line in self._status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
 
 
-def measure(frames: int, stock: bool, args: argparse.Namespace, pipe: Any) -> None:
-    """Sends what one engine took and answered."""
+class Sizes:
+    """What has to be there of a request's video, in bytes, from the shapes of what is sent to the core."""
+
+    def __init__(self, llm: Any) -> None:
+        self._model = llm.llm_engine.model_config
+        self.found: dict[str, int] = {}
+        core = llm.llm_engine.engine_core
+        self._send, core.add_request = core.add_request, self._see
+
+    def _see(self, request: Any) -> Any:
+        from vllm_prune.serving.wire.request_spec import read_spec
+
+        (video,) = request.mm_features
+        pixels, spec = video.data["pixel_values_videos"].data, read_spec(video)
+        rows = 0 if spec is None or not spec.config.chooses_inside else spec.counts.carried_rows
+        features = len(pixels) // 4 * self._model.hf_text_config.hidden_size * self._model.dtype.itemsize
+        self.found = {"pixels": pixels.nbytes, "features": features, "scratch": self._scratch(rows, spec)}
+        return self._send(request)
+
+    def _scratch(self, rows: int, spec: Any) -> int:
+        """Of so many dense rows.
+
+        Keys and values of the layers up to the choice and of one more (the scratch cache of a layer), queries of the
+        last, two hidden states, a row of the encoder cache and a position for each.
+        """
+        from vllm_prune.serving.wire.decoder_layers import pruning_layers
+
+        if not rows:
+            return 0
+        text, head = self._model.hf_text_config, self._model.get_head_size()
+        layers = pruning_layers(spec.config, self._model)[0] + 1
+        numbers = (layers + 1) * 2 * text.num_key_value_heads * head + text.num_attention_heads * head
+        return rows * ((numbers + 3 * text.hidden_size) * self._model.dtype.itemsize + 3 * 8)
+
+
+def start(frames: int, preset: str | None, args: argparse.Namespace) -> Any:
+    """An engine for videos of so many frames; `preset` None: stock vLLM's."""
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     os.environ["VLLM_LOGGING_LEVEL"] = "ERROR"
     os.environ["HF_HUB_OFFLINE"] = "1"
-    if stock:
+    if preset is None:
         os.environ["VLLM_PLUGINS"] = ""
-    from vllm import LLM, SamplingParams
+    from vllm import LLM
 
     from vllm_prune import engine_args
     from vllm_prune.embedded import model_path
 
-    tokens = frames // 2 * CELLS
     options: dict[str, Any] = {
         "max_model_len": args.model_len,
         "max_num_batched_tokens": args.step_tokens,
@@ -105,66 +143,73 @@ def measure(frames: int, stock: bool, args: argparse.Namespace, pipe: Any) -> No
         "hf_overrides": {"text_config": {"max_position_embeddings": args.model_len}},
         "seed": 0,
     }
-    if not stock:
-        dense = max(tokens, args.step_tokens)
-        config = {"preset": args.preset, "keep_ratio": None, "target_token_num": args.kept}
-        options = engine_args(str(model_path()), config, dense_tokens=dense, **options)
-    else:
-        options["model"] = str(model_path())
-    llm: Any = LLM(**options)
-    params = SamplingParams(max_tokens=4, temperature=0.0)
+    if preset is None:
+        return LLM(model=str(model_path()), **options)
+    config = {**PRESETS[preset], "keep_ratio": None, "target_token_num": args.kept}
+    dense = max(frames // 2 * CELLS, args.step_tokens)
+    return LLM(**engine_args(str(model_path()), config, dense_tokens=dense, **options))
 
-    def ask(length: int) -> Any:
-        request = {"prompt": ASKED, "multi_modal_data": {"video": [clip(length)]}}
+
+def measure(frames: int, moving: bool, preset: str | None, args: argparse.Namespace, pipe: Any) -> None:
+    """Sends what one engine took and answered."""
+    llm = start(frames, preset, args)
+    from vllm import SamplingParams
+
+    params, sizes = SamplingParams(max_tokens=4, temperature=0.0), Sizes(llm)
+
+    def ask(video: Any) -> Any:
+        request = {"prompt": ASKED, "multi_modal_data": {"video": [video]}}
         (output,) = llm.generate([request], params, use_tqdm=False)
         return output
 
-    ask(16)  # warms up
-    begin = time.perf_counter()
-    with Peak(core_pid()) as peak:
-        output = ask(frames)
-    pipe.send(
-        {
-            "frames": frames,
-            "tokens": tokens,
-            "prompt_tokens": len(output.prompt_token_ids),
-            "answer": output.outputs[0].text,
-            "seconds": time.perf_counter() - begin,
-            "own_mib": peak.before / MIB,
-            "beyond_mib": (peak.bytes - peak.before) / MIB,
-            "pixels_mib": tokens * PATCH_BYTES / MIB,
-        }
-    )
+    ask(clip(16, moving))  # warms up
+    video = clip(frames, moving)
+    begin, core, front = time.perf_counter(), Peak(core_pid()), Peak(os.getpid())
+    output = ask(video)
+    found: dict[str, Any] = {
+        "frames": frames,
+        "tokens": frames // 2 * CELLS,
+        "prompt_tokens": len(output.prompt_token_ids),
+        "answer": output.outputs[0].text,
+        "seconds": time.perf_counter() - begin,
+        "frames_mib": video[0].nbytes / MIB,
+        **{f"{name}_mib": size / MIB for name, size in sizes.found.items()},
+    }
+    pixels, inside = sizes.found["pixels"], sizes.found["scratch"] + sizes.found["features"]
+    for name, peak, there in (("front", front, pixels), ("core", core, pixels + inside)):
+        own, beyond = peak.before / MIB, (peak.bytes - peak.before) / MIB
+        found |= {f"{name}_own_mib": own, f"{name}_beyond_mib": beyond, f"{name}_rest_mib": beyond - there / MIB}
+    pipe.send(found)
     llm.llm_engine.engine_core.shutdown()
 
 
 def run(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """What `measure` found, by length and engine."""
+    """What `measure` found, by engine, clip and length."""
     found: list[dict[str, Any]] = []
     context = multiprocessing.get_context("spawn")
-    for stock in (False, True) if args.stock else (False,):
-        for frames in args.frames:
-            ours, theirs = context.Pipe()
-            process = context.Process(target=measure, args=(frames, stock, args, theirs))
-            process.start()
-            theirs.close()
-            try:
-                row = {"engine": "stock" if stock else args.preset, **ours.recv()}
-            except EOFError:
-                row = {"engine": "stock" if stock else args.preset, "frames": frames, "answer": None}
-            process.join()
-            found.append(row)
-            print(
-                *(f"{key} {value:.1f}" if isinstance(value, float) else f"{key} {value}" for key, value in row.items())
-            )
+    engines = [*args.presets, *([None] if args.stock else [])]
+    for preset, kind, frames in itertools.product(engines, args.clips, args.frames):
+        ours, theirs = context.Pipe()
+        process = context.Process(target=measure, args=(frames, kind == "moving", preset, args, theirs))
+        process.start()
+        theirs.close()
+        row: dict[str, Any] = {"engine": preset or "stock", "clip": kind}
+        try:
+            row |= ours.recv()
+        except EOFError:
+            row |= {"frames": frames, "answer": None}
+        process.join()
+        found.append(row)
+        print(*(f"{key} {value:.1f}" if isinstance(value, float) else f"{key} {value}" for key, value in row.items()))
     return found
 
 
 def main(argv: list[str] | None = None) -> int:
     """Prints a line for each engine and writes all to OUTDIR/long-memory.json."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--frames", type=int, nargs="+", default=[256, 512, 1024, 2048])
-    parser.add_argument("--preset", default="default")
+    parser.add_argument("--frames", type=int, nargs="+", default=[256, 2048])
+    parser.add_argument("--clips", nargs="+", choices=["still", "moving"], default=["still", "moving"])
+    parser.add_argument("--presets", nargs="*", choices=sorted(PRESETS), default=sorted(PRESETS))
     parser.add_argument("--kept", type=int, default=512, help="target_token_num")
     parser.add_argument("--step-tokens", type=int, default=1024, help="max_num_batched_tokens")
     parser.add_argument("--model-len", type=int, default=20480)

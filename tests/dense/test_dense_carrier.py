@@ -51,6 +51,14 @@ class Copies(TorchDispatchMode):
         return made
 
 
+@pytest.mark.parametrize("num_rows", [1, 99, 250, 1000])
+def test_packing_copies_features_once(num_rows):
+    features, tags = torch.ones(1000, 512), torch.zeros(2, 1000, dtype=torch.int64)
+    with Copies() as packing:
+        carrier.pack(features, *tags, num_rows, info=1)
+    assert packing.elements < 1000 * 512 * 1.2
+
+
 def test_to_take_a_few_tokens_copies_no_others():
     rows = carrier.pack(torch.ones(1000, 64), *torch.zeros(2, 1000, dtype=torch.int64), 100, info=1)
     with Copies() as taking:

@@ -37,14 +37,21 @@ def pack(features: torch.Tensor, slots: torch.Tensor, groups: torch.Tensor, num_
     Returns:
         [K, ceil(N1 / K) * (C + 6) + 6] in the features' precision.
     """
-    tags = to_digits(torch.stack((slots, groups), dim=1))
-    tokens = torch.cat((features, tags.to(features.dtype)), dim=1)
-    per_row = -(-len(tokens) // num_rows)
-    padding = tokens.new_zeros(per_row * num_rows - len(tokens), tokens.shape[1])
-    rows = torch.cat((tokens, padding)).view(num_rows, -1)
+    per_row, width = -(-len(features) // num_rows), features.shape[1]
+    rows = features.new_empty(num_rows, per_row * (width + _TAG_COLUMNS) + _END_COLUMNS)
     number = torch.arange(num_rows, device=rows.device)
-    end = to_digits(torch.stack((number, torch.full_like(number, info)), dim=1))
-    return torch.cat((rows, end.to(rows.dtype)), dim=1)
+    rows[:, -_END_COLUMNS:] = to_digits(torch.stack((number, torch.full_like(number, info)), dim=1))
+    tokens = _by_token(rows, width)
+    # Straight to their places: a video's features may be much of what the device has left.
+    whole, rest = divmod(len(features), per_row)
+    tokens[whole:, rest:], tokens[whole + 1 :] = 0, 0
+    for columns, values in (
+        (slice(width), features),
+        (slice(width, None), to_digits(torch.stack((slots, groups), dim=1))),
+    ):
+        tokens[:whole, :, columns] = values[: whole * per_row].unflatten(0, (whole, per_row))
+        tokens[whole : whole + 1, :rest, columns] = values[whole * per_row :]
+    return rows
 
 
 class PartOfMedium(NamedTuple):
