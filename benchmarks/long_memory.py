@@ -4,11 +4,11 @@
 
 The embedded model, and generated clips: noise that stands still, or noise that is new in every frame, and a colour that
 flashes for a second. Every row has an engine of its own: a front, which prepares frames (vLLM's API server, here the
-program that asks), and a core, which has the model. What is measured is the peak of each one's resident memory (VmHWM,
-the kernel's own) while a video is answered, beyond what it had before. Beside it, computed from their shapes, what of
-that has to be there: frames (before, and not counted), pixels that go from front to core, the encoder's features, and
-what a dense prefix holds (scratch: keys and values of the layers up to the choice, hidden states, rows of the encoder
-cache).
+program that asks), a core, which schedules, and a worker, which has the model. What is measured is the peak of each
+one's resident memory (VmHWM, the kernel's own) while a video is answered, beyond what it had before. Beside it,
+computed from their shapes, what of that has to be there: frames (before, and not counted), pixels that go from process
+to process, the encoder's features, and what a dense prefix holds (scratch: keys and values of the layers up to the
+choice, hidden states, rows of the encoder cache).
 """
 
 from __future__ import annotations
@@ -65,10 +65,19 @@ def resident(pid: int) -> int:
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def core_pid() -> int:
-    """Of the engine core, the largest of this process's children."""
-    children = [process.pid for process in multiprocessing.active_children() if process.pid]
-    return max(children, key=resident)
+def processes() -> dict[str, int]:
+    """Ids of this one, of the engine core (the largest of its children) and of the worker (of the core's)."""
+    front = os.getpid()
+    core = max(_children(front), key=resident)
+    return {"front": front, "core": core, "worker": max(_children(core), key=resident)}
+
+
+def _children(pid: int) -> list[int]:
+    return [int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in _listed(task / "children")]
+
+
+def _listed(path: Path) -> list[str]:
+    return path.read_text().split()
 
 
 class Peak:
@@ -164,7 +173,7 @@ def measure(frames: int, moving: bool, preset: str | None, args: argparse.Namesp
 
     ask(clip(16, moving))  # warms up
     video = clip(frames, moving)
-    begin, core, front = time.perf_counter(), Peak(core_pid()), Peak(os.getpid())
+    begin, peaks = time.perf_counter(), {name: Peak(pid) for name, pid in processes().items()}
     output = ask(video)
     found: dict[str, Any] = {
         "frames": frames,
@@ -175,8 +184,8 @@ def measure(frames: int, moving: bool, preset: str | None, args: argparse.Namesp
         "frames_mib": video[0].nbytes / MIB,
         **{f"{name}_mib": size / MIB for name, size in sizes.found.items()},
     }
-    pixels, inside = sizes.found["pixels"], sizes.found["scratch"] + sizes.found["features"]
-    for name, peak, there in (("front", front, pixels), ("core", core, pixels + inside)):
+    for name, peak in peaks.items():
+        there = sum(sizes.found.values()) if name == "worker" else sizes.found["pixels"]
         own, beyond = peak.before / MIB, (peak.bytes - peak.before) / MIB
         found |= {f"{name}_own_mib": own, f"{name}_beyond_mib": beyond, f"{name}_rest_mib": beyond - there / MIB}
     pipe.send(found)

@@ -16,7 +16,7 @@ from vllm_prune.serving.api.pixel_plan import (
     plan_video,
 )
 
-WHOLE_BYTES = 256 << 20
+WHOLE_BYTES = 64 << 20
 """Pixels of a video up to which a plan is made of all at once. Those of a longer one are made twice, a group at a time:
 for the plan, and for what it keeps. That takes longer, and no more memory than what is kept."""
 
