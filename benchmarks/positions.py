@@ -150,7 +150,7 @@ def render(result: dict[str, Any]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Writes positions.json and positions.md."""
+    """Writes positions-MODELS.json and .md."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="+", metavar="llava|internvl=CHECKPOINT", type=_named)
     parser.add_argument("--clips", type=int, default=100)
@@ -161,12 +161,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     command = ["python -m benchmarks.positions", *(arguments or sys.argv[1:])]
+    path = options.output / f"positions-{'-'.join(dict(options.models))}.json"
     result = measure_into(
-        options.output / "positions.json",
-        command,
-        lambda: {"rows": measure(dict(options.models), options.clips, options.frames, options.seed)},
+        path, command, lambda: {"rows": measure(dict(options.models), options.clips, options.frames, options.seed)}
     )
-    (options.output / "positions.md").write_text(render(result), encoding="utf-8")
+    path.with_suffix(".md").write_text(render(result), encoding="utf-8")
     print(render(result))
 
 
