@@ -25,6 +25,8 @@ FAMILIES = {"llava_onevision": 8, "llava": 7, "llava_next": 7, "llava_next_video
 IMAGES_ONLY = ("llava", "llava_next")
 VIDEOS_ONLY = "llava_next_video"
 """One each, as vLLM serves it."""
+CELLS = 9
+"""Of a frame."""
 TILED_SIZES = ((84, 112), (140, 56), (112, 160))
 """(height, width) in pixels. None fits one tile, which would be the small version of the image once more."""
 
@@ -66,7 +68,11 @@ def of_family(family: str, cases: list[Case]) -> list[Case]:
 
 
 def fits(family: str, case: Case) -> bool:
-    """Whether the model takes such media."""
+    """Whether the model takes such media, and each video has the tokens that are asked of it layer by layer."""
+    asked = case.config.get("target_token_num") if isinstance(case.config, dict) else None
+    most = max(asked) if isinstance(asked, list) else 0
+    if any(most > CELLS * len(frames) for frames, _ in case.videos):
+        return False
     return family != VIDEOS_ONLY or (len(case.videos) < 2 and not case.images)
 
 

@@ -168,9 +168,7 @@ def test_a_reply_ends_where_the_decoder_knows_no_more_positions(model, family):
     known = len(whole.prompt) + 5
     text = {"text_config": {"max_position_embeddings": known}}
     with RemoteEngine(model, "baseline", max_model_len=known, hf_overrides=text, **options_of(family)) as engine:
-        longer = dataclasses.replace(
-            case, text=case.text.replace(QUESTION, f"Now then, look closely at all of it: {QUESTION}")
-        )
+        longer = dataclasses.replace(case, text=case.text.replace(QUESTION, f"Now look: {QUESTION}"))
         answer, refused = engine.run([case.prompt(), longer.prompt()], max_tokens=20)
     assert len(answer.prompt) < len(whole.prompt)
     assert len(answer.token_ids) == 5
