@@ -92,6 +92,33 @@ def test_an_empty_thought_is_all_that_a_closed_one_adds(server):
     assert closed.prompt_tokens_details.multimodal_tokens == open_.prompt_tokens_details.multimodal_tokens
 
 
+@pytest.mark.parametrize("sent", ["<think>\nIt may be red, or blue.\n</think>\n\nred", "red"], ids=["thought", "bare"])
+@pytest.mark.parametrize("thoughts", THOUGHTS, ids=["open", "closed"])
+def test_a_second_turn_without_thoughts_reuses_the_blocks_of_the_first(server, caches, thoughts, sent):
+    """Whether the client sends thoughts back, which the template drops, or a reasoning parser kept them apart."""
+    new = video(data_url(mp4(128, seed=3 + len(thoughts) + len(sent))))
+    asked = {"role": "user", "content": [new, ASK]}
+    turns = [asked, {"role": "assistant", "content": sent}, {"role": "user", "content": "How many shapes are there?"}]
+    first, second = (
+        server.client.chat.completions.create(
+            model=server.model,
+            messages=messages,
+            max_completion_tokens=1,
+            temperature=0.0,
+            extra_body={
+                "chat_template_kwargs": thoughts,
+                "mm_processor_kwargs": {"prune": {"method": "uniform", "stage1": None, "keep_ratio": 0.5}},
+            },
+        ).usage
+        for messages in ([asked], turns)
+    )
+    block = int(server.label("vllm:cache_config_info", "block_size"))
+    whole = (first.prompt_tokens - 1) // block * block
+    assert whole > first.prompt_tokens_details.multimodal_tokens["video"] > block, (first, block)
+    assert (second.prompt_tokens_details.cached_tokens or 0) == (whole if caches else 0)
+    assert not first.prompt_tokens_details.cached_tokens
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

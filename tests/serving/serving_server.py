@@ -121,10 +121,19 @@ class Server:
 
     def metric(self, name: str) -> float:
         """The sum of a gauge or counter over its labels."""
-        text = httpx.get(f"{self.root}/metrics", timeout=30).text
+        text = self._metrics()
         values = re.findall(rf"^{re.escape(name)}(?:\{{[^}}]*\}})? ([0-9.e+-]+)$", text, re.MULTILINE)
         assert values, f"no metric {name}"
         return sum(map(float, values))
+
+    def label(self, metric: str, name: str) -> str:
+        """What a label of a metric says."""
+        found = re.search(rf'^{re.escape(metric)}\{{(?:.*,)?{re.escape(name)}="([^"]*)"', self._metrics(), re.MULTILINE)
+        assert found, f"no label {name} of a metric {metric}"
+        return found[1]
+
+    def _metrics(self) -> str:
+        return httpx.get(f"{self.root}/metrics", timeout=30).text
 
 
 def free_port() -> int:
