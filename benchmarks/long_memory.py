@@ -26,6 +26,7 @@ import numpy as np
 
 from benchmarks.ending import exit_from
 from benchmarks.result_file import measure_into
+from vllm_prune.bench.throughput.report import table
 
 SIZE = 112
 CELLS = (SIZE // 28) ** 2
@@ -213,8 +214,30 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     return found
 
 
+def report(rows: list[dict[str, Any]]) -> str:
+    """A table; in brackets, what is left beyond what has to be there."""
+    names = ("front", "core", "worker")
+    sizes = ("frames_mib", "pixels_mib", "features_mib", "scratch_mib")
+    header = ["engine, clip", "length", "prompt tokens", *(size.removesuffix("_mib") for size in sizes), *names]
+    body = [
+        [
+            f"`{row['engine']}`, {row['clip']}",
+            f"{row['frames']:,}",
+            f"{row['prompt_tokens']:,}",
+            *(f"{row[size]:.1f}" for size in sizes),
+            *(f"{row[f'{name}_beyond_mib']:.1f} ({row[f'{name}_rest_mib']:.1f})" for name in names),
+        ]
+        for row in rows
+        if row["answer"] is not None
+    ]
+    title = (
+        "# Memory of long videos\n\nMiB; of each process the peak beyond its own, and what of that is neither pixels"
+    )
+    return f"{title} nor, in the worker, features or scratch.\n\n{table(header, body)}\n"
+
+
 def main(argv: list[str] | None = None) -> int:
-    """Prints a line for each engine and writes all to OUTDIR/long-memory.json."""
+    """Prints a line for each engine and writes all to OUTDIR/long-memory.json, and a table beside it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--frames", type=int, nargs="+", default=[256, 2048])
     parser.add_argument("--clips", nargs="+", choices=["still", "moving"], default=["still", "moving"])
@@ -227,7 +250,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     path = args.output / "long-memory.json"
     command = ["python", "-m", "benchmarks.long_memory", *(argv or sys.argv[1:])]
-    measure_into(path, command, lambda: {"rows": run(args)})
+    found = measure_into(path, command, lambda: {"rows": run(args)})
+    path.with_suffix(".md").write_text(report(found["rows"]))
     print(path)
     return 0
 
