@@ -81,10 +81,10 @@ def _check_drafter(vllm_config: VllmConfig, settings: ServerSettings) -> None:
     use = f'use "{tried}", or '
     if speculative.method not in TOKEN_DRAFTERS:
         raise PruneConfigError(
-            f"speculative_config.method={speculative.method!r}: the drafter's look-ahead would be given the wrong rows "
-            f"and positions of a video: vLLM does not say that it asks for rows one token further on (V1 runner), or "
-            f"cuts them out of the encoder cache itself (V2), where those are that a question chooses from and none of "
-            f"the text between a video's steps; {use}leave speculative_config out"
+            f"speculative_config.method={speculative.method!r}: drafters that see the video have not been compared "
+            f"with pruning: they need rows one token further on than a step's, which vLLM asks the model for as if "
+            f"they were the step's (V1 runner), or cuts out of the encoder cache itself (V2), where those lie that a "
+            f"question chooses from; {use}leave speculative_config out"
         )
     if hybrid:
         _check_drafts_of_a_hybrid(vllm_config)
