@@ -1,7 +1,9 @@
-"""Asks a server of features about every clip once, and writes what a policy is trained on.
+"""Asks a server of features about every clip once, and writes what policies are trained on.
 
-vllm-prune serve embedded --runner pooling --prune baseline --prune-override any &
-python collect.py --url http://localhost:8000 --keep 1.0 0.25 0.12 --out features/
+vllm-prune serve embedded --runner pooling --prune baseline --prune-override any --dtype float32 &
+python collect.py all vidcom2-0.12 --url http://localhost:8000
+
+A choice of tokens is "all", or the name of a method and the share that it keeps.
 """
 
 from __future__ import annotations
@@ -12,59 +14,83 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from clips import make_clip
+from clips import Clip, make_clip
 
 from vllm_prune.features import Features, FeaturesClient
 
-QUESTION = "Where does the ball go?"
+ALL = "all"
+CHOICES = (ALL, "vidcom2-0.12")
 TEST_SEED = 1_000_000
+LAYER = 0
+"""What enters the language model: rows that have not yet been mixed into answers about a whole clip."""
 
 
-def config_of(keep: float) -> dict[str, object]:
-    """The pruning that keeps a share of a clip's tokens."""
-    if keep >= 1:
+def config_of(choice: str) -> dict[str, object]:
+    """The pruning that a choice of tokens stands for.
+
+    >>> config_of("all"), config_of("vidcom2-0.12")
+    ({'preset': 'baseline'}, {'method': 'vidcom2', 'stage1': None, 'keep_ratio': 0.12})
+    """
+    if choice == ALL:
         return {"preset": "baseline"}
-    return {"method": "dart", "stage1": None, "keep_ratio": keep}
+    method, _, share = choice.rpartition("-")
+    return {"method": method, "stage1": None, "keep_ratio": float(share)}
+
+
+def client_of(url: str, choice: str) -> FeaturesClient:
+    """A client that asks for a choice of tokens, and remembers no answers."""
+    return FeaturesClient(url, config=config_of(choice), layer=LAYER, remember=0)
 
 
 def cells_of(features: Features) -> np.ndarray:
-    """(t, h, w) in shares of the grid, [K, 3]."""
+    """(t, h, w) in shares of the grid, [K, 3] float32."""
     return ((features.cells + 0.5) / torch.tensor(features.grid_thw)).numpy()
 
 
-def collect(client: FeaturesClient, seeds: range) -> dict[str, np.ndarray]:
-    """Tokens [N, K, C], cells [N, K, 3] and paths [N, HORIZON, 2] of clips."""
+def ball_share(clip: Clip, features: Features) -> float:
+    """Of the cells with the ball, the share that was kept."""
+    ball = clip.ball_cells(features.grid_thw)
+    kept = np.zeros_like(ball)
+    kept[tuple(features.cells[features.mask].T.numpy())] = True
+    return float((kept & ball).sum() / ball.sum())
 
-    def one(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+
+def collect(client: FeaturesClient, seeds: range) -> dict[str, np.ndarray]:
+    """Tokens [N, K, C], cells [N, K, 3], mask [N, K], paths [N, HORIZON, 2] and shares of the ball [N] of clips."""
+
+    def one(seed: int) -> dict[str, object]:
         clip = make_clip(seed)
-        found = client.get(clip.mp4(), QUESTION)
-        return found.tokens.numpy().astype(np.float16), cells_of(found), clip.path
+        found = client.get(clip.mp4(), clip.question)
+        return {
+            "tokens": found.tokens.numpy().astype(np.float16),
+            "cells": cells_of(found),
+            "mask": found.mask.numpy(),
+            "paths": clip.path,
+            "ball": np.float32(ball_share(clip, found)),
+        }
 
     with ThreadPoolExecutor(4) as pool:
-        tokens, cells, paths = zip(*pool.map(one, seeds), strict=True)
-    return {"tokens": np.stack(tokens), "cells": np.stack(cells), "paths": np.stack(paths)}
+        clips = list(pool.map(one, seeds))
+    return {name: np.stack([clip[name] for clip in clips]) for name in clips[0]}
 
 
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("choices", nargs="*", default=list(CHOICES), metavar="choice", help="'all', or METHOD-SHARE")
     parser.add_argument("--url", default="http://localhost:8000")
-    parser.add_argument("--keep", type=float, nargs="+", default=[1.0, 0.25, 0.12])
-    parser.add_argument("--train", type=int, default=500, help="clips")
-    parser.add_argument("--test", type=int, default=100, help="clips")
-    parser.add_argument("--layer", type=int, default=-1)
+    parser.add_argument("--train", type=int, default=1500, help="clips")
+    parser.add_argument("--test", type=int, default=200, help="clips")
     parser.add_argument("--out", type=Path, default=Path("features"))
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    for keep in args.keep:
-        with FeaturesClient(args.url, config=config_of(keep), layer=args.layer, remember=0) as client:
-            for name, seeds in (
-                ("train", range(args.train)),
-                ("test", range(TEST_SEED, TEST_SEED + args.test)),
-            ):
+    parts = {"test": range(TEST_SEED, TEST_SEED + args.test), "train": range(args.train)}
+    for choice in args.choices:
+        with client_of(args.url, choice) as client:
+            for part, seeds in parts.items():
                 found = collect(client, seeds)
-                np.savez(args.out / f"{name}-{keep:g}.npz", **found)
-                print(name, keep, found["tokens"].shape, flush=True)
+                np.savez(args.out / f"{part}-{choice}.npz", **found)
+                print(part, choice, found["tokens"].shape, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,19 @@
-"""Error of predicted paths by share of kept tokens and denoising steps: `python error.py --keep 1.0 0.12`."""
+"""Error of predicted paths by choice of tokens and denoising steps: `python error.py all vidcom2-0.12 --seeds 3`."""
 
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
 from clips import SIDE
+from collect import ALL, CHOICES
 from policy import TrajectoryPolicy, make_scheduler, to_frame
+from report import as_table, write_report
+from train import load_clips, policy_file
+
+from vllm_prune.bench.throughput.provenance import describe
 
 STEPS = (100, 10, 5)
 
@@ -25,49 +29,109 @@ def denoise(policy: TrajectoryPolicy, memory: torch.Tensor, steps: int, generato
     return to_frame(path)
 
 
-def load(folder: Path, keep: float) -> tuple[TrajectoryPolicy, dict[str, torch.Tensor]]:
-    """The policy trained at a share of kept tokens, and the clips to test it on."""
-    data = {name: torch.from_numpy(value).float() for name, value in np.load(folder / f"test-{keep:g}.npz").items()}
-    policy = TrajectoryPolicy(data["tokens"].shape[2])
-    policy.load_state_dict(torch.load(folder / f"policy-{keep:g}.pt"))
-    return policy.eval(), data
+def load_policy(folder: Path, choice: str, seed: int, feature_size: int) -> TrajectoryPolicy:
+    """One that `train.py` wrote."""
+    policy = TrajectoryPolicy(feature_size)
+    policy.load_state_dict(torch.load(policy_file(folder, choice, seed)))
+    return policy.eval()
 
 
-def mean_error(path: torch.Tensor, truth: torch.Tensor) -> tuple[float, float]:
-    """Mean distance in pixels, and its standard error over clips."""
-    distance = (path - truth).norm(dim=2).mean(dim=1) * SIDE
-    return float(distance.mean()), float(distance.std() / len(distance) ** 0.5)
+def distance(path: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+    """Of each clip, the mean distance in pixels, [B]."""
+    return (path - truth).norm(dim=2).mean(dim=1) * SIDE
 
 
-def measure(folder: Path, keep: float, draws: int) -> list[dict[str, float]]:
-    """A line for each number of steps; each clip gets the mean of `draws` errors."""
-    policy, data = load(folder, keep)
-    with torch.inference_mode():
-        memory = policy.remember(data["tokens"], data["cells"])
-    lines = []
-    for steps in STEPS:
-        generator = torch.Generator().manual_seed(0)
-        found = [mean_error(denoise(policy, memory, steps, generator), data["paths"]) for _ in range(draws)]
-        error, spread = np.mean(found, axis=0)
-        lines.append({"keep": keep, "tokens": memory.shape[1], "steps": steps, "pixels": error, "se": spread})
-    still = data["paths"].mean(dim=(0, 1), keepdim=True).expand_as(data["paths"])
-    lines.append({"keep": keep, "tokens": 0, "steps": 0, "pixels": mean_error(still, data["paths"])[0], "se": 0.0})
-    return lines
+def measure(folder: Path, choice: str, seeds: int) -> dict[str, Any]:
+    """Pixels of each number of steps: the mean over seeds and clips, and the standard error over clips."""
+    clips = load_clips(folder / f"test-{choice}.npz")
+    found: dict[int, list[torch.Tensor]] = {steps: [] for steps in STEPS}
+    for seed in range(seeds):
+        policy = load_policy(folder, choice, seed, clips["tokens"].shape[2])
+        with torch.inference_mode():
+            memory = policy.remember(clips["tokens"].float(), clips["cells"], clips["mask"])
+        for steps in STEPS:
+            path = denoise(policy, memory, steps, torch.Generator().manual_seed(seed))
+            found[steps].append(distance(path, clips["paths"]))
+    return {
+        "choice": choice,
+        "tokens": clips["mask"].sum(1).float().mean().item(),
+        "ball": clips["ball"].mean().item(),
+        "pixels": {steps: _mean(torch.stack(each)) for steps, each in found.items()},
+    }
+
+
+def _mean(pixels: torch.Tensor) -> dict[str, Any]:
+    """Of [seeds, clips]."""
+    of_clip = pixels.mean(dim=0)
+    return {
+        "mean": of_clip.mean().item(),
+        "se": (of_clip.std() / len(of_clip) ** 0.5).item(),
+        "seeds": pixels.mean(dim=1).tolist(),
+    }
+
+
+def measure_mean_path(folder: Path, choice: str) -> float:
+    """Pixels, where every prediction is the mean of the paths trained on."""
+    train, test = (load_clips(folder / f"{part}-{choice}.npz")["paths"] for part in ("train", "test"))
+    return distance(train.mean(dim=0).expand_as(test), test).mean().item()
+
+
+def write_table(lines: list[dict[str, Any]], mean_path: float) -> str:
+    """Markdown."""
+    rows = [["choice", "tokens", "of the ball's cells", *(f"{steps} steps" for steps in STEPS)]]
+    for line in lines:
+        cells = (f"{own['mean']:.1f} ± {own['se']:.1f}" for own in line["pixels"].values())
+        rows.append([f"`{line['choice']}`", f"{line['tokens']:.0f}", f"{line['ball']:.0%}", *cells])
+    return as_table([*rows, ["the mean of all paths", "0", "0%", f"{mean_path:.1f}", "", ""]])
+
+
+def draw(lines: list[dict[str, Any]], file: Path) -> None:
+    """Error by kept tokens, a curve for each method."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 3.6), layout="constrained")
+    axes = figure.subplots()
+    whole = [line for line in lines if line["choice"] == ALL]
+    methods = list(dict.fromkeys(line["choice"].rpartition("-")[0] for line in lines if line["choice"] != ALL))
+    for method in methods:
+        own = whole + [line for line in lines if line["choice"].rpartition("-")[0] == method]
+        own.sort(key=lambda line: line["tokens"])
+        at_ten = [line["pixels"][10] for line in own]
+        axes.errorbar(
+            [line["tokens"] for line in own],
+            [each["mean"] for each in at_ten],
+            [each["se"] for each in at_ten],
+            marker="o",
+            label=method,
+        )
+    axes.set_xscale("log", base=2)
+    axes.set_xlabel("tokens of a clip")
+    axes.set_ylabel("error of the path in pixels, 10 steps")
+    axes.legend()
+    figure.savefig(file, dpi=150)
 
 
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path, nargs="?", default=Path("features"))
-    parser.add_argument("--keep", type=float, nargs="+", default=[1.0, 0.25, 0.12])
-    parser.add_argument("--draws", type=int, default=4)
+    parser.add_argument("choices", nargs="*", default=list(CHOICES), metavar="choice", help="as collect.py has them")
+    parser.add_argument("--folder", type=Path, default=Path("features"))
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=Path("results"))
     args = parser.parse_args()
     torch.set_num_threads(1)
-    lines = [line for keep in args.keep for line in measure(args.folder, keep, args.draws)]
-    for line in lines:
-        what = f"{line['tokens']:.0f} tokens, {line['steps']:.0f} steps" if line["steps"] else "mean of all paths"
-        print(f"keep {line['keep']:g}, {what}: {line['pixels']:.2f} ± {line['se']:.2f} pixels")
-    (args.folder / "error.json").write_text(json.dumps(lines, indent=1))
+    place = describe()
+    lines = [measure(args.folder, choice, args.seeds) for choice in args.choices]
+    mean_path = measure_mean_path(args.folder, args.choices[0])
+    table = write_table(lines, mean_path)
+    print(table)
+    said = (
+        f"Mean distance in pixels of a {SIDE}-pixel frame, ± standard error over the clips, which no policy was "
+        f"trained on; {args.seeds} policies of each choice. 100 steps are DDPM's, fewer DDIM's."
+    )
+    figures = {"lines": lines, "mean_path": mean_path}
+    write_report(args.out, "error", ["Error of predicted paths", said, table], figures, place)
+    draw(lines, args.out / "error.png")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ those of `diffusers`.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from clips import HORIZON
 from diffusers import DDIMScheduler, DDPMScheduler
@@ -14,6 +16,15 @@ from torch import nn
 TRAIN_STEPS = 100
 """Noise levels."""
 _WIDTH, _HEADS, _LAYERS = 64, 4, 2
+_ROWS = 16
+"""That the decoder attends to, however many tokens there are."""
+_OCTAVES = 4
+"""Of sines and cosines of a cell's place."""
+
+
+def _layers() -> nn.TransformerDecoder:
+    layer = nn.TransformerDecoderLayer(_WIDTH, _HEADS, 4 * _WIDTH, 0.1, "gelu", batch_first=True, norm_first=True)
+    return nn.TransformerDecoder(layer, _LAYERS, nn.LayerNorm(_WIDTH))
 
 
 class TrajectoryPolicy(nn.Module):
@@ -24,22 +35,26 @@ class TrajectoryPolicy(nn.Module):
         super().__init__()
         self.norm = nn.LayerNorm(feature_size)
         self.of_feature = nn.Linear(feature_size, _WIDTH)
-        self.of_cell = nn.Sequential(nn.Linear(3, _WIDTH), nn.GELU(), nn.Linear(_WIDTH, _WIDTH))
+        self.of_cell = nn.Sequential(nn.Linear(6 * _OCTAVES, _WIDTH), nn.GELU(), nn.Linear(_WIDTH, _WIDTH))
+        self.rows = nn.Parameter(torch.randn(_ROWS, _WIDTH) * 0.02)
+        self.resampler = _layers()
         self.of_point = nn.Linear(2, _WIDTH)
         self.place = nn.Parameter(torch.randn(HORIZON, _WIDTH) * 0.02)
         self.level = nn.Embedding(TRAIN_STEPS, _WIDTH)
-        layer = nn.TransformerDecoderLayer(_WIDTH, _HEADS, 4 * _WIDTH, 0.2, "gelu", batch_first=True, norm_first=True)
-        self.decoder = nn.TransformerDecoder(layer, _LAYERS, nn.LayerNorm(_WIDTH))
+        self.decoder = _layers()
         self.to_point = nn.Linear(_WIDTH, 2)
 
-    def remember(self, tokens: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:
-        """What the decoder attends to, [B, K, D]: needed once for an observation.
+    def remember(self, tokens: torch.Tensor, cells: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """What the decoder attends to, [B, R, D]: needed once for an observation.
 
         Args:
             tokens: Features [B, K, C].
             cells: (t, h, w) of each, in shares of the grid, [B, K, 3].
+            mask: Which of them are tokens, and no padding, [B, K] bool.
         """
-        return self.of_feature(self.norm(tokens)) + self.of_cell(cells)
+        seen = self.of_feature(self.norm(tokens)) + self.of_cell(_waves(cells))
+        rows = self.rows.expand(len(tokens), -1, -1)
+        return self.resampler(rows, seen, memory_key_padding_mask=~mask)
 
     def forward(self, path: torch.Tensor, level: torch.Tensor, memory: torch.Tensor) -> torch.Tensor:
         """The clean path [B, HORIZON, 2] behind a noisy one.
@@ -51,6 +66,12 @@ class TrajectoryPolicy(nn.Module):
         """
         points = self.of_point(path) + self.place + self.level(level)[:, None]
         return self.to_point(self.decoder(points, memory))
+
+
+def _waves(cells: torch.Tensor) -> torch.Tensor:
+    """Sines and cosines of places, [..., 3] to [..., 6 * _OCTAVES]."""
+    turns = cells[..., None] * math.pi * 2.0 ** torch.arange(_OCTAVES, dtype=cells.dtype)
+    return torch.cat((turns.sin(), turns.cos()), dim=-1).flatten(-2)
 
 
 def make_scheduler(steps: int) -> DDPMScheduler | DDIMScheduler:

@@ -1,4 +1,4 @@
-"""Trains one policy on what `collect.py` wrote: `python train.py features/train-0.12.npz -o policy-0.12.pt`."""
+"""Trains policies on what `collect.py` wrote: `python train.py all vidcom2-0.12 --seeds 3`."""
 
 from __future__ import annotations
 
@@ -8,22 +8,37 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from collect import CHOICES
 from policy import TRAIN_STEPS, TrajectoryPolicy, make_scheduler, to_model
 
+LEVELS = 8
+"""Noise levels that each clip of a batch is trained at: what is remembered of it serves them all."""
 
-def train(file: Path, steps: int, batch: int = 32, seed: int = 0) -> TrajectoryPolicy:
+
+def load_clips(file: Path) -> dict[str, torch.Tensor]:
+    """tokens [N, K, C] float16, cells [N, K, 3], mask [N, K], paths [N, HORIZON, 2]."""
+    return {name: torch.from_numpy(value) for name, value in np.load(file).items()}
+
+
+def policy_file(folder: Path, choice: str, seed: int) -> Path:
+    """Where a trained policy lies."""
+    return folder / f"policy-{choice}-{seed}.pt"
+
+
+def train(file: Path, steps: int, seed: int, batch: int = 32) -> TrajectoryPolicy:
     """A trained policy; prints the loss on the way."""
     torch.manual_seed(seed)
-    data = {name: torch.from_numpy(value).float() for name, value in np.load(file).items()}
+    data = load_clips(file)
     policy, scheduler = TrajectoryPolicy(data["tokens"].shape[2]), make_scheduler(TRAIN_STEPS)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-3, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=steps, pct_start=0.05)
     begin, losses = time.monotonic(), []
     for step in range(steps):
         pick = torch.randint(len(data["paths"]), (batch,))
-        clean = to_model(data["paths"][pick])
-        level, noise = torch.randint(TRAIN_STEPS, (batch,)), torch.randn_like(clean)
-        memory = policy.remember(data["tokens"][pick], data["cells"][pick])
+        memory = policy.remember(data["tokens"][pick].float(), data["cells"][pick], data["mask"][pick])
+        memory = memory.repeat_interleave(LEVELS, dim=0)
+        clean = to_model(data["paths"][pick]).repeat_interleave(LEVELS, dim=0)
+        level, noise = torch.randint(TRAIN_STEPS, (len(clean),)), torch.randn_like(clean)
         found = policy(scheduler.add_noise(clean, noise, level), level, memory)
         loss = (found - clean).square().mean()
         optimizer.zero_grad()
@@ -40,13 +55,18 @@ def train(file: Path, steps: int, batch: int = 32, seed: int = 0) -> TrajectoryP
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("file", type=Path)
-    parser.add_argument("--steps", type=int, default=1200)
+    parser.add_argument("choices", nargs="*", default=list(CHOICES), metavar="choice", help="as collect.py has them")
+    parser.add_argument("--folder", type=Path, default=Path("features"))
+    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--seeds", type=int, default=1, help="policies of each choice")
     parser.add_argument("--threads", type=int, default=1, help="of PyTorch; the policy is too small for more")
-    parser.add_argument("-o", "--out", type=Path, required=True)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    torch.save(train(args.file, args.steps).state_dict(), args.out)
+    for choice in args.choices:
+        for seed in range(args.seeds):
+            print(choice, "seed", seed, flush=True)
+            policy = train(args.folder / f"train-{choice}.npz", args.steps, seed)
+            torch.save(policy.state_dict(), policy_file(args.folder, choice, seed))
 
 
 if __name__ == "__main__":
