@@ -10,8 +10,10 @@ import cv2
 import numpy as np
 
 SIDE = 224
-"""Pixels, of a square frame: 8 x 8 cells of the embedded models."""
+"""Pixels, of a square frame."""
 FRAMES, FPS = 12, 2
+GRID = (6, 8, 8)
+"""What the embedded models make of a clip: steps, rows and columns of cells."""
 HORIZON = 8
 """Frames after the clip, whose positions are to be predicted."""
 RADIUS = 16

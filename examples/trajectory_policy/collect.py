@@ -47,12 +47,18 @@ def cells_of(features: Features) -> np.ndarray:
     return ((features.cells + 0.5) / torch.tensor(features.grid_thw)).numpy()
 
 
-def ball_share(clip: Clip, features: Features) -> float:
-    """Of the cells with the ball, the share that was kept."""
-    ball = clip.ball_cells(features.grid_thw)
+def seeds_of(part: str, clips: int) -> range:
+    """Of the clips of "train" or "test"."""
+    first = {"train": 0, "test": TEST_SEED}[part]
+    return range(first, first + clips)
+
+
+def ball_share(clip: Clip, cells: torch.Tensor, grid: tuple[int, int, int]) -> np.float32:
+    """Of the cells with the ball, the share that was kept. `cells`: (t, h, w) of the kept ones, [K, 3]."""
+    ball = clip.ball_cells(grid)
     kept = np.zeros_like(ball)
-    kept[tuple(features.cells[features.mask].T.numpy())] = True
-    return float((kept & ball).sum() / ball.sum())
+    kept[tuple(cells.T.numpy())] = True
+    return np.float32((kept & ball).sum() / ball.sum())
 
 
 def collect(client: FeaturesClient, seeds: range) -> dict[str, np.ndarray]:
@@ -66,7 +72,7 @@ def collect(client: FeaturesClient, seeds: range) -> dict[str, np.ndarray]:
             "cells": cells_of(found),
             "mask": found.mask.numpy(),
             "paths": clip.path,
-            "ball": np.float32(ball_share(clip, found)),
+            "ball": ball_share(clip, found.cells[found.mask], found.grid_thw),
         }
 
     with ThreadPoolExecutor(4) as pool:
@@ -79,16 +85,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("choices", nargs="*", default=list(CHOICES), metavar="choice", help="'all', or METHOD-SHARE")
     parser.add_argument("--url", default="http://localhost:8000")
-    parser.add_argument("--train", type=int, default=1500, help="clips")
+    parser.add_argument("--train", type=int, default=1200, help="clips")
     parser.add_argument("--test", type=int, default=200, help="clips")
     parser.add_argument("--out", type=Path, default=Path("features"))
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    parts = {"test": range(TEST_SEED, TEST_SEED + args.test), "train": range(args.train)}
     for choice in args.choices:
         with client_of(args.url, choice) as client:
-            for part, seeds in parts.items():
-                found = collect(client, seeds)
+            for part, clips in (("test", args.test), ("train", args.train)):
+                found = collect(client, seeds_of(part, clips))
                 np.savez(args.out / f"{part}-{choice}.npz", **found)
                 print(part, choice, found["tokens"].shape, flush=True)
 

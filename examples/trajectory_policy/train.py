@@ -11,8 +11,10 @@ import torch
 from collect import CHOICES
 from policy import TRAIN_STEPS, TrajectoryPolicy, make_scheduler, to_model
 
-LEVELS = 8
+LEVELS = 4
 """Noise levels that each clip of a batch is trained at: what is remembered of it serves them all."""
+RATE = 4e-3
+"""Of learning, at its highest."""
 
 
 def load_clips(file: Path) -> dict[str, torch.Tensor]:
@@ -30,8 +32,8 @@ def train(file: Path, steps: int, seed: int, batch: int = 32) -> TrajectoryPolic
     torch.manual_seed(seed)
     data = load_clips(file)
     policy, scheduler = TrajectoryPolicy(data["tokens"].shape[2]), make_scheduler(TRAIN_STEPS)
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-3, weight_decay=1e-2)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=steps, pct_start=0.05)
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=RATE, weight_decay=1e-2)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps, pct_start=0.05)
     begin, losses = time.monotonic(), []
     for step in range(steps):
         pick = torch.randint(len(data["paths"]), (batch,))
@@ -47,8 +49,8 @@ def train(file: Path, steps: int, seed: int, batch: int = 32) -> TrajectoryPolic
         optimizer.step()
         schedule.step()
         losses.append(loss.item())
-        if (step + 1) % 500 == 0:
-            print(f"step {step + 1}: loss {np.mean(losses[-500:]):.4f}, {time.monotonic() - begin:.0f} s", flush=True)
+        if (step + 1) % 200 == 0:
+            print(f"step {step + 1}: loss {np.mean(losses[-200:]):.4f}, {time.monotonic() - begin:.0f} s", flush=True)
     return policy.eval()
 
 
@@ -57,7 +59,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("choices", nargs="*", default=list(CHOICES), metavar="choice", help="as collect.py has them")
     parser.add_argument("--folder", type=Path, default=Path("features"))
-    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--steps", type=int, default=1200)
     parser.add_argument("--seeds", type=int, default=1, help="policies of each choice")
     parser.add_argument("--threads", type=int, default=1, help="of PyTorch; the policy is too small for more")
     args = parser.parse_args()

@@ -14,8 +14,10 @@ import pytest
 import torch
 from serving_server import Server
 
+from vllm_prune.config import PruneConfig
+
 EXAMPLE = Path(__file__).parents[2] / "examples" / "trajectory_policy"
-MODULES = ("clips", "collect", "policy", "train", "error", "profile_stages", "report")
+MODULES = ("clips", "collect", "choose", "policy", "train", "error", "profile_stages", "report")
 WIDTH = 12
 
 
@@ -109,3 +111,17 @@ def test_the_encoder_runs_once_for_any_number_of_steps(example, server: Server):
         assert predict(10, 2) == (10, 1, 0)  # the server knows the clip
         assert predict(5, 3, 3, 3, 3, 3) == (5, 5, 1)
         assert predict(5, 4, 5, 6, 7, 8) == (5, 5, 5)
+
+
+def test_a_choice_from_all_tokens_is_what_the_server_keeps(example, server: Server):
+    clip = example.clips.make_clip(7)
+    found = {}
+    for choice in ("all", "vidcom2-0.12"):
+        with example.collect.client_of(server.root, choice) as client:
+            found[choice] = client.get(clip.mp4(), clip.question)
+    config = PruneConfig.parse(example.collect.config_of("vidcom2-0.12"))
+    kept = example.choose.choose(found["all"].tokens, config)
+    assert found["all"].cells[kept].tolist() == found["vidcom2-0.12"].cells.tolist()
+    assert torch.allclose(found["all"].tokens[kept], found["vidcom2-0.12"].tokens, atol=1e-5)
+    share = example.collect.ball_share(clip, found["all"].cells[kept], example.clips.GRID)
+    assert 0.5 < share <= example.collect.ball_share(clip, found["all"].cells, example.clips.GRID) == 1
