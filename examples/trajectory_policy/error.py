@@ -41,8 +41,8 @@ def distance(path: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
     return (path - truth).norm(dim=2).mean(dim=1) * SIDE
 
 
-def measure(folder: Path, choice: str, seeds: int) -> dict[str, Any]:
-    """Pixels of each number of steps: the mean over seeds and clips, and the standard error over clips."""
+def measure(folder: Path, choice: str, seeds: int) -> dict[int, torch.Tensor]:
+    """Pixels of each number of steps, by policy and clip, [seeds, clips]."""
     clips = load_clips(folder / f"test-{choice}.npz")
     found: dict[int, list[torch.Tensor]] = {steps: [] for steps in STEPS}
     for seed in range(seeds):
@@ -52,22 +52,32 @@ def measure(folder: Path, choice: str, seeds: int) -> dict[str, Any]:
         for steps in STEPS:
             path = denoise(policy, memory, steps, torch.Generator().manual_seed(seed))
             found[steps].append(distance(path, clips["paths"]))
-    return {
-        "choice": choice,
-        "tokens": clips["mask"].sum(1).float().mean().item(),
-        "ball": clips["ball"].mean().item(),
-        "pixels": {steps: _mean(torch.stack(each)) for steps, each in found.items()},
+    return {steps: torch.stack(each) for steps, each in found.items()}
+
+
+def summarize(
+    folder: Path, choice: str, pixels: dict[int, torch.Tensor], first: dict[int, torch.Tensor]
+) -> dict[str, Any]:
+    """A line of the table: means over policies and clips, standard errors over clips, ratios to the first choice."""
+    clips = load_clips(folder / f"test-{choice}.npz")
+    lines = {
+        steps: {
+            "mean": each.mean().item(),
+            "se": _standard_error(each),
+            "policies": each.mean(dim=1).tolist(),
+            "ratio": (each.mean() / first[steps].mean()).item(),
+            "ratio_se": _standard_error((each - first[steps]) / first[steps].mean()),
+        }
+        for steps, each in pixels.items()
     }
+    tokens, ball = clips["mask"].sum(1).float().mean().item(), clips["ball"].mean().item()
+    return {"choice": choice, "tokens": tokens, "ball": ball, "pixels": lines}
 
 
-def _mean(pixels: torch.Tensor) -> dict[str, Any]:
-    """Of [seeds, clips]."""
+def _standard_error(pixels: torch.Tensor) -> float:
+    """Over clips; [seeds, clips]."""
     of_clip = pixels.mean(dim=0)
-    return {
-        "mean": of_clip.mean().item(),
-        "se": (of_clip.std() / len(of_clip) ** 0.5).item(),
-        "seeds": pixels.mean(dim=1).tolist(),
-    }
+    return (of_clip.std() / len(of_clip) ** 0.5).item()
 
 
 def measure_mean_path(folder: Path, choice: str) -> float:
@@ -78,11 +88,15 @@ def measure_mean_path(folder: Path, choice: str) -> float:
 
 def write_table(lines: list[dict[str, Any]], mean_path: float) -> str:
     """Markdown."""
-    rows = [["choice", "tokens", "of the ball's cells", *(f"{steps} steps" for steps in STEPS)]]
+    rows = [
+        ["choice", "tokens", "of the ball's cells", *(f"{steps} steps" for steps in STEPS), f"÷ `{lines[0]['choice']}`"]
+    ]
     for line in lines:
+        ten = line["pixels"][10]
+        ratio = "1" if line is lines[0] else f"{ten['ratio']:.2f} ± {ten['ratio_se']:.2f}"
         cells = (f"{own['mean']:.1f} ± {own['se']:.1f}" for own in line["pixels"].values())
-        rows.append([f"`{line['choice']}`", f"{line['tokens']:.0f}", f"{line['ball']:.0%}", *cells])
-    return as_table([*rows, ["the mean of all paths", "0", "0%", f"{mean_path:.1f}", "", ""]])
+        rows.append([f"`{line['choice']}`", f"{line['tokens']:.0f}", f"{line['ball']:.0%}", *cells, ratio])
+    return as_table([*rows, ["the mean of all paths", "0", "0%", f"{mean_path:.1f}", "", "", ""]])
 
 
 def draw(lines: list[dict[str, Any]], file: Path) -> None:
@@ -121,13 +135,16 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     place = describe()
-    lines = [measure(args.folder, choice, args.seeds) for choice in args.choices]
+    pixels = {choice: measure(args.folder, choice, args.seeds) for choice in args.choices}
+    first = pixels[args.choices[0]]
+    lines = [summarize(args.folder, choice, found, first) for choice, found in pixels.items()]
     mean_path = measure_mean_path(args.folder, args.choices[0])
     table = write_table(lines, mean_path)
     print(table)
     said = (
         f"Mean distance in pixels of a {SIDE}-pixel frame, ± standard error over the clips, which no policy was "
-        f"trained on; {args.seeds} policies of each choice. 100 steps are DDPM's, fewer DDIM's."
+        f"trained on; policies of each choice: {args.seeds}. 100 steps are DDPM's, fewer DDIM's. The last column is "
+        "that of 10 steps, clip by clip."
     )
     figures = {"lines": lines, "mean_path": mean_path}
     write_report(args.out, "error", ["Error of predicted paths", said, table], figures, place)

@@ -190,7 +190,10 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     place = describe()
-    lines = [profile_variant(args, variant) for variant in VARIANTS]
+    lines = []
+    for variant in VARIANTS:
+        lines.append(profile_variant(args, variant))
+        print(f"{variant.name}: {lines[-1]['total_ms']:.1f} ms", flush=True)
     table = write_table(lines)
     print(table)
     said = f"Tokens `{args.choice}`; the median of {args.clips} clips, new to the server; {args.threads} thread(s)."

@@ -87,7 +87,9 @@ def test_training_lowers_the_loss_and_error_reads_what_it_wrote(example, tmp_pat
         np.savez(tmp_path / f"{part}-all.npz", **clips, paths=paths)
     trained = example.train.train(tmp_path / "train-all.npz", 60, 0)
     torch.save(trained.state_dict(), example.train.policy_file(tmp_path, "all", 0))
-    line = example.error.measure(tmp_path, "all", 1)
+    pixels = example.error.measure(tmp_path, "all", 1)
+    line = example.error.summarize(tmp_path, "all", pixels, pixels)
+    assert (line["pixels"][5]["ratio"], line["pixels"][5]["ratio_se"]) == (1, 0)
     assert line["tokens"] == 3
     assert line["pixels"][10]["mean"] < example.error.measure_mean_path(tmp_path, "all")
     assert "| `all` | 3 | 100% |" in example.error.write_table([line], 1.0)
