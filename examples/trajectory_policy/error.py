@@ -100,7 +100,7 @@ def write_table(lines: list[dict[str, Any]], mean_path: float) -> str:
 
 
 def draw(lines: list[dict[str, Any]], file: Path) -> None:
-    """Error by kept tokens, a curve for each method."""
+    """Error by kept tokens: a curve for each method, a point where it has one share."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 3.6), layout="constrained")
@@ -108,7 +108,8 @@ def draw(lines: list[dict[str, Any]], file: Path) -> None:
     whole = [line for line in lines if line["choice"] == ALL]
     methods = list(dict.fromkeys(line["choice"].rpartition("-")[0] for line in lines if line["choice"] != ALL))
     for method in methods:
-        own = whole + [line for line in lines if line["choice"].rpartition("-")[0] == method]
+        own = [line for line in lines if line["choice"].rpartition("-")[0] == method]
+        own = own + whole if len(own) > 1 else own
         own.sort(key=lambda line: line["tokens"])
         at_ten = [line["pixels"][10] for line in own]
         axes.errorbar(
@@ -118,7 +119,10 @@ def draw(lines: list[dict[str, Any]], file: Path) -> None:
             marker="o",
             label=method,
         )
-    axes.set_xscale("log", base=2)
+    axes.set_xscale("log")
+    counts = sorted({round(line["tokens"]) for line in lines})
+    axes.set_xticks(counts, [str(count) for count in counts])
+    axes.set_xticks([], minor=True)
     axes.set_xlabel("tokens of a clip")
     axes.set_ylabel("error of the path in pixels, 10 steps")
     axes.legend()

@@ -175,7 +175,7 @@ def _draw_bars(axes: Any, lines: list[dict[str, Any]]) -> None:
     for row, line in enumerate(lines):
         axes.text(left[row], row, f" {line['total_ms']:.0f} ms", va="center")
     axes.invert_yaxis()
-    axes.margins(x=0.12)
+    axes.margins(x=0.15)
 
 
 def main() -> None:

@@ -31,6 +31,13 @@ def example() -> Iterator[SimpleNamespace]:
         del sys.modules[name]
 
 
+def test_the_readme_shows_the_errors_that_were_measured():
+    page, measured = (EXAMPLE / "README.md").read_text(), (EXAMPLE / "results" / "error.md").read_text()
+    rows = [line for line in measured.splitlines() if line.startswith("|")]
+    assert len(rows) > 3
+    assert "\n".join(rows) in page
+
+
 @pytest.fixture
 def policy(example: SimpleNamespace) -> torch.nn.Module:
     torch.manual_seed(0)
