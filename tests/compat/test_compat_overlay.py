@@ -23,10 +23,12 @@ OTHERS = [minor for minor in MINORS if minor != OWN]
 DENSE = ("tests/dense/test_dense_exactness.py", "-k", "cold_warm or partly_warm or preempted")
 ASK_FIRST = "hit_may_end or one_encoding or chunks_of or length or one_frame or another_question"
 IMAGES = "equal_the_oracle or encoder or counted or line or first_frame or prompt_of_text or addresses"
+LONG = ("tests/dense/test_dense_long.py", "-k", "several_steps or between_parts or log_probabilities")
 RUNS = {
     "doctor": ("tests/test_doctor.py", "-k", "healthy_environment or every_part"),
     "patches": ("tests/test_patches.py", "tests/test_hook.py", "-m", "not slow"),
     "dense": DENSE,
+    "long": LONG,
     "question": ("tests/dense/test_dense_ask_first.py", "-k", ASK_FIRST),
     "images": ("tests/pixels/test_pixels_images.py", "tests/serving/test_serving_images.py", "-k", IMAGES),
     "counts": ("tests/serving/test_serving_counts.py",),
@@ -38,7 +40,7 @@ RUNS = {
         "http or stream",
     ),
 }
-ON_V2 = ("dense", "images", "counts", "caching", "http")
+ON_V2 = ("dense", "long", "images", "counts", "caching", "http")
 _TIMEOUT_S = 1200
 
 

@@ -149,10 +149,11 @@ def random_case(
     configs: Sequence[Any] = CONFIGS,
     image_share: float = 0.2,
     image_sizes: Sequence[tuple[int, int]] = ((84, 112),),
+    most_frames: int = 10,
 ) -> Case:
     """Text, image, one video or several, in one turn or in several; an image in place of a video at `image_share`.
 
-    `image_sizes`: (height, width) in pixels.
+    `image_sizes`: (height, width) in pixels. `most_frames`: of a video; it has a fifth of them at the least.
     """
     videos: list[Any] = []
     images: list[Any] = []
@@ -168,7 +169,7 @@ def random_case(
         if random.random() < image_share:
             images.append(picture())
             return IMAGE
-        frames, side = int(random.integers(2, 11)), int(random.choice([84, 112, 140]))
+        frames, side = int(random.integers(most_frames // 5, most_frames + 1)), int(random.choice([84, 112, 140]))
         fps = float(random.choice([1.0, 2.0, 2.997, 8.0]))
         videos.append(video(int(random.integers(100)), frames, 112, side, fps))
         return VIDEO
@@ -194,7 +195,7 @@ def random_case(
     return (
         Case(text, tuple(videos[:3]), tuple(images[:2]), config)
         if _fits(videos, images)
-        else random_case(random, configs, image_share, image_sizes)
+        else random_case(random, configs, image_share, image_sizes, most_frames)
     )
 
 

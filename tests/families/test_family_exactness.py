@@ -37,6 +37,7 @@ from dense_cases import image as picture
 from dense_cases import video as clip
 from dense_engine import BLOCK_SIZE, RemoteEngine, forgetful
 from inside_cases import image_cases_inside, inside_cases, learned, unusual_cases
+from long_cases import check_dense_prefixes_over_several_steps
 from oracle import load_model
 from oracle.micro_model import FAMILIES as FAMILY_CONFIGS
 from oracle.micro_model import load_by_place, micro_selector, micro_selectors, write_micro_model
@@ -150,6 +151,12 @@ def test_random_requests_equal_the_oracle(engine, oracle, family, start):
     engine.call("forget")
     spans = [stop - first for answer in answers for first, stop in oracle.spans(answer.prompt)]
     compare(batch, engine.run(prompts(batch), step_tokens=max([1, *spans]) + 7), oracle)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("start", "rows"), [(0, 20), (12, 48), (24, 9)])
+def test_dense_prefixes_over_several_steps_equal_the_oracle(divided, engine, oracle, family, start, rows):
+    check_dense_prefixes_over_several_steps(engine, oracle, cases(family)[start : start + 12], rows)
 
 
 @functools.cache

@@ -113,6 +113,15 @@ def test_a_selector_inside_the_decoder_chooses(engine, oracle):
 
 
 @pytest.mark.long
+def test_a_prefix_that_no_step_holds_is_refused(engine, oracle):
+    """It takes one step: states go on from row to row."""
+    case = ask("stage2_only")
+    (answer,) = engine.run([case.prompt()], part_rows=20)
+    assert "max_num_batched_tokens=20: what is kept of a video and its question are" in answer.error
+    compare([case], engine.run([case.prompt()]), oracle)
+
+
+@pytest.mark.long
 def test_preempted_requests_begin_again(engine, oracle):
     batch = [case for case in cases() if case.videos][:8]
     blocks = 1 + sum(-(-oracle(case, LONG).prompt_len_kept // BLOCK_SIZE) for case in batch)

@@ -25,6 +25,7 @@ from dense_cases import (
 from dense_cases import image as picture
 from dense_cases import video as clip
 from dense_engine import BLOCK_SIZE, RemoteEngine, forgetful
+from long_cases import check_dense_prefixes_over_several_steps
 from oracle import load_model
 from oracle.micro_model import micro_selectors, write_micro_model
 from square_cases import (
@@ -90,6 +91,12 @@ def batches(count: int, size: int, in_ci: int = 1) -> list[Any]:
 @pytest.mark.parametrize("start", batches(36, 6))
 def test_random_requests_equal_the_oracle(engine, oracle, family, start):
     check_cold_cached_and_in_chunks(engine, oracle, cases(family)[start : start + 6])
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("start", "rows"), [(0, 20), (12, 48), (24, 9)])
+def test_dense_prefixes_over_several_steps_equal_the_oracle(engine, oracle, family, start, rows):
+    check_dense_prefixes_over_several_steps(engine, oracle, cases(family)[start : start + 12], rows)
 
 
 @pytest.mark.parametrize("start", batches(28, 7))

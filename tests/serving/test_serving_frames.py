@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import openai
@@ -62,7 +63,9 @@ def test_numbers_of_tokens_that_are_none(open_server, tokens, said):
 def test_more_frames_than_the_file_has(open_server):
     few = video(data_url(mp4(6, 56, 56)))
     prune = {**UNIFORM, "frames": {"tokens": 300, "max": 50000}}
-    assert open_server.ask(few, ASK, prune=prune).prune["videos"][0]["frames"] == {"seen": 6, "of": 6}
+    by_number = {"media_io_kwargs": {"video": {"num_frames": 500}}}
+    for asked in ({"prune": prune}, {"prune": UNIFORM, "extra_body": by_number}):
+        assert open_server.ask(few, ASK, **asked).prune["videos"][0]["frames"] == {"seen": 6, "of": 6}
 
 
 def test_a_video_of_one_frame(open_server):
@@ -76,6 +79,21 @@ def test_ten_hours_of_black(open_server):
     told = open_server.ask(video(data_url(mp4(180, 28, 28, fps=0.1, black=True))), ASK, prune=prune).prune["videos"][0]
     assert told["frames"] == {"seen": 148, "of": 180}
     assert told["kept"] == 7
-    said = refusal(open_server, prune, video(data_url(mp4(3600, 28, 28, fps=0.1, black=True))), ASK)
-    assert "the request's media take more than the" in said
-    assert "send a shorter part of the video" in said
+    black = video(data_url(mp4(3600, 28, 28, fps=0.1, black=True)))
+    for config in (prune, {"preset": "default", "frames": {"tokens": 7}}, "default"):
+        said = refusal(open_server, config, black, ASK)
+        assert "the request's media take more than the" in said
+        assert "send a shorter part of the video" in said
+
+
+def test_a_video_with_more_tokens_than_the_operator_has_room_for(open_server):
+    """By the option's name and the number that it would take; with `frames` fewer are sampled."""
+    long = video(data_url(mp4(768, 112, 112, fps=2.0)))
+    said = refusal(open_server, "stage2_only", long, ASK)
+    found = re.search(r"dense_tokens=(\d+): .* (\d+) tokens before .* \((\d+) of the video\);.*", said)
+    assert found, said
+    room, needed, of_video = map(int, found.groups())
+    assert of_video == 768 // 2 * 16 > room
+    assert f"start the server with --prune-dense-tokens {needed} or more" in said
+    told = open_server.ask(long, ASK, prune={"preset": "stage2_only", "keep_ratio": 0.1, "frames": {"tokens": 900}})
+    assert 512 < told.prune["videos"][0]["frames"]["seen"] * 8 <= room * 7 // 8
