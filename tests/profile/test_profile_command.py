@@ -10,12 +10,15 @@ import pytest
 from PIL import Image
 
 from vllm_prune.cli.main import main
+from vllm_prune.config import PruneConfig
 from vllm_prune.embedded import clips
 from vllm_prune.profile import stages
-from vllm_prune.profile.measure import Profile, RequestProfile
+from vllm_prune.profile.measure import Profile, RequestProfile, room_for
 
 CLIP = clips()[0]
-PRUNES = ["baseline", "default", "stage1_only"]
+BY_TOKENS = '{"preset": "stage1_only", "frames": {"tokens": 2000}}'
+"""More tokens than the video and an answer."""
+PRUNES = ["baseline", "default", "stage1_only", BY_TOKENS]
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +59,19 @@ def test_every_stage_is_seen_where_it_runs(profile):
     answered = profile["default"]["first_question"]["answer_tokens"]
     assert calls["default"][stages.DECODE] == answered - 1
     assert calls["default"][stages.HEAD] == answered
+
+
+def test_an_engine_has_room_for_what_frames_by_tokens_may_keep(profile):
+    (found,) = (entry for entry in profile.values() if entry["configuration"].get("frames"))
+    assert found["first_question"]["frames"] == {"seen": CLIP.frames, "of": CLIP.frames}
+    assert found["first_question"]["video_tokens"] == profile["stage1_only"]["first_question"]["video_tokens"]
+    asked = PruneConfig.parse({"preset": "default", "frames": {"tokens": 512, "max": 2048}})
+    length = 120 // 2 * 16
+    assert room_for("embedded", (120, 112, 112), 600, [PruneConfig()]).prompt == length + 1024
+    # 320 frames keep 512 of their 2,560 tokens; half of them enter the first layers.
+    room = room_for("embedded", (120, 112, 112), 600, [asked])
+    assert room.prompt == length + 1024
+    assert room.before_choice * 7 / 8 >= 1280
 
 
 def test_the_second_question_reuses(profile):

@@ -16,7 +16,7 @@ import httpx
 import pytest
 from browser import CHROMIUM, NO_CHROMIUM, Browser
 from PIL import Image
-from serving_media import data_url, png
+from serving_media import data_url, mp4, png
 from serving_server import OPTIONS, Server, text, video
 
 from vllm_prune.budget import plan_counts
@@ -153,6 +153,23 @@ def test_a_dropped_video_and_another_method(page):
         ask(page)
         assert numbers(page, "pruned")["tokens of the video"] == "32 of 128"
         assert "32 (25%)" in page.text('[data-part="counts"]')
+
+
+@needs_browser
+def test_frames_by_the_tokens_that_are_kept(page, tmp_path):
+    """8 frames a second, of which vLLM samples 2; with a fifth of the tokens all of them are shown."""
+    path = tmp_path / "long.mp4"
+    path.write_bytes(mp4(240, 112, 112, fps=8.0))
+    page.choose_file("#file", path)
+    page.wait("document.querySelector('#name').innerText.startsWith('long.mp4')")
+    fill(page, "What happens?", "custom")
+    asked = {"preset": "default", "frames": {"tokens": 384}}
+    page.run(f"document.querySelector('#json').value = {json.dumps(json.dumps(asked))}")
+    ask(page)
+    full, pruned = numbers(page, "full"), numbers(page, "pruned")
+    assert (full["frames of the video"], full["tokens of the video"]) == ("60 of 240", "480 of 480")
+    assert (pruned["frames of the video"], pruned["tokens of the video"]) == ("240 of 240", "384 of 1,920")
+    assert "240 frames sampled by the server, a grid of 120 x 4 x 4 = 1,920 tokens" in page.text("#cellsFacts")
 
 
 @needs_browser

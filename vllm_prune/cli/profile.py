@@ -67,7 +67,14 @@ def _profile(args: argparse.Namespace) -> int:
     model = resolve(args.model)
     check_model(model)
     place = provenance.describe()  # before the run, as the load average is that of others
-    profiler = Profiler(model, video, max_tokens=max_tokens, media_io_kwargs=media, engine=engine)
+    profiler = Profiler(
+        model,
+        video,
+        max_tokens=max_tokens,
+        media_io_kwargs=media,
+        engine=engine,
+        configs=list(configs.values()),
+    )
     questions = (args.question, args.next_question)
     profiles: list[Profile] = []
     status = 0

@@ -193,6 +193,7 @@ async function ask(side, prune, question) {
     if (found.first === null && (more || choice?.token_ids?.length)) found.first = performance.now() - begin;
     if (more) { found.text += more; said.textContent = found.text; }
     if (event.usage) found.usage = event.usage;
+    if (event.prune) found.report = event.prune;
   }
   found.total = performance.now() - begin;
   said.textContent = found.text.trim() || "(an empty answer)";
@@ -245,6 +246,8 @@ function fill(side, found, before) {
   const kept = page.isPicture ? counts.image : counts.video, rows = [];
   const all = (page.isPicture ? counts.image_before_pruning : counts.video_before_pruning) ?? kept;
   rows.push([`tokens of the ${kind()}`, `${number(kept)} of ${number(all)}`, kept / all]);
+  const shown = found.report?.videos?.[0]?.frames;
+  if (shown) rows.push(["frames of the video", `${number(shown.seen)} of ${number(shown.of)}`, null]);
   if (counts.video_structure) rows.push(["text between its steps", number(counts.video_structure), null]);
   rows.push(["prompt tokens", number(found.usage.prompt_tokens), null, before && change(found.usage.prompt_tokens, before.usage.prompt_tokens, "fewer", "more")]);
   rows.push(["time to the first token", seconds(found.first), null, before && change(found.first, before.first, "less", "more")]);

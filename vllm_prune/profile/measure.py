@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -56,13 +57,16 @@ class Profiler:
         max_tokens: int,
         media_io_kwargs: Mapping[str, Any],
         engine: Mapping[str, Any],
+        configs: Sequence[PruneConfig] = (),
     ) -> None:
+        """`configs`: those to be profiled; the engine has room for the frames that they sample."""
         from vllm_prune.show.media import load_video
 
         self._model, self._video, self._media_io_kwargs = model, video, dict(media_io_kwargs)
-        images, _ = load_video(video, model, self._media_io_kwargs)
+        images, metadata = load_video(video, model, self._media_io_kwargs)
         self.frames = images.shape[:3]
-        self._llm = _start(model, self.frames, engine)
+        total = max(metadata.get("total_num_frames") or 0, len(images))
+        self._llm = _start(model, room_for(model, self.frames, total, configs), engine)
         from vllm import SamplingParams
 
         self._sampling = SamplingParams(temperature=0.0, max_tokens=max_tokens)
@@ -128,7 +132,46 @@ class Profiler:
         )
 
 
-def _start(model: str, frames: Sequence[int], engine: Mapping[str, Any]) -> Any:
+@dataclass(frozen=True)
+class Room:
+    """Tokens that an engine is to have room for."""
+
+    prompt: int
+    before_choice: int = 0
+    """Of a video whose frames follow its kept tokens, before a question chooses."""
+
+
+def room_for(model: str, shown: Sequence[int], total: int, configs: Sequence[PruneConfig]) -> Room:
+    """Of the video with all that vLLM samples, and of what each configuration with `frames` samples itself.
+
+    Args:
+        model: A folder or hub name.
+        shown: Frames that vLLM samples, their height and width.
+        total: Frames of the file.
+        configs: To be profiled.
+    """
+    from vllm_prune.budget import count_most
+    from vllm_prune.estimate import VideoShape, read_dims
+    from vllm_prune.estimate.video import read_limits, sampled_video
+    from vllm_prune.serving.api.frame_budget import FOR_VIDEO
+
+    count, height, width = shown
+    dims, limits = read_dims(model), read_limits(model)
+    t, h, w = VideoShape(count, height, width).grid(dims.vision, limits)
+    prompt, before = [t * (h * w + dims.step_text_most)], [0]
+    for config in configs:
+        if config.frames is None:
+            continue
+        sampled = sampled_video(VideoShape(total, height, width), dims.vision, config, limits)
+        t, h, w = sampled.grid(dims.vision, limits)
+        prompt.append(config.frames.tokens + t * dims.step_text_most)
+        if config.chooses_inside:
+            entering = count_most(config.of_videos, t * h * w, t).entering
+            before.append(math.ceil(entering / FOR_VIDEO) + t * dims.step_text_most)
+    return Room(max(prompt) + _TEXT_ROOM, max(before))
+
+
+def _start(model: str, room: Room, engine: Mapping[str, Any]) -> Any:
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # vLLM warns at every request that it keeps its threads
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
@@ -136,17 +179,11 @@ def _start(model: str, frames: Sequence[int], engine: Mapping[str, Any]) -> Any:
     from vllm.platforms import current_platform
 
     from vllm_prune.engine import engine_args
-    from vllm_prune.estimate import VideoShape, read_dims
-    from vllm_prune.estimate.video import read_limits
     from vllm_prune.show.errors import ShowError
 
-    count, height, width = frames
-    dims = read_dims(model)
-    t, h, w = VideoShape(count, height, width).grid(dims.vision, read_limits(model))
-    length = t * (h * w + dims.step_text_most) + _TEXT_ROOM
     options: dict[str, Any] = {
-        "max_model_len": length,
-        "max_num_batched_tokens": length,
+        "max_model_len": room.prompt,
+        "max_num_batched_tokens": room.prompt,
         "max_num_seqs": 1,
         "limit_mm_per_prompt": {"video": 1, "image": 0},
         "enable_prefix_caching": True,
@@ -155,8 +192,11 @@ def _start(model: str, frames: Sequence[int], engine: Mapping[str, Any]) -> Any:
     }
     if current_platform.is_cpu():
         options |= {"gpu_memory_utilization": 0.1, "block_size": 32}
+    options |= engine
+    if room.before_choice > options["max_num_batched_tokens"]:
+        options.setdefault("dense_tokens", room.before_choice)
     try:
-        return LLM(**engine_args(model, "baseline", override="any", **options | dict(engine)))
+        return LLM(**engine_args(model, "baseline", override="any", **options))
     except ValueError as error:
         raise ShowError(f"model={model!r}: {error}") from error
 

@@ -20,7 +20,7 @@ from vllm_prune.serving.wire.settings import StepLimits, read_step_limits
 if TYPE_CHECKING:
     from vllm_prune.serving.api.family import FamilyProcessor
 
-_FOR_VIDEO = 7 / 8
+FOR_VIDEO = 7 / 8
 """Of what a step holds; the rest is for the question and the text between a video's frames."""
 _CHANNELS = 3
 
@@ -78,10 +78,10 @@ class FrameBudget:
         """The limit of a step that a video is above, as its option is called; "" if it is above none."""
         if not self.config.chooses_inside:
             return ""
-        if limits.dense_tokens is not None and counts.entering > limits.dense_tokens * _FOR_VIDEO:
+        if limits.dense_tokens is not None and counts.entering > limits.dense_tokens * FOR_VIDEO:
             return "--prune-dense-tokens"
         in_a_step = None if limits.several_steps else limits.tokens
-        if in_a_step is not None and counts.kept > in_a_step * _FOR_VIDEO:
+        if in_a_step is not None and counts.kept > in_a_step * FOR_VIDEO:
             return "--max-num-batched-tokens"
         return ""
 
