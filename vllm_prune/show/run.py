@@ -57,7 +57,7 @@ def run_model(
         PruneConfigError: A configuration is wrong.
     """
     is_image = is_picture(video)
-    configs = name_picture_configs(prunes) if is_image else name_configs(prunes)
+    configs = name_picture_configs(prunes) if is_image else _on_the_same_frames(name_configs(prunes))
     check_model(model)
     medium: tuple[str, Any]
     if is_image:
@@ -102,14 +102,20 @@ def name_configs(prunes: Sequence[str]) -> dict[str, PruneConfig]:
     named: dict[str, PruneConfig] = {}
     for prune in prunes:
         label, config = label_of(prune), PruneConfig.parse(prune)
-        if config.frames is not None:
-            raise ShowError(
-                f"prune={prune!r}: all configurations are shown on the same frames, those of --media-io-kwargs; leave "
-                f"frames out"
-            )
         if config not in named.values():
             named[config.to_json() if label in named else label] = config
     return named
+
+
+def _on_the_same_frames(configs: dict[str, PruneConfig]) -> dict[str, PruneConfig]:
+    """`configs`, none of which samples frames of its own."""
+    for config in configs.values():
+        if config.frames is not None:
+            raise ShowError(
+                f"prune={config.to_json()}: all configurations are shown on the same frames, those of "
+                f"--media-io-kwargs; leave frames out"
+            )
+    return configs
 
 
 def _grid(model: str, images: np.ndarray) -> tuple[int, int, int]:
