@@ -112,7 +112,7 @@ def _bytes_held(worker: Any) -> int:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("size", "rows"), [(6, 40), (8, 20)])
+@pytest.mark.parametrize(("size", "rows"), [(7, 96), (8, 40)])
 def test_on_two_ranks(two_ranks: RemoteEngine, oracle: Oracle, size: int, rows: int) -> None:
     """Both keep the same, and neither holds any of it afterwards."""
     cases = batch_of(size)
@@ -126,7 +126,7 @@ def test_on_two_ranks(two_ranks: RemoteEngine, oracle: Oracle, size: int, rows: 
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("size", "rows"), [(6, 40), (8, 20)])
+@pytest.mark.parametrize(("size", "rows"), [(7, 96), (8, 40)])
 def test_compiled(compiled: RemoteEngine, oracle: Oracle, size: int, rows: int) -> None:
     """In a cache for little more than one request."""
     cases = batch_of(size)
