@@ -12,8 +12,8 @@ from long_cases import check_dense_prefixes_over_several_steps, longer_cases
 from test_dense_exactness import batch_of
 
 BATCHES = [(2, 20), (7, 96), (8, 40)]
-BATCHES += [pytest.param(*each, marks=pytest.mark.long) for each in ((1, 9), (3, 12), (4, 48), (5, 20), (6, 64))]
-"""Sizes of batches, and dense rows that a step computes of one prefix."""
+BATCHES += [pytest.param(*each, marks=pytest.mark.long) for each in ((1, 12), (3, 12), (5, 20), (6, 64))]
+"""Sizes of batches, and dense rows that a step computes of one prefix. (Of 4 cases no question chooses.)"""
 
 
 @pytest.mark.parametrize(("size", "rows"), BATCHES)
