@@ -63,9 +63,7 @@ def test_numbers_of_tokens_that_are_none(open_server, tokens, said):
 def test_more_frames_than_the_file_has(open_server):
     few = video(data_url(mp4(6, 56, 56)))
     prune = {**UNIFORM, "frames": {"tokens": 300, "max": 50000}}
-    by_number = {"media_io_kwargs": {"video": {"num_frames": 500}}}
-    for asked in ({"prune": prune}, {"prune": UNIFORM, "extra_body": by_number}):
-        assert open_server.ask(few, ASK, **asked).prune["videos"][0]["frames"] == {"seen": 6, "of": 6}
+    assert open_server.ask(few, ASK, prune=prune).prune["videos"][0]["frames"] == {"seen": 6, "of": 6}
 
 
 def test_a_video_of_one_frame(open_server):
@@ -89,11 +87,12 @@ def test_ten_hours_of_black(open_server):
 def test_a_video_with_more_tokens_than_the_operator_has_room_for(open_server):
     """By the option's name and the number that it would take; with `frames` fewer are sampled."""
     long = video(data_url(mp4(768, 112, 112, fps=2.0)))
-    said = refusal(open_server, "stage2_only", long, ASK)
+    prune = {"preset": "stage2_only", "keep_ratio": 0.1}
+    said = refusal(open_server, prune, long, ASK)
     found = re.search(r"dense_tokens=(\d+): .* (\d+) tokens before .* \((\d+) of the video\);.*", said)
     assert found, said
     room, needed, of_video = map(int, found.groups())
     assert of_video == 768 // 2 * 16 > room
     assert f"start the server with --prune-dense-tokens {needed} or more" in said
-    told = open_server.ask(long, ASK, prune={"preset": "stage2_only", "keep_ratio": 0.1, "frames": {"tokens": 900}})
+    told = open_server.ask(long, ASK, prune={**prune, "frames": {"tokens": 900}})
     assert 512 < told.prune["videos"][0]["frames"]["seen"] * 8 <= room * 7 // 8
