@@ -40,7 +40,7 @@ RUNS = {
         "http or stream",
     ),
 }
-ON_V2 = ("dense", "long", "images", "counts", "caching", "http")
+ON_V2 = ("dense", "images", "counts", "caching", "http")
 _TIMEOUT_S = 1200
 
 
