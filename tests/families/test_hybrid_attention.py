@@ -149,10 +149,11 @@ def ask(config: Any, seed: int = 3) -> Case:
 
 @pytest.mark.parametrize("layers", [[0], [1, 2], [4]])
 def test_a_pruning_layer_that_keeps_a_state_is_refused(engine, layers):
-    (answer,) = engine.run([ask({"method": "attention", "layers": layers, "keep_ratio": 0.5}).prompt()])
-    assert f"layers={layers}: a question chooses behind layers with attention, which in this decoder are 1, 3;" in (
-        answer.error
-    )
+    own = {"method": "attention", "layers": layers, "keep_ratio": 0.5}
+    said = f"layers={layers}: a question chooses behind layers with attention, which in this decoder are 1, 3;"
+    video, picture = engine.run([ask(config).prompt() for config in (own, {"preset": "stage1_only", "image": own})])
+    assert said in video.error
+    assert f"image.{said}" in picture.error
 
 
 @pytest.mark.long
