@@ -1,9 +1,9 @@
 """Asks a server of features about every clip once, and writes what policies are trained on.
 
 vllm-prune serve embedded --runner pooling --prune baseline --prune-override any --dtype float32 &
-python collect.py all vidcom2-0.12 --url http://localhost:8000
+python collect.py --url http://localhost:8000
 
-A choice of tokens is "all", or the name of a method and the share that it keeps.
+A choice of tokens is "all", or the name of a method and the share that it keeps, as "vidcom2-0.12".
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def collect(client: FeaturesClient, seeds: range) -> dict[str, np.ndarray]:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("choices", nargs="*", default=list(CHOICES), metavar="choice", help="'all', or METHOD-SHARE")
+    parser.add_argument("choices", nargs="*", default=[ALL], metavar="choice", help="'all', or METHOD-SHARE")
     parser.add_argument("--url", default="http://localhost:8000")
     parser.add_argument("--train", type=int, default=1200, help="clips")
     parser.add_argument("--test", type=int, default=200, help="clips")
