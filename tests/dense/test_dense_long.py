@@ -27,7 +27,7 @@ def test_a_dense_prefix_over_several_steps(eager: RemoteEngine, oracle: Oracle, 
     compare(both, eager.run(prompts(both), part_rows=rows), oracle)
 
 
-@pytest.mark.parametrize("rows", [64, pytest.param(20, marks=pytest.mark.long)])
+@pytest.mark.parametrize("rows", [64, pytest.param(40, marks=pytest.mark.long)])
 def test_preempted_between_parts(eager: RemoteEngine, oracle: Oracle, rows: int) -> None:
     cases = batch_of(6)
     answers = eager.run(prompts(cases), part_rows=rows, preempts=True)
