@@ -311,8 +311,17 @@ def test_a_hybrid_refuses_questions_inside_the_decoder(hybrid, engine, config):
 
 def test_preempted_requests_of_a_hybrid_equal_the_oracle(hybrid, engine, oracle):
     """Their states are gone with their blocks."""
-    batch = asking_cases()[:6]
-    answers = engine.run([case.prompt() for case in batch], max_tokens=LONG, free_blocks=FEW_BLOCKS)
+    check_preempted(asking_cases()[:6], engine, oracle)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("start", range(0, 36, 6))
+def test_preempted_random_requests_of_a_hybrid_equal_the_oracle(hybrid, engine, oracle, family, start):
+    check_preempted(cases(family)[start : start + 6], engine, oracle)
+
+
+def check_preempted(batch: list[Case], engine: RemoteEngine, oracle: Oracle) -> None:
+    answers = engine.run(prompts(batch), max_tokens=LONG, free_blocks=FEW_BLOCKS)
     assert sum(answer.preemptions for answer in answers) > 0
     compare(batch, answers, oracle, max_tokens=LONG)
 
