@@ -30,9 +30,17 @@ def test_drafts_are_asked_for_without_the_plugin():
     assert mtp.environment == {"VLLM_PLUGINS": ""}
 
 
-@pytest.mark.parametrize("given", ["mtp:0", "mtp:-1", "mtp:x", "mtp:²"])
+def test_drafts_beside_pruning():
+    ours = parse_configurations(['half=mtp:1+{"method": "uniform", "keep_ratio": 0.5}'], with_mtp=True)[0]
+    command = ours.serve_command("m", [])
+    assert (ours.name, ours.is_reference, command[: len(VLLM_PRUNE)]) == ("half", False, [*VLLM_PRUNE])
+    assert json.loads(command[command.index("--prune") + 1])["method"] == "uniform"
+    assert json.loads(command[command.index("--speculative-config") + 1])["num_speculative_tokens"] == 1
+
+
+@pytest.mark.parametrize("given", ["mtp:0", "mtp:-1", "mtp:x", "mtp:²", "mtp:0+default"])
 def test_numbers_of_drafts_that_cannot_be(given):
-    with pytest.raises(BenchmarkError, match=f"{given}: the number of drafted tokens must be 1 or more"):
+    with pytest.raises(BenchmarkError, match=f"{given.split('+')[0]}: the number of drafted tokens must be 1 or more"):
         parse_configurations([given], with_mtp=True)
 
 

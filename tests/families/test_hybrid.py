@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -84,37 +86,70 @@ def test_a_server_may_let_requests_choose_anything_else(model):
     assert configure(model, "stage1_only", override="any").cache_config.enable_prefix_caching
 
 
+OWN = {"method": "mtp", "num_speculative_tokens": 2}
+NGRAMS = {"method": "ngram", "num_speculative_tokens": 2, "prompt_lookup_max": 3, "prompt_lookup_min": 1}
+UNCACHED = {"enable_prefix_caching": False}
+DRAFTS = pytest.mark.parametrize("drafts", [OWN, NGRAMS], ids=["own", "ngrams"])
+
+
 @pytest.mark.parametrize("method", ["mtp", "qwen3_5_mtp"])
-def test_drafts_by_the_checkpoints_own_layers_are_refused_with_what_vllm_lacks(model, method):
-    """Whether the checkpoint has such layers or, as this one, none."""
-    drafts = {"method": method, "num_speculative_tokens": 2}
-    with pytest.raises(Exception, match=r"speculative_config.method='mtp': .* rows one token further on .*\"ngram\""):
+def test_a_checkpoint_without_draft_layers_cannot_draft_by_them(model, method):
+    """vLLM would, by a layer of whatever is in its memory."""
+    with pytest.raises(Exception, match=r"method='mtp': the checkpoint has no layers to draft by \(mtp_num_hidden_l"):
+        configure(model, "stage1_only", speculative_config=OWN | {"method": method}, **UNCACHED)
+
+
+@pytest.mark.skipif(ON_GPU or IS_V2, reason="the kernel runs")
+@DRAFTS
+def test_drafts_need_a_kernel_beside_cached_prefixes(model, drafts):
+    with pytest.raises(Exception, match=r"hybrid, and with prefix caching .* a Triton kernel, which a CPU cannot run"):
         configure(model, "stage1_only", speculative_config=drafts)
 
 
-NGRAMS = {"method": "ngram", "num_speculative_tokens": 2, "prompt_lookup_max": 3, "prompt_lookup_min": 1}
+@DRAFTS
+def test_drafts_beside_a_dense_prefix_are_refused(model, drafts):
+    for config, override in (("default", "tighten"), ("stage1_only", "any")):
+        with pytest.raises(Exception, match=r'cannot be combined with method "attention", or with .*-override any'):
+            configure(model, config, override=override, speculative_config=drafts, **UNCACHED)
 
 
-@pytest.mark.skipif(ON_GPU, reason="a GPU runs the kernel")
-def test_drafts_from_the_prompt_need_a_kernel_beside_cached_prefixes(model):
-    reason = "compared on vLLM's V1 model runner only" if IS_V2 else "by a Triton kernel, which a CPU cannot run"
-    with pytest.raises(Exception, match=rf"'ngram': the model's decoder is a hybrid, and .* {reason}"):
-        configure(model, "stage1_only", speculative_config=NGRAMS)
+@pytest.mark.skipif(not IS_V2, reason="let in on this runner")
+def test_ngrams_are_refused_on_the_v2_runner(model):
+    with pytest.raises(Exception, match=r"'ngram': .* hybrid, on which n-grams have been compared on vLLM's V1"):
+        configure(model, "stage1_only", speculative_config=NGRAMS, **UNCACHED)
 
 
-@pytest.mark.skipif(IS_V2, reason="refused on this runner")
-def test_drafts_from_the_prompt_are_let_in_without_cached_prefixes(model):
-    config = configure(model, "stage1_only", speculative_config=NGRAMS, enable_prefix_caching=False)
-    assert config.speculative_config.method == "ngram"
+def test_drafts_are_let_in(drafting):
+    drafts = OWN if IS_V2 else NGRAMS
+    config = configure(drafting, "stage1_only", speculative_config=drafts, **UNCACHED)
+    assert config.speculative_config.method == drafts["method"]
 
 
-def test_drafts_from_the_prompt_need_a_vllm_that_keeps_the_states(model, monkeypatch):
+@pytest.mark.skipif(IS_V2, reason="let in on this runner")
+def test_own_layers_are_refused_on_the_v1_runner(drafting):
+    with pytest.raises(Exception, match=r"'mtp': vLLM's V1 model runner .* is no index once there is"):
+        configure(drafting, "stage1_only", speculative_config=OWN, **UNCACHED)
+
+
+@pytest.fixture
+def drafting(model, tmp_path) -> str:
+    """The model, in a folder that says that it has draft layers; no weights are read."""
+    shutil.copytree(model, tmp_path, dirs_exist_ok=True)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["text_config"]["mtp_num_hidden_layers"] = 1
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    return str(tmp_path)
+
+
+@DRAFTS
+def test_drafts_need_a_vllm_that_keeps_the_states(model, monkeypatch, drafts):
     import vllm
 
+    if IS_V2 and drafts is NGRAMS:
+        pytest.skip("refused on this runner")
     monkeypatch.setattr(vllm, "__version__", "0.31.4")
-    reason = "V1 model runner only" if IS_V2 else r"a stale state .* \(vllm#39273\); use vLLM 0\.32 or later"
-    with pytest.raises(Exception, match=rf"'ngram': the model's decoder is a hybrid, and .*{reason}"):
-        configure(model, "stage1_only", speculative_config=NGRAMS, enable_prefix_caching=False)
+    with pytest.raises(Exception, match=r"hybrid, and this vLLM takes a stale state .* \(vllm#39273\); use vLLM 0\.32"):
+        configure(model, "stage1_only", speculative_config=drafts, **UNCACHED)
 
 
 FAILS = """

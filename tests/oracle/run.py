@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,6 +88,30 @@ def run_oracle(
         logits=logits,
         positions=rows.positions,
     )
+
+
+@torch.no_grad()
+def run_known(
+    model: PreTrainedModel,
+    prompt: Prompt,
+    config: PruneConfig,
+    follows: Sequence[int],
+    selectors: Mapping[str | int, Selector],
+) -> tuple[Tensor, Rows]:
+    """A prompt of which no question chooses inside the decoder, and the tokens that follow it.
+
+    Returns:
+        All rows after the last norm [R, C], and as they came in.
+    """
+    configs = own_configs(model, prompt, config)
+    tokens = [
+        entering_tokens(model, medium, own, config.image) for medium, own in zip(prompt.media, configs, strict=True)
+    ]
+    tokens, _ = choose(model, prompt, configs, tokens, selectors)
+    layout = lay_out(model, prompt, tokens)
+    later = [text_row(model, token_id, layout.next_position + i) for i, token_id in enumerate(follows)]
+    hidden, rows = run_rows(model, join([layout.rows, *later]), KVCache(model.config.text_config))
+    return model.model.language_model.norm(hidden), rows
 
 
 def plan_pruning(

@@ -9,6 +9,7 @@ import vllm
 from packaging.version import Version
 from vllm.config import VllmConfig
 from vllm.platforms import current_platform
+from vllm.triton_utils import HAS_TRITON
 
 from vllm_prune.config import QUESTION, PruneConfigError
 from vllm_prune.override import ServerSettings
@@ -17,6 +18,8 @@ from vllm_prune.serving.wire.settings import read_settings
 
 TOKEN_DRAFTERS = ("ngram", "ngram_gpu")
 """Methods of speculative decoding that draft from token ids alone."""
+OWN_LAYERS = "mtp"
+"""That drafts by layers of the checkpoint."""
 KEEPS_STATES = (0, 32)
 """The first vLLM whose V1 runner counts a step without drafts among those that may follow accepted ones."""
 KEYED_BY_BLOCK_HASHES = ("OffloadingConnector", "SimpleCPUOffloadConnector", "MooncakeStoreConnector")
@@ -76,47 +79,65 @@ def _check_drafter(vllm_config: VllmConfig, settings: ServerSettings) -> None:
     speculative = vllm_config.speculative_config
     if speculative is None:
         return
+    field = f"speculative_config.method={speculative.method!r}:"
     tried = "ngram_gpu" if vllm_config.use_v2_model_runner else "ngram"
-    hybrid = vllm_config.model_config.is_hybrid
-    use = f'use "{tried}", or '
-    if speculative.method not in TOKEN_DRAFTERS:
-        raise PruneConfigError(
-            f"speculative_config.method={speculative.method!r}: drafters that see the video have not been compared "
-            f"with pruning: they need rows one token further on than a step's, which vLLM asks the model for as if "
-            f"they were the step's (V1 runner), or cuts out of the encoder cache itself (V2), where those lie that a "
-            f"question chooses from; {use}leave speculative_config out"
-        )
-    if hybrid:
-        _check_drafts_of_a_hybrid(vllm_config)
     if settings.may_query:
         raise PruneConfigError(
-            f'speculative_config.method={speculative.method!r}: cannot be combined with method "attention", or with '
-            f"--prune-override any, which allows it: a step that verifies drafts beside a dense prefix has not been "
-            f"tried; leave it out, or choose another method and --prune-override tighten"
+            f'{field} cannot be combined with method "attention", or with --prune-override any, which allows it: a '
+            f"step that verifies drafts beside a dense prefix has not been tried; leave it out, or choose another "
+            f"method and --prune-override tighten"
+        )
+    if vllm_config.model_config.is_hybrid:
+        _check_drafts_of_a_hybrid(vllm_config, field)
+        if speculative.method == OWN_LAYERS:
+            _check_own_layers(vllm_config, field)
+            return
+    if speculative.method not in TOKEN_DRAFTERS:
+        raise PruneConfigError(
+            f"{field} of drafters that see the video, only a Qwen3.5's own MTP layers have been compared with pruning; "
+            f'use "{tried}", or leave speculative_config out'
         )
     if speculative.method != tried:
         raise PruneConfigError(
-            f"speculative_config.method={speculative.method!r}: has not been tried with pruning on vLLM's "
+            f"{field} has not been tried with pruning on vLLM's "
             f'{"V2" if vllm_config.use_v2_model_runner else "V1"} model runner; use "{tried}", or leave it out'
         )
 
 
-def _check_drafts_of_a_hybrid(vllm_config: VllmConfig) -> None:
-    field = f"speculative_config.method={vllm_config.speculative_config.method!r}: the model's decoder is a hybrid, and"
-    if vllm_config.use_v2_model_runner:
+def _check_own_layers(vllm_config: VllmConfig, field: str) -> None:
+    """Refuses what vLLM does not: to draft by a layer without weights, and by slots that are other tokens'."""
+    text = vllm_config.model_config.hf_text_config
+    layers = getattr(text, "mtp_num_hidden_layers", None)
+    if not layers:
         raise PruneConfigError(
-            f"{field} which of its states a step reads after accepted drafts has been compared on vLLM's V1 model "
-            f'runner only; set VLLM_USE_V2_MODEL_RUNNER=0 and use "ngram", or leave it out'
+            f"{field} the checkpoint has no layers to draft by (mtp_num_hidden_layers={layers}); use one that has "
+            f"them, or leave speculative_config out"
+        )
+    if not vllm_config.use_v2_model_runner:
+        raise PruneConfigError(
+            f"{field} vLLM's V1 model runner takes a drafter's rows for the step's, and derives slots of a second "
+            f"draft's keys and values from its M-RoPE position, which is no index once there is a video; set "
+            f'VLLM_USE_V2_MODEL_RUNNER=1, or use "ngram", or leave it out'
+        )
+
+
+def _check_drafts_of_a_hybrid(vllm_config: VllmConfig, field: str) -> None:
+    if vllm_config.use_v2_model_runner and vllm_config.speculative_config.method in TOKEN_DRAFTERS:
+        raise PruneConfigError(
+            f"{field} the model's decoder is a hybrid, on which n-grams have been compared on vLLM's V1 model runner "
+            f'only; use "{OWN_LAYERS}" where the checkpoint has such layers, or set VLLM_USE_V2_MODEL_RUNNER=0 and use '
+            f'"ngram", or leave it out'
         )
     if Version(vllm.__version__).release[:2] < KEEPS_STATES:
         raise PruneConfigError(
-            f"{field} this vLLM takes a stale state of it in a step without drafts after one that accepted some "
-            f"(vllm#39273); use vLLM {KEEPS_STATES[0]}.{KEEPS_STATES[1]} or later, or leave it out"
+            f"{field} the model's decoder is a hybrid, and this vLLM takes a stale state of it in a step without "
+            f"drafts after one that accepted some (vllm#39273); use vLLM {KEEPS_STATES[0]}.{KEEPS_STATES[1]} or "
+            f"later, or leave it out"
         )
-    if current_platform.is_cpu() and vllm_config.cache_config.enable_prefix_caching:
+    if current_platform.is_cpu() and vllm_config.cache_config.enable_prefix_caching and not HAS_TRITON:
         raise PruneConfigError(
-            f"{field} with prefix caching vLLM copies its states by a Triton kernel, which a CPU cannot run; use "
-            f"--no-enable-prefix-caching, or leave it out"
+            f"{field} the model's decoder is a hybrid, and with prefix caching vLLM copies its states by a Triton "
+            f"kernel, which a CPU cannot run; use --no-enable-prefix-caching, or leave it out"
         )
 
 

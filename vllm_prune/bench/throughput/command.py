@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=DEFAULT_CONFIGS,
         metavar="[NAME=]CONFIG",
         help="servers to compare: stock, evs:RATE (vLLM's own EVS, RATE dropped), mtp:N (stock vLLM, N tokens drafted "
-        "by the model's own MTP layers), a preset or a JSON configuration",
+        "by the model's own MTP layers), a preset or a JSON configuration, or mtp:N+CONFIG: one of these, with drafts",
     )
     source = parser.add_mutually_exclusive_group()
     source.add_argument(

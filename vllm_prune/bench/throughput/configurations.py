@@ -1,4 +1,4 @@
-"""The servers that are compared: stock vLLM, with its EVS or MTP, and vllm-prune with a pruning configuration."""
+"""The servers that are compared: stock vLLM, with its EVS, and vllm-prune with a configuration; both also with MTP."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vllm_prune.config import PruneConfig, PruneConfigError
 
 STOCK = "stock"
 _EVS = re.compile(r"evs:(?P<rate>.+)")
-_MTP = re.compile(r"mtp:(?P<drafts>.+)")
+_MTP = re.compile(r"mtp:(?P<drafts>[^+]+)(?:\+(?P<config>.+))?", re.DOTALL)
 _NAMED = re.compile(r"(?P<name>[\w.+@%-]+)=(?P<value>.+)", re.DOTALL)
 
 VLLM = (sys.executable, "-m", "vllm.entrypoints.cli.main")
@@ -47,7 +47,8 @@ def parse_configurations(
     Args:
         given: The values.
         option: The command line's name for them, for messages.
-        with_mtp: Whether `mtp:N` is one of them, which changes speed but no answer.
+        with_mtp: Whether `mtp:N` is one of them, or `mtp:N+` before a preset's name or a JSON object, which changes
+            speed but no answer.
 
     Raises:
         BenchmarkError: a value that cannot be used, or a name that comes twice.
@@ -71,26 +72,25 @@ def _parse(given: str, option: str, with_mtp: bool) -> Configuration:
         return Configuration(
             name=name, given=given, program=VLLM, arguments=arguments, evs_rate=rate, is_reference=True
         )
+    drafting: tuple[str, ...] = ()
     if with_mtp and (mtp := _MTP.fullmatch(value)):
         drafts = {"method": "mtp", "num_speculative_tokens": _drafts(mtp["drafts"], option)}
-        return Configuration(
-            name=name,
-            given=given,
-            program=VLLM,
-            arguments=("--speculative-config", json.dumps(drafts)),
-            environment=_NO_PLUGIN,
-            is_reference=True,
-        )
+        drafting = ("--speculative-config", json.dumps(drafts))
+        if mtp["config"] is None:
+            return Configuration(
+                name=name, given=given, program=VLLM, arguments=drafting, environment=_NO_PLUGIN, is_reference=True
+            )
+        value = mtp["config"]
     try:
         config = PruneConfig.parse(value)
     except PruneConfigError as error:
-        others = f"{STOCK}, evs:RATE" + (", mtp:N" if with_mtp else "")
+        others = f"{STOCK}, evs:RATE" + (", mtp:N, mtp:N+CONFIG" if with_mtp else "")
         raise BenchmarkError(f"{option} {value!r}: {error}; besides these: {others}") from error
     return Configuration(
-        name=name if named else _short_name(value),
+        name=name if named or drafting else _short_name(value),
         given=given,
         program=VLLM_PRUNE,
-        arguments=("--prune", config.to_json()),
+        arguments=("--prune", config.to_json(), *drafting),
         config=config,
     )
 

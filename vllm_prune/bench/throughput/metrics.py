@@ -21,6 +21,8 @@ def _latencies(key: str, title: str) -> list[Metric]:
     return [Metric(key=f"{key}_{short}_ms", title=f"{title} {long}, ms", digits=1) for short, long in statistics]
 
 
+ACCEPTED = "drafts_accepted_percent"
+"""Of servers with speculative decoding, the one metric that not every server has."""
 METRICS = (
     *_latencies("ttft", "TTFT"),
     *_latencies("tpot", "TPOT"),
@@ -28,6 +30,7 @@ METRICS = (
     Metric(key="requests_per_s", title="req/s", digits=3),
     Metric(key="prompt_tokens", title="prompt tokens", digits=0),
     Metric(key="kv_blocks_peak", title="KV blocks at peak", digits=0),
+    Metric(key=ACCEPTED, title="drafts accepted, %", digits=1),
 )
 BY_KEY = {metric.key: metric for metric in METRICS}
 
@@ -46,6 +49,8 @@ def read_metrics(measured: Mapping[str, Any], kv_blocks_peak: int | None) -> dic
     }
     values["requests_per_s"] = float(measured["request_throughput"])
     values["prompt_tokens"] = measured["total_input_tokens"] / measured["completed"]
+    if (accepted := measured.get("spec_decode_acceptance_rate")) is not None:
+        values[ACCEPTED] = float(accepted)
     if kv_blocks_peak is not None:
         values["kv_blocks_peak"] = float(kv_blocks_peak)
     return values

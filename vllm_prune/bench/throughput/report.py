@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 
-from vllm_prune.bench.throughput.metrics import BY_KEY
+from vllm_prune.bench.throughput.metrics import ACCEPTED, BY_KEY
 from vllm_prune.bench.throughput.results import Results
 
 MAIN = ("prompt_tokens", "ttft_mean_ms", "requests_per_s", "kv_blocks_peak")
@@ -38,10 +38,11 @@ def _introduction(results: Results) -> str:
 
 def _main_table(results: Results, clients: int) -> str:
     references = results.references()
-    header = ["server", *(BY_KEY[key].title for key in MAIN)]
+    columns = (*MAIN, ACCEPTED) if any(ACCEPTED in run.values for run in results.runs) else MAIN
+    header = ["server", *(BY_KEY[key].title for key in columns)]
     header += [f"{short} ÷ {reference}" for reference in references for short in RATIOS.values()]
     rows = [
-        [f"`{name}`", *_estimates(results, name, clients, MAIN), *_ratios(results, name, clients, references)]
+        [f"`{name}`", *_estimates(results, name, clients, columns), *_ratios(results, name, clients, references)]
         for name in results.names()
     ]
     return table(header, rows)
@@ -53,8 +54,9 @@ def _detail_table(results: Results, clients: int) -> str:
 
 
 def _estimates(results: Results, name: str, clients: int, keys: Sequence[str]) -> list[str]:
-    found = ((results.estimate(name, clients, key), BY_KEY[key].digits) for key in keys)
-    return [value.text(digits) if value else "not measured" for value, digits in found]
+    found = ((key, results.estimate(name, clients, key)) for key in keys)
+    none = {ACCEPTED: "no drafts"}
+    return [value.text(BY_KEY[key].digits) if value else none.get(key, "not measured") for key, value in found]
 
 
 def _ratios(results: Results, name: str, clients: int, references: Sequence[str]) -> list[str]:

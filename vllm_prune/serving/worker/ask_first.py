@@ -96,21 +96,32 @@ class AskFirst:
             position: Of the video's start.
         """
         watch, begin = Stopwatch(self._device), time.perf_counter()
-        info = self._media[part.info]
-        assert info.turn is not None  # the processor refuses such requests of models without
-        start = first - part.row
-        question = tuple(question_ids(prompt, start, start + info.counts.rows, info.turn))
-        packed = self._media.rows(part.info)
-        choice = self._choice(part.info, packed, question)
+        choice = self._asked(part, prompt, first)
+        info = choice.info
         if self._trace is not None and info.trace is not None and part.row == 0:
             outcome = VideoOutcome(
                 info.trace, choice.chosen, (info.offsets(choice.chosen_slots) + position).T, choice.scores
             )
             self._trace.write(prompt, [outcome], time.perf_counter() - begin)
-        here = slice(part.row, part.row + num_rows)
-        features = carrier.take(packed, self._row_width, choice.kept[here])
+        features = self._features(part, num_rows, choice)
         watch.stop()
-        return features, choice.kept_slots[here], watch
+        return features, choice.kept_slots[part.row : part.row + num_rows], watch
+
+    def look_ahead(self, part: carrier.PartOfMedium, num_rows: int, prompt: Sequence[int], first: int) -> torch.Tensor:
+        """Features [n, W] of rows that no step computes now; see `take`, which has the arguments, too."""
+        return self._features(part, num_rows, self._asked(part, prompt, first))
+
+    def _features(self, part: carrier.PartOfMedium, num_rows: int, choice: _Choice) -> torch.Tensor:
+        packed = self._media.rows(part.info)
+        return carrier.take(packed, self._row_width, choice.kept[part.row : part.row + num_rows])
+
+    def _asked(self, part: carrier.PartOfMedium, prompt: Sequence[int], first: int) -> _Choice:
+        """What the question behind a video chooses of it."""
+        info = self._media[part.info]
+        assert info.turn is not None  # the processor refuses such requests of models without
+        start = first - part.row
+        question = tuple(question_ids(prompt, start, start + info.counts.rows, info.turn))
+        return self._choice(part.info, self._media.rows(part.info), question)
 
     def _choice(self, number: int, packed: torch.Tensor, question: tuple[int, ...]) -> _Choice:
         """What is kept of the video with this number, all of whose rows are `packed`."""

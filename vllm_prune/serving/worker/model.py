@@ -31,6 +31,7 @@ from vllm_prune.serving.worker.dense.decoder_view import DecoderView
 from vllm_prune.serving.worker.dense.long_prefixes import LongPrefixes
 from vllm_prune.serving.worker.dense.prefix import DensePrefix
 from vllm_prune.serving.worker.dense.step import DenseVideo, plan_step
+from vllm_prune.serving.worker.draft_rows import DraftRows
 from vllm_prune.serving.worker.embedding import base_embedding
 from vllm_prune.serving.worker.encoder_rows import EncoderRows, Selected
 from vllm_prune.serving.worker.medium_info import MediumInfo
@@ -72,6 +73,7 @@ class PruningModelMixin(Hooked):
         self._encoder_rows = rows = EncoderRows(trace, width, embed_text)
         self._selectors = selectors = Selectors(vllm_config, embed_text)
         self._ask_first = AskFirst(vllm_config, rows.media, selectors.by_place, self._row_width, embed_text, trace)
+        self.draft_rows = DraftRows(rows.media, self._ask_first, self._row_width, width)
         self._dense_prefix: DensePrefix | None = None
         self.long_prefixes: LongPrefixes | None = None
         if settings.may_query and not read_undivided_decoder(vllm_config.model_config.hf_config):
@@ -127,9 +129,7 @@ class PruningModelMixin(Hooked):
         media = [
             Medium(f.mm_position.offset, f.mm_position.length, self.layout_of(f), is_renumbered(f)) for f in features
         ]
-        positions, delta = prompt_positions(len(input_tokens), media)
-        remember(positions, delta)
-        return positions, delta
+        return remember(*prompt_positions(len(input_tokens), media))
 
     @hook
     def recompute_mrope_positions(

@@ -90,10 +90,11 @@ def fill_rows(positions: torch.Tensor, index: torch.Tensor, offsets: torch.Tenso
     positions[:, index] = torch.where(rows < 0, steps - rows - 1, rows)
 
 
-def remember(positions: torch.Tensor, delta: int) -> None:
-    """Leaves with a prompt's positions [3, L] what `pruned_rows_from` and `prompt_delta` want to know of them."""
+def remember(positions: torch.Tensor, delta: int) -> tuple[torch.Tensor, int]:
+    """Both, with what `pruned_rows_from` and `prompt_delta` want to know left with a prompt's positions [3, L]."""
     setattr(positions, _DELTA, delta)
     setattr(positions, _PRUNED_ROWS, unfilled_rows(positions))
+    return positions, delta
 
 
 def pruned_rows_from(positions: torch.Tensor, known: torch.Tensor, start: int) -> torch.Tensor:
