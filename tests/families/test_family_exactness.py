@@ -413,8 +413,9 @@ def test_drafts_change_nothing_in_a_hybrid(hybrid, model, oracle):
 @pytest.mark.long
 def test_two_ranks_equal_the_oracle(model, oracle, family):
     """Tensor parallelism over two processes."""
-    batch = cases(family)[:12]
+    batch = cases(family)[:12] + (asking_cases()[:12] if family in HYBRIDS else [])
     options: dict[str, Any] = {"tensor_parallel_size": 2, "distributed_executor_backend": "mp"}
+    options["selector"] = selectors_of(model, family)
     with RemoteEngine(model, SERVED.get(family, "default"), {"VLLM_CPU_OMP_THREADS_BIND": "0|1"}, **options) as engine:
         engine.call("watch_ranks")
         compare(batch, engine.run([case.prompt() for case in batch]), oracle)
