@@ -60,6 +60,7 @@ def test_a_stage_that_fails_is_counted_and_forgotten():
 
 
 def test_every_place_is_put_back():
+    from vllm_prune.serving.api import video_pixels
     from vllm_prune.serving.api.processor import PruningProcessorMixin
     from vllm_prune.serving.worker.dense.dense_layers import DenseLayers
     from vllm_prune.serving.worker.dense.drop import RowDropper
@@ -72,7 +73,7 @@ def test_every_place_is_put_back():
         prune_video = pack_videos = compute_logits = forward = embed_multimodal
 
     model = Model()
-    owners = (PruningProcessorMixin, DenseLayers, LongPrefix, RowDropper, model)
+    owners = (PruningProcessorMixin, video_pixels, DenseLayers, LongPrefix, RowDropper, model)
     before = [dict(vars(owner)) for owner in owners]
     timers = Timers()
     with timed_stages(timers, model):

@@ -26,9 +26,14 @@ STAGES = (*(DECODE_VIDEO, PREPROCESS, PLAN, ENCODER, STAGE1, DENSE, CHOICE, COMP
 """In the order of a request."""
 
 
+_PLANNING = ("plan_video", "describe_video", "plan_cells", "keep_cells", "keep_encoded")
+"""What `video_pixels` calls for a plan, apart from the preprocessing of the pixels that it is made of."""
+
+
 @contextlib.contextmanager
 def timed_stages(timers: Timers, model: Any) -> Iterator[None]:
     """Times the stages of every request that `model`, a pruning variant in this process, computes."""
+    from vllm_prune.serving.api import video_pixels
     from vllm_prune.serving.api.processor import PruningProcessorMixin
     from vllm_prune.serving.worker.dense.dense_layers import DenseLayers
     from vllm_prune.serving.worker.dense.drop import RowDropper
@@ -36,7 +41,7 @@ def timed_stages(timers: Timers, model: Any) -> Iterator[None]:
 
     seams: list[tuple[Any, str, Any]] = [
         (PruningProcessorMixin, "apply", PREPROCESS),
-        (PruningProcessorMixin, "_plan_on_pixels", PLAN),
+        *((video_pixels, name, PLAN) for name in _PLANNING),
         (model, "embed_multimodal", ENCODER),
         (model, "prune_video", _if_pruned),
         (model, "pack_videos", _if_any_pruned),
