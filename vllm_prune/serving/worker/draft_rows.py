@@ -66,9 +66,9 @@ class DraftRows:
             windows: Of every request, in the order of the batch, whose rows follow each other.
         """
         ends = list(itertools.accumulate(window.count for window in windows))
-        rows = is_media.to("cpu").nonzero().squeeze(1).tolist()
         embeds: list[torch.Tensor] = []
         with gpu_sync_allowed():
+            rows = is_media.to("cpu").nonzero().squeeze(1).tolist()
             for packed in media:
                 window, end = next(pair for pair in zip(windows, ends, strict=True) if rows[0] < pair[1])
                 own = self._embeddings(packed, window.start + rows[0] - (end - window.count), window)
@@ -109,6 +109,8 @@ def gather(
     if rows is None:
         return original()
     media, is_media = packed()
+    if not media:
+        return media, is_media
     requests = getattr(state, _REQUESTS, None)
     places = zip(
         batch.idx_mapping_np.tolist(),
