@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import TYPE_CHECKING
 from unittest import mock
 
 import pytest
+
+if TYPE_CHECKING:
+    from dense_engine import RemoteEngine
 
 for folder in ("", "dense", "pixels"):
     sys.path.insert(0, str(Path(__file__).parents[1] / folder))
@@ -35,3 +40,12 @@ def alone():
 
     with mock.patch.object(parallel_state, "_TP", SimpleNamespace(world_size=1, rank_in_group=0)):
         yield
+
+
+@pytest.fixture
+def engine(started: RemoteEngine) -> Iterator[RemoteEngine]:
+    """The one that the tests of a file have started, which knows nothing of the test before."""
+    from dense_engine import forgetful
+
+    with forgetful(started) as engine:
+        yield engine

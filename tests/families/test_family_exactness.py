@@ -35,7 +35,7 @@ from dense_cases import (
 )
 from dense_cases import image as picture
 from dense_cases import video as clip
-from dense_engine import BLOCK_SIZE, RemoteEngine, forgetful
+from dense_engine import BLOCK_SIZE, RemoteEngine
 from inside_cases import image_cases_inside, inside_cases, learned, unusual_cases
 from long_cases import check_dense_prefixes_over_several_steps
 from oracle import load_model
@@ -97,12 +97,6 @@ def selectors_of(model: str, family: str) -> list[str]:
 @pytest.fixture(scope="module")
 def started(model: str, family: str) -> Iterator[RemoteEngine]:
     with RemoteEngine(model, SERVED.get(family, "default"), selector=selectors_of(model, family)) as engine:
-        yield engine
-
-
-@pytest.fixture
-def engine(started: RemoteEngine) -> Iterator[RemoteEngine]:
-    with forgetful(started) as engine:
         yield engine
 
 

@@ -17,7 +17,7 @@ import torch
 from dense_cases import VIDEO, Case, Oracle, chat, check_steps, random_case
 from dense_cases import compare as compare_with
 from dense_cases import video as clip
-from dense_engine import BLOCK_SIZE, RemoteEngine, forgetful
+from dense_engine import BLOCK_SIZE, RemoteEngine
 from oracle import load_model, micro_model
 from oracle.micro_model import load_by_place, write_micro_model, write_micro_selector
 from transformers import AutoProcessor
@@ -56,12 +56,6 @@ def selector(model: str) -> str:
 @pytest.fixture(scope="module")
 def started(model: str, selector: str) -> Iterator[RemoteEngine]:
     with RemoteEngine(model, "default", selector=[selector], **OPTIONS) as engine:
-        yield engine
-
-
-@pytest.fixture
-def engine(started: RemoteEngine) -> Iterator[RemoteEngine]:
-    with forgetful(started) as engine:
         yield engine
 
 

@@ -24,7 +24,7 @@ from dense_cases import (
 )
 from dense_cases import image as picture
 from dense_cases import video as clip
-from dense_engine import BLOCK_SIZE, RemoteEngine, forgetful
+from dense_engine import BLOCK_SIZE, RemoteEngine
 from long_cases import check_dense_prefixes_over_several_steps
 from oracle import load_model
 from oracle.micro_model import micro_selectors, write_micro_model
@@ -63,12 +63,6 @@ def model(tmp_path_factory: pytest.TempPathFactory, family: str) -> str:
 @pytest.fixture(scope="module")
 def started(model: str, family: str) -> Iterator[RemoteEngine]:
     with RemoteEngine(model, "default", selector=micro_selectors(model), **options_of(family)) as engine:
-        yield engine
-
-
-@pytest.fixture
-def engine(started: RemoteEngine) -> Iterator[RemoteEngine]:
-    with forgetful(started) as engine:
         yield engine
 
 

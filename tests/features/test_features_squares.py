@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 from dense_cases import IMAGE, VIDEO, Case, Oracle, chat, image, video
-from dense_engine import RemoteEngine, forgetful
+from dense_engine import RemoteEngine
 from feature_engine import FeatureEngine, check_cold_warm_and_in_chunks
 from oracle.micro_model import micro_selectors
 from square_cases import (
@@ -55,12 +55,6 @@ def model(tmp_path_factory: pytest.TempPathFactory, family: str) -> str:
 def started(model: str, family: str, positions: str) -> Iterator[RemoteEngine]:
     options = {"selector": micro_selectors(model), "positions": positions, **options_of(family)}
     with RemoteEngine(model, "default", kind=FeatureEngine, **options) as engine:
-        yield engine
-
-
-@pytest.fixture
-def engine(started: RemoteEngine) -> Iterator[RemoteEngine]:
-    with forgetful(started) as engine:
         yield engine
 
 
