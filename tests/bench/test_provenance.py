@@ -1,5 +1,8 @@
 """Commit, digest and versions."""
 
+import functools
+import subprocess
+
 from vllm_prune.bench.throughput.provenance import checked_out_commit, describe, source_digest
 
 COMMIT, OTHER = "a" * 40, "b" * 40
@@ -26,6 +29,20 @@ def test_commit_of_a_packed_branch(tmp_path):
 
 def test_detached_commit(tmp_path):
     assert checked_out_commit(git_folder(tmp_path, HEAD=f"{COMMIT}\n")) == COMMIT
+
+
+def test_commit_of_a_linked_worktree(tmp_path):
+    """Made by git itself; its HEAD lies beside those of other worktrees, its branch in the repository."""
+    repository, linked = tmp_path / "repository", tmp_path / "linked"
+    own = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
+    run = functools.partial(subprocess.run, check=True, capture_output=True, text=True)
+    run(["git", "init", repository])
+    run(["git", "-C", repository, *own, "commit", "--allow-empty", "-m", "first"])
+    run(["git", "-C", repository, "worktree", "add", "-b", "other", linked])
+    expected = run(["git", "-C", linked, "rev-parse", "HEAD"]).stdout.strip()
+    assert checked_out_commit(linked) == expected
+    run(["git", "-C", linked, "checkout", "--detach"])
+    assert checked_out_commit(linked) == expected
 
 
 def test_no_repository_no_commit(tmp_path):

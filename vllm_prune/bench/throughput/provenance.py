@@ -91,11 +91,16 @@ def checked_out_commit(root: Path) -> str | None:
     """
     git = root / ".git"
     try:
+        if git.is_file():  # a linked worktree, which shares its repository's references
+            git = root / git.read_text(encoding="utf-8").strip().removeprefix("gitdir: ")
         head = (git / "HEAD").read_text(encoding="utf-8").strip()
     except OSError:
         return None
     if not head.startswith("ref: "):
         return head
+    shared = git / "commondir"
+    if shared.is_file():
+        git = git / shared.read_text(encoding="utf-8").strip()
     reference = head.removeprefix("ref: ")
     if (git / reference).is_file():
         return (git / reference).read_text(encoding="utf-8").strip()
