@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import re
 from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
 
@@ -138,3 +140,62 @@ def test_dense_prefix() -> None:
     found = json.loads((RESULTS / "dense-prefix-cpu-eager.json").read_text())["presets"]["default"]
     assert f"after {found['ttft_over_unpruned']:.2f} of the unpruned time, {found['ttft_over_ideal']:.2f} of" in README
     assert f"which are {found['dense_prefix_share']:.0%} of that" in README
+
+
+OTHER_SPEED = {"throughput-cpu-evs.md", "throughput-cpu-question.md"}
+FAMILY_SERVERS = (
+    ("stock vLLM, 1 token drafted", "mtp:1"),
+    ("stock vLLM", "stock"),
+    ("its EVS, 75% dropped", "evs:0.75"),
+    ("`uniform`, 25% kept", "uniform@25%"),
+    ("`question` by similarity, 25% kept", "question@25%"),
+    ("`attention`, 25% kept", "attention@25%"),
+    ("`default`, 20% kept", "default"),
+)
+
+
+def rows_of(text: str, title: str) -> list[list[str]]:
+    """Cells of every row of the first table whose header begins with `title`."""
+    _, _, after = text.partition(f"| {title} |")
+    rows = itertools.takewhile(lambda line: line.startswith("|"), after.splitlines()[2:])
+    return [[cell.strip() for cell in line[1:-1].split("|")] for line in rows]
+
+
+def test_throughput_of_families() -> None:
+    rows = rows_of((ROOT / "docs" / "families.md").read_text(), "family | server")
+    measured: list[dict[str, list[str]]] = []
+    files = set()
+    for family, label, prompt, first_token, rate, *several, blocks in rows:
+        if family:
+            name = re.search(r"results/(throughput-[\w-]+\.md)", family)[1]
+            files.add(name)
+            loads = re.split(r"\n## (?=\d+ client)", (RESULTS / name).read_text())[1:]
+            measured = [table(load, "server") for load in loads]
+        server = f"`{next(name for start, name in FAMILY_SERVERS if label.startswith(start))}`"
+        one = measured[0][server]
+        assert prompt.replace(",", "") == one[0].split()[0], (family, label)
+        assert [first_token, rate, blocks.split()[0]] == [*one[4:6], one[6].split()[0]], (family, label)
+        assert several == (measured[1][server][4:6] if len(measured) > 1 else several), (family, label)
+        assert any(several) == (len(measured) > 1) or server == "`stock`"
+    assert files == {path.name for path in RESULTS.glob("throughput-cpu*.md")} - OTHER_SPEED
+
+
+def test_time_of_images() -> None:
+    shown = table((ROOT / "docs" / "image-tokens.md").read_text().partition("## Time and blocks")[2], "server")
+    measured = table((RESULTS / "images-cpu.md").read_text(), "server")
+    shown["stock"] = shown.pop("stock vLLM")
+    assert shown == {name: [*cells[:2], f"{cells[2].split()[0]} s", cells[3]] for name, cells in measured.items()}
+
+
+def test_time_of_images_by_family() -> None:
+    rows = rows_of((ROOT / "docs" / "families.md").read_text(), "two images")
+    files = set()
+    measured: dict[str, list[str]] = {}
+    for family, label, *cells in rows:
+        if family:
+            name = re.search(r"results/(images-[\w-]+\.md)", family)[1]
+            files.add(name)
+            measured = table((RESULTS / name).read_text(), "server")
+        prompt, blocks, _, ratio = measured["stock" if label == "stock vLLM" else label]
+        assert [cell.replace(",", "") for cell in cells] == [prompt, blocks, ratio], (family, label)
+    assert files == {path.name for path in RESULTS.glob("images-cpu-*.md")}
