@@ -1,5 +1,6 @@
 """Options of the whole suite."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -10,6 +11,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 import runner
 
 runner.select()
+# Models here are small, and several engines share the cores: threads of one that wait for each other, all of them bound
+# to the same first core, take several times as long as one thread on any core.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
 collect_ignore = ["v2_on_cpu"]  # looked into for doctests, it would select a runner
 
 # How long an example takes says more of the machine than of the code. A run without --long draws the same examples each
