@@ -19,8 +19,8 @@ from vllm_prune.layout import MediumLayout
 from vllm_prune.serving.api.position_check import check_table
 from vllm_prune.serving.wire.positions import ask_for_positions, read_position_table, write_position_table
 
-SIZES = ((84, 112), (28, 28), (140, 56), (300, 90), (84, 84), (91, 517))
-"""(height, width) in pixels."""
+SIZES = ((84, 112), (28, 28), (140, 56), (300, 90), (84, 84), (91, 517), (20, 1000), (1000, 20))
+"""(height, width) in pixels; the last two have less than a row, or a column, of patches in any number of tiles."""
 LONG = {name: pytest.param(name, marks=pytest.mark.long) for name in ("llava_next", "llava_next_video", "internvl")}
 WITH_VIDEOS = ("llava_onevision", LONG["llava_next_video"], LONG["internvl"])
 FAMILIES = ("llava", "llava_onevision", LONG["llava_next"], LONG["internvl"])
@@ -40,11 +40,13 @@ def processors(folder: Path) -> Any:
 
     made: dict[Any, Any] = {}
 
-    def make(family: str, template: str = "") -> Any:
-        if (family, template) not in made:
-            model = write_micro_model(folder / f"{family}{len(made)}", family=family)
+    def make(family: str, template: str = "", **fields: Any) -> Any:
+        if (family, template) not in made or fields:
+            model = write_micro_model(folder / f"{family}{len(made)}{len(fields)}", family=family)
             if template:
                 (model / "chat_template.jinja").write_text(template)
+            config = json.loads((model / "config.json").read_text())
+            (model / "config.json").write_text(json.dumps(config | fields))
             arguments = engine_args(
                 str(model), "baseline", override="any", max_model_len=1024, dtype="float32", enable_mm_embeds=True
             )
@@ -54,12 +56,12 @@ def processors(folder: Path) -> Any:
     return make
 
 
-def process(processor: Any, case: Case) -> Any:
+def process(processor: Any, case: Case, **options: Any) -> Any:
     from vllm.multimodal.processing.context import TimingContext
     from vllm.multimodal.processing.inputs import ProcessorInputs
 
     media = {name: list(items) for name, items in (("video", case.videos), ("image", case.images)) if items}
-    kwargs = {} if case.config is None else {"prune": case.config}
+    kwargs = options if case.config is None else options | {"prune": case.config}
     ids = processor.info.get_tokenizer().encode(case.text)
     inputs = ProcessorInputs(ids, processor.info.parse_mm_data(media), hf_processor_mm_kwargs=kwargs)
     return processor.apply(inputs, TimingContext(enabled=False))
@@ -136,6 +138,36 @@ def test_newlines_of_a_tiled_image_stand_behind_its_rows(processors):
 def test_what_squares_cannot_have_is_refused(processors, family, config, said):
     with pytest.raises(PruneConfigError, match=said):
         process(processors(family), asked(config))
+
+
+@pytest.mark.long
+def test_a_total_is_shared_by_the_tiles_that_a_request_asks_for(processors):
+    """Which takes a server that trusts its clients with the processor's options."""
+    found = process(processors("internvl"), asked({"image": {"method": "uniform", "total": 20}}, 84, 84), min_patches=4)
+    assert layout_of(found).grid == (5, 3, 3)
+    assert found["mm_placeholders"]["image"][0].length == 20 + layout_of(found).num_pinned
+
+
+def test_a_method_that_looks_at_rows_is_refused_where_an_image_has_none(processors, monkeypatch):
+    from vllm_prune.methods import registry
+
+    monkeypatch.setattr(registry.load("uniform"), "spatial", True, raising=False)
+    spatial = asked({"image": {"method": "uniform"}})
+    process(processors("llava"), spatial)
+    with pytest.raises(
+        PruneConfigError, match=r"image\.method='uniform': looks at rows and columns, but an image here"
+    ):
+        process(processors("llava_onevision"), spatial)
+    process(processors("llava_onevision"), Case(chat(f"{VIDEO}what?"), (video(1, 2),), (), {"method": "uniform"}))
+
+
+@pytest.mark.parametrize(
+    "fields", [{"vision_feature_select_strategy": "full"}, {"vision_config": {"model_type": "pixtral"}}]
+)
+def test_an_encoder_whose_tokens_are_not_its_patches_is_refused(processors, fields):
+    """A class token among them, or rows of any length."""
+    with pytest.raises(PruneConfigError, match=r"model: its vision encoder .* hands out \d+ tokens for a square of"):
+        processors("llava", **fields)
 
 
 def test_a_chat_template_without_turns_serves_query_free_methods_only(processors):

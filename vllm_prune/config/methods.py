@@ -155,6 +155,16 @@ def check_takes_images(method: str, *, some_cells: bool) -> None:
         )
 
 
+def check_has_rows(method: str, flat: str) -> None:
+    """Refuses a method that looks at rows and columns, of images that have none. `flat`: why they have none."""
+    if method in (NO_METHOD, ATTENTION, QUESTION):
+        return
+    from vllm_prune.methods import registry
+
+    if registry.is_spatial(method):
+        raise PruneConfigError(f"method={brief(method)}: looks at rows and columns, but {flat}; choose another method")
+
+
 def check_work(method: str, params: Mapping[str, Any], num_tokens: int, budget: int) -> None:
     """Refuses a video of `num_tokens` of which a method would take too long to keep `budget`."""
     if method in (NO_METHOD, ATTENTION, QUESTION):

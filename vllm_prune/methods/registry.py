@@ -113,6 +113,15 @@ def refuses_images(name: str) -> str:
     return str(getattr(kind, "no_images", "it does not say that it takes images"))
 
 
+def is_spatial(name: str) -> bool:
+    """Whether a method looks at rows and columns, as its class says by `spatial`; no built-in one does.
+
+    >>> is_spatial("prunevid")
+    False
+    """
+    return bool(getattr(load(name), "spatial", False))
+
+
 def for_images() -> list[str]:
     """The built-in methods that take images, and can be served.
 

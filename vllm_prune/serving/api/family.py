@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 from vllm.multimodal.parse import MultiModalDataItems, VideoProcessorItems
 from vllm.multimodal.processing import BaseMultiModalProcessor
 
-from vllm_prune.config import PruneConfig, PruneConfigError, check_parts
+from vllm_prune.config import ImageConfig, PruneConfig, PruneConfigError, check_parts
+from vllm_prune.config.methods import check_has_rows
 from vllm_prune.layout import MediumLayout
 from vllm_prune.media.errors import UnusableVideo
 from vllm_prune.override import CONTIGUOUS, ServerSettings
@@ -43,6 +44,8 @@ class FamilyProcessor(BaseMultiModalProcessor[Any]):
     """Whether positions have one dimension, in which tokens that stay may be numbered anew."""
     plans_on_pixels: ClassVar[bool] = True
     """Whether the model's encoder can leave out cells (`PatchMediaMixin.encode_cells`)."""
+    flat_images: ClassVar[str] = ""
+    """Why the cells of an image have no rows and columns, where its grid is (1, 1, N)."""
 
     def layout(self, data: Any, index: int) -> MediumLayout:
         """The video `index` of what the Hugging Face processor made (or the client sent), unpruned."""
@@ -177,10 +180,19 @@ class FamilyProcessor(BaseMultiModalProcessor[Any]):
             longest = self.info.ctx.model_config.max_model_len
             if config.frames.tokens > longest:
                 raise PruneConfigError(f"frames.tokens={config.frames.tokens}: must be max_model_len={longest} or less")
-        if config.image is not None and config.image.same_within is not None and not self.plans_on_pixels:
+        if config.image is not None:
+            self._check_images(config.image)
+
+    def _check_images(self, image: ImageConfig) -> None:
+        if image.same_within is not None and not self.plans_on_pixels:
             raise PruneConfigError(
                 "image.same_within: this model's vision encoder takes whole images only; leave it out"
             )
+        if self.flat_images:
+            try:
+                check_has_rows(image.method, self.flat_images)
+            except PruneConfigError as error:
+                raise PruneConfigError(f"image.{error}") from error
 
     def _check_part(self, config: PruneConfig) -> None:
         check_encoder_is_readable(config, self.info.get_hf_config())

@@ -30,6 +30,31 @@ class SquareMediaProcessor(PruningProcessorMixin, BaseMultiModalProcessor[Any]):
     video_pins: ClassVar[int] = 0
     """Rows that the encoder adds behind a video."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._check_squares()
+
+    def _check_squares(self) -> None:
+        """Refuses a checkpoint of which a token is not one of the cells of a square."""
+        given, cells = self.square_tokens(), self.square_cells()
+        if given != cells:
+            kind = self.info.get_hf_config().vision_config.model_type
+            raise PruneConfigError(
+                f"model: its vision encoder ({kind}) hands out {given} tokens for a square of {cells} cells, and each "
+                f"has to be one of these; serve this checkpoint with stock vLLM"
+            )
+
+    def square_cells(self) -> int:
+        """Cells of a square, before those of a video are pooled."""
+        return self.side**2
+
+    def square_tokens(self) -> int:
+        """Tokens that the encoder hands out for a square, as vLLM counts them."""
+        config, encoder = self.info.get_hf_config(), self.info.get_vision_encoder_info()
+        size = config.vision_config.image_size
+        tokens = encoder.get_num_image_tokens(image_width=size, image_height=size)
+        return int(tokens - (config.vision_feature_select_strategy == "default"))  # which drops the first one
+
     @property
     def pad_id(self) -> int:
         return self._token("video_token_index")
@@ -74,10 +99,13 @@ class SquareMediaProcessor(PruningProcessorMixin, BaseMultiModalProcessor[Any]):
         return frames * self.cells_side**2
 
     def image_layout(self, data: Any, index: int) -> MediumLayout:
-        return self.layout_of_size(None)
+        return self.layout_of_size(None, {})
 
-    def layout_of_size(self, size: tuple[int, int] | None) -> MediumLayout:
-        """An image by its (height, width) in pixels; None where the size does not matter."""
+    def layout_of_size(self, size: tuple[int, int] | None, kwargs: Mapping[str, Any]) -> MediumLayout:
+        """An image by its (height, width) in pixels; None where the size does not matter.
+
+        kwargs: Of the Hugging Face processor, by which an image may have other tiles.
+        """
         return MediumLayout((1, self.side, self.side), rope="sequential")
 
     def image_sizes(self, items: MultiModalDataItems, kwargs: Mapping[str, Any]) -> list[int]:
@@ -90,7 +118,7 @@ class SquareMediaProcessor(PruningProcessorMixin, BaseMultiModalProcessor[Any]):
                 "it by; send the image, or leave image.total out"
             )
         sizes = [images.get_image_size(i) for i in range(len(images))]
-        return [self.layout_of_size((size.height, size.width)).num_cells for size in sizes]
+        return [self.layout_of_size((size.height, size.width), kwargs).num_cells for size in sizes]
 
     def add_image_specs(self, data: BatchFeature, hf_kwargs: Mapping[str, Any]) -> None:
         if _EMBEDS in data and request_config(hf_kwargs).prunes_images:

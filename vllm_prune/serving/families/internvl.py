@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Mapping
 from typing import Any
 
 from vllm.model_executor.models.interfaces import SupportsMRoPE, SupportsMultiModalPruning
@@ -39,20 +40,26 @@ class InternVLMedia(SquareMediaProcessor):
         tiles = int(data[self.image_grid][index])
         return text_around(tiles, self.cells_side, self.written_image(tiles), self.image_pad_id)
 
-    def layout_of_size(self, size: tuple[int, int] | None) -> MediumLayout:
+    def layout_of_size(self, size: tuple[int, int] | None, kwargs: Mapping[str, Any]) -> MediumLayout:
         assert size is not None
-        cells = self.num_cells(ImageSize(height=size[0], width=size[1]))
+        cells = self.num_cells(ImageSize(height=size[0], width=size[1]), kwargs)
         side = self.cells_side
         return MediumLayout((cells // side**2, side, side), rope="sequential")
 
     @property
     def cells_side(self) -> int:
         """Cells along a side of a square."""
-        return math.isqrt(self.info.get_hf_processor().image_seq_length)
+        return math.isqrt(self.square_tokens())
+
+    def square_cells(self) -> int:
+        return self.cells_side**2
+
+    def square_tokens(self) -> int:
+        return int(self.info.get_hf_processor().image_seq_length)
 
     @abstractmethod
-    def num_cells(self, size: ImageSize) -> int:
-        """Of an image."""
+    def num_cells(self, size: ImageSize, kwargs: Mapping[str, Any]) -> int:
+        """Of an image; `kwargs`: of the Hugging Face processor."""
 
     @abstractmethod
     def written_video(self, frames: int) -> list[int]:
@@ -74,12 +81,12 @@ class PruneInternVLProcessor(InternVLMedia, InternS1MultiModalProcessor):
     def image_pad_id(self) -> int:
         return int(self.info.get_hf_processor().image_token_id)
 
-    def num_cells(self, size: ImageSize) -> int:
+    def num_cells(self, size: ImageSize, kwargs: Mapping[str, Any]) -> int:
         found = self.info.get_num_image_tokens(
             image_width=size.width,
             image_height=size.height,
             processor=self.info.get_hf_processor(),
-            mm_kwargs={},
+            mm_kwargs=kwargs,
         )
         return int(found)
 

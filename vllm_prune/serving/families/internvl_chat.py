@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from vllm.model_executor.models.interfaces import SupportsMRoPE, SupportsMultiModalPruning
 from vllm.model_executor.models.internvl import (
     InternVLChatModel,
@@ -29,8 +32,8 @@ class PruneInternVLChatProcessor(InternVLMedia, InternVLMultiModalProcessor):
     def image_pad_id(self) -> int:
         return int(self.info.get_hf_processor().ctx_image_token_id)
 
-    def num_cells(self, size: ImageSize) -> int:
-        processor = self.info.get_hf_processor()
+    def num_cells(self, size: ImageSize, kwargs: Mapping[str, Any]) -> int:
+        processor = self.info.get_hf_processor(**kwargs)
         return int(
             self.info.get_num_image_tokens(image_width=size.width, image_height=size.height, processor=processor)
         )

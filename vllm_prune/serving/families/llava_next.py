@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vllm.model_executor.models.interfaces import SupportsMRoPE, SupportsMultiModalPruning
@@ -28,11 +28,13 @@ class TiledImages(SquareMediaProcessor):
     cells are one row of no shape.
     """
 
+    flat_images = "an image here is a small version of itself and then its tiles, in one row of cells of both widths"
+
     def image_layout(self, data: Any, index: int) -> MediumLayout:
         height, width = map(int, data["image_sizes"][index])
-        return self.layout_of_size((height, width))
+        return self.layout_of_size((height, width), {})
 
-    def layout_of_size(self, size: tuple[int, int] | None) -> MediumLayout:
+    def layout_of_size(self, size: tuple[int, int] | None, kwargs: Mapping[str, Any]) -> MediumLayout:
         assert size is not None
         (height, width), side, config = size, self.side, self.info.get_hf_config()
         rows, columns = get_anyres_image_grid_shape(
@@ -47,13 +49,13 @@ class TiledImages(SquareMediaProcessor):
             num_patch_height=rows,
             num_patch_width=columns,
         )
-        line = cells // newlines + 1
+        line = cells // newlines + 1 if newlines else 0  # no row is left of a strip that is lower than a patch
         pins = tuple(side**2 + line * row - 1 for row in range(1, newlines + 1))
         return MediumLayout((1, 1, side**2 + cells), encoder_pins=pins, rope="sequential")
 
     def image_parts(self, layout: MediumLayout) -> Sequence[tuple[int, int]]:
         rows, others = len(layout.encoder_pins), layout.num_cells - self.side**2
-        return [(self.side, self.side), (rows, others // rows)]
+        return [(self.side, self.side), *([(rows, others // rows)] if others else [])]
 
 
 class PruneLlavaNextProcessor(TiledImages, LlavaNextMultiModalProcessor):
