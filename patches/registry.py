@@ -44,6 +44,7 @@ MODULES = (
     "worker_shm_queues",
     "worker_cpu_shm_group",
     "worker_cpu_draft_states",
+    "worker_cpu_seeded_chunks",
     "worker_draft_rows",
 )
 

@@ -165,19 +165,21 @@ class DenseEngine:
         part_rows: int | None = None,
         dense_tokens: int = 1 << 20,
         preempts: bool = False,
+        seed: int | None = None,
     ) -> list[Answer]:
         """Answers of all prompts, queued together; in steps of `step_tokens` tokens, with `free_blocks` KV blocks.
 
         `adapters`: for each prompt the folder of its LoRA adapter, "" for none. `dense_rows`: that a layer of a dense
         prefix gets at a time. `part_rows`: that a step computes of a dense prefix, so that longer ones stretch over
-        several steps, as many at once as `dense_tokens` allows. `preempts`: in the middle of the first.
+        several steps, as many at once as `dense_tokens` allows. `preempts`: in the middle of the first. `seed`: of
+        what is sampled; None: the likeliest tokens.
         """
         for record in (self.steps, self.blocks, self.block_ids, self.preempted):
             record.clear()
         for file in self.trace.iterdir():
             file.unlink()
         self.scheduler.max_num_scheduled_tokens = step_tokens or self.max_step_tokens
-        self.preempts, self.most_bytes = preempts, 0
+        self.preempts, self.most_bytes, self.seed = preempts, 0, seed
         with self._only(free_blocks), self._dense_rows_at_once(dense_rows), self.long_prefixes(part_rows, dense_tokens):
             answers = self._run(prompts, max_tokens, logprobs, adapters or [""] * len(prompts))
         self.scheduler.max_num_scheduled_tokens = self.max_step_tokens
@@ -279,7 +281,8 @@ class DenseEngine:
         names: list[str | None] = []
         answers = [Answer() for _ in prompts]
         for prompt, limit, adapter, answer in zip(prompts, limits, adapters, answers, strict=True):
-            params = SamplingParams(max_tokens=limit, temperature=0.0, logprobs=logprobs or None, ignore_eos=True)
+            sampling = {"temperature": 0.0} if self.seed is None else {"temperature": 1.0, "seed": self.seed}
+            params = SamplingParams(max_tokens=limit, logprobs=logprobs or None, ignore_eos=True, **sampling)
             try:
                 lora = self._adapter(adapter)
                 queued = self.llm.enqueue([dict(prompt)], params, lora_request=lora, use_tqdm=False)

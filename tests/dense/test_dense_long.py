@@ -55,6 +55,17 @@ def test_as_many_at_once_as_there_is_memory_for(eager: RemoteEngine, oracle: Ora
     assert held[0] > held[1] > 0
 
 
+def test_a_seed_gives_the_same_tokens_in_however_many_steps(eager: RemoteEngine) -> None:
+    """Of two runs, which would differ without one."""
+    asked = [Case(chat(f"{VIDEO}{QUESTIONS[0]}"), (video(seed),)).prompt() for seed in (1, 2)]
+    found = []
+    for rows in (None, 20):
+        eager.call("forget")
+        found.append([answer.token_ids for answer in eager.run(asked, part_rows=rows, max_tokens=8, seed=5)])
+    eager.call("forget")
+    assert found[0] == found[1] != [answer.token_ids for answer in eager.run(asked, max_tokens=8, seed=6)]
+
+
 def test_log_probabilities_of_a_prompt_that_no_step_holds_are_refused(eager: RemoteEngine, oracle: Oracle) -> None:
     case = Case(chat(f"{VIDEO}{QUESTIONS[2]}"), (video(1),), config={"preset": "stage2_only", "keep_ratio": 0.9})
     assert "prompt_logprobs need" in eager.call("prompt_logprobs", case.prompt(), 40)
