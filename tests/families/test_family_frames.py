@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from PIL import Image
 from vllm_prune import engine_args
 from vllm_prune.budget import count_most
 from vllm_prune.config import PruneConfig, PruneConfigError
+from vllm_prune.media.errors import UnusableVideo
 from vllm_prune.patches import apply_all
 from vllm_prune.show.media import load_sampled
 
@@ -132,6 +134,50 @@ def test_what_somebody_limits_stays_limited(family):
     assert len(family.load(data, roomy, {"fps": 10})[0]) == 30
 
 
+@pytest.mark.parametrize("given", [{"num_frames": 1}, {"max_frames": 1}, {"fps": 0.01}, {"fps": 1e308}], ids=str)
+def test_a_limit_is_a_step_of_the_grid_at_the_least(family, given):
+    sampled, _ = family.load(FILE, {"method": "uniform", "keep_ratio": 0.1, "frames": {"tokens": 4000}}, given)
+    assert len(sampled) == (90 if given == {"fps": 1e308} else 2)
+
+
+BAD_OPTIONS = [
+    ("num_frames", "8", "must be an integer of -1 or more"),
+    ("num_frames", 2.5, "must be an integer of -1 or more"),
+    ("num_frames", True, "must be an integer of -1 or more"),
+    ("min_frames", None, "must be an integer of 0 or more"),
+    ("max_frames", 0, "must be an integer of 1 or more"),
+    ("fps", "2", "must be a number above 0, or -1 for none"),
+    ("fps", float("nan"), "must be a number above 0, or -1 for none"),
+    ("fps", float("inf"), "must be a number above 0, or -1 for none"),
+    ("video_backend", "nothing", "vLLM has no such loader"),
+    ("video_backend", 3, "vLLM has no such loader"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "said"), BAD_OPTIONS, ids=str)
+def test_options_that_are_none_are_refused(family, name, value, said):
+    with pytest.raises(PruneConfigError, match=re.escape(f"media_io_kwargs.video.{name}={value!r}: {said}")):
+        family.load(FILE, {"frames": {"tokens": 100}}, {name: value})
+
+
+def test_nobody_asks_for_the_loader_that_asks_the_sampler(family):
+    for prune in ({}, {"frames": {"tokens": 100}}):
+        with pytest.raises(Exception, match="video_backend='vllm_prune_frames': is no option of requests; leave it"):
+            family.load(FILE, prune, {"video_backend": "vllm_prune_frames"})
+
+
+def test_arrays_with_metadata_of_any_kind(family):
+    """Indices as an array, or none; of another number of frames they are of no use."""
+    pixels, metadata = video_item(61, 112, 140)
+    prune = {"method": "uniform", "keep_ratio": 0.5, "frames": {"tokens": 100}}
+    seen = family.process((pixels, metadata), prune).frames
+    assert seen[0] < 61
+    for indices in (np.arange(61), tuple(range(61)), [], None):
+        assert family.process((pixels, {**metadata, "frames_indices": indices}), prune).frames == seen
+    with pytest.raises(UnusableVideo, match=r"frames_indices=\[1, 2\]: names 2 frames, and the video has 61"):
+        family.process((pixels, {**metadata, "frames_indices": [1, 2]}), prune)
+
+
 def test_a_small_budget_is_refused_with_what_it_takes(family):
     with pytest.raises(Exception, match=r"frames\.tokens=3: 2 frames of this video keep \d+ tokens") as refused:
         family.load(FILE, {"frames": {"tokens": 3}})
@@ -152,6 +198,7 @@ def test_a_request_gets_no_more_frames_than_the_servers_own(tmp_path):
     plain = Family(tmp_path, "qwen2_5_vl", few, "tighten")
     own = len(plain.load(FILE, None)[0])
     assert len(plain.load(FILE, {"frames": {"tokens": 4000}})[0]) == own
+    assert len(plain.load(FILE, {"frames": {"tokens": 4000}}, {"max_frames": 1})[0]) == 2
     assert len(plain.load(FILE, {"frames": {"tokens": 20}})[0]) < own
 
 

@@ -5,7 +5,7 @@ Of a file, as many were sampled as fit (`frame_sampling.py`), and all of them st
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +15,8 @@ from vllm.multimodal.parse import MultiModalDataItems, VideoProcessorItems
 from vllm.multimodal.video import VIDEO_LOADER_REGISTRY, VideoBackend
 from vllm.multimodal.video_decoders.base import VideoSourceMetadata
 
-from vllm_prune.config import PruneConfig
+from vllm_prune.config import PruneConfig, brief
+from vllm_prune.media.errors import UnusableVideo
 from vllm_prune.serving.api.frame_sampling import FrameSampler, family_loader, frame_sampler, sampled, takes_a_number
 from vllm_prune.serving.api.prompt_media import metadata_of
 
@@ -36,6 +37,7 @@ def limit_frames(
 
     Raises:
         PruneConfigError: Even the fewest frames keep too much.
+        UnusableVideo: A video's metadata is of another number of frames.
     """
     videos = items.get("video")
     if config.frames is None or not isinstance(videos, VideoProcessorItems):
@@ -65,9 +67,23 @@ def _limited(processor: Any, sampler: FrameSampler, video: Any, metadata: Any) -
     if isinstance(frames, MediaWithBytes):
         left = MediaWithBytes(left, frames.original_bytes)
     if metadata is not None:
-        known = metadata.get("frames_indices") or range(total)
+        known = _indices(metadata, total)
         metadata = {**metadata, "frames_indices": [int(known[i]) for i in chosen], "do_sample_frames": False}
     return ((left, metadata) if isinstance(video, tuple) else left), metadata
+
+
+def _indices(metadata: Mapping[str, Any], total: int) -> Sequence[Any]:
+    """Which frame of its file each of a video's `total` frames is."""
+    known = metadata.get("frames_indices")
+    if known is None or len(known) == 0:
+        return range(total)
+    if len(known) != total:
+        raise UnusableVideo(
+            f"frames_indices={brief(known)}: names {len(known)} frames, and the video has {total}",
+            "name each of its frames, or leave it out",
+        )
+    indices: Sequence[Any] = known
+    return indices
 
 
 def _spaced(processor: Any, total: int, count: int) -> list[int]:

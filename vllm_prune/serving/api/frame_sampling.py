@@ -21,10 +21,12 @@ from vllm.multimodal.video import (
 )
 from vllm.multimodal.video_decoders.base import VideoSourceMetadata, VideoTargetMetadata
 
-from vllm_prune.config import PruneConfig, PruneConfigError, brief
+from vllm_prune.config import PruneConfig
 from vllm_prune.hook import Hooked, hook
+from vllm_prune.media.errors import UnusableVideo
 from vllm_prune.media.session import current_session
 from vllm_prune.serving.api.frame_budget import FrameBudget
+from vllm_prune.serving.api.frame_options import check_options
 from vllm_prune.serving.api.prune_inputs import without_prune
 from vllm_prune.serving.wire.settings import REQUEST_KEY
 
@@ -34,8 +36,6 @@ if TYPE_CHECKING:
 _LOADER = "vllm_prune_frames"
 _SAMPLER = "vllm_prune_sampler"
 _WIDTH, _HEIGHT = 3, 4  # OpenCV's CAP_PROP_FRAME_WIDTH and _HEIGHT
-_RATES = ("num_frames", "fps")
-_DECODER = "opencv"
 
 
 @dataclass(frozen=True)
@@ -82,8 +82,7 @@ class FrameSampler(Sampler):
     """Whether it may have no more than vLLM would sample, where the server's own says nothing."""
 
     def indices(self, kind: Any, source: VideoSourceMetadata, target: VideoTargetMetadata, **options: Any) -> list[int]:
-        own: list[int] = kind.compute_frames_index_to_sample(source, target, **options)
-        most = self._most(source, len(own))
+        most = self._most(kind, source, target, options)
         size = _frame_size()
         fewest = min(self.given.get("min_frames", 1), source.total_frames_num)
         for budget in self.budgets:
@@ -95,17 +94,28 @@ class FrameSampler(Sampler):
         """All that there are, of which the tightest counts."""
         return [self.asked] if self.server is None else [self.server, self.asked]
 
-    def _most(self, source: VideoSourceMetadata, own: int) -> int:
-        """Frames that the file has, and that options which somebody gave allow."""
-        most = [source.total_frames_num]
+    def _most(
+        self, kind: Any, source: VideoSourceMetadata, target: VideoTargetMetadata, options: Mapping[str, Any]
+    ) -> int:
+        """Frames that the file has, and that options which somebody gave allow; a step of the grid at the least."""
+        total = source.total_frames_num
+        most = [total]
         if self.tighter and self.server is None:
-            most.append(own)
+            most.append(_own_number(kind, source, target, options))
         for name in ("num_frames", "max_frames"):
             if (limit := self.given.get(name, -1)) > 0:
                 most.append(limit)
         if (rate := self.given.get("fps", -1)) > 0 and source.original_fps > 0:
-            most.append(int(source.total_frames_num / source.original_fps * rate))
-        return max(min(most), 1)
+            most.append(int(min(total / source.original_fps * rate, total)))
+        return max(min(most), min(self.asked.processor.frames_of_step, total), 1)
+
+
+def _own_number(kind: Any, source: VideoSourceMetadata, target: VideoTargetMetadata, options: Mapping[str, Any]) -> int:
+    """Frames that vLLM's loader samples by itself."""
+    try:
+        return len(kind.compute_frames_index_to_sample(source, target, **options))
+    except ZeroDivisionError:  # it divides by their number, rounded down to whole steps of the grid
+        return 0
 
 
 def takes_a_number(kind: Any) -> bool:
@@ -166,7 +176,9 @@ class FrameLoader(Hooked, VideoLoader):
     @classmethod
     @hook
     def load_bytes(cls, data: bytes, num_frames: int = -1, **options: Any) -> tuple[Any, dict[str, Any]]:
-        sampler: Sampler = options[_SAMPLER]
+        sampler = options.get(_SAMPLER)
+        if not isinstance(sampler, Sampler):
+            raise UnusableVideo(f"video_backend={_LOADER!r}: is no option of requests", "leave it out")
         return sampler.load(data)
 
 
@@ -182,17 +194,12 @@ def sampling_options(
         options: The request's `mm_processor_kwargs`.
 
     Raises:
-        PruneConfigError: The request contradicts itself, or a decoder was chosen that cannot be asked.
+        PruneConfigError: The options contradict `frames`, or are none (see `check_options`).
     """
     config, server = processor.resolve(options.get(REQUEST_KEY)), processor.settings.config
     if config.frames is None:
         return None
-    _check_rates(config, server, given, default, options)
-    if (decoder := given.get("backend", _DECODER)) != _DECODER:
-        raise PruneConfigError(
-            f"frames: frames follow the kept tokens with the decoder {_DECODER!r} only, and media_io_kwargs.video."
-            f"backend={brief(decoder)}; leave one of the two out"
-        )
+    check_options(config, server, given, default, options)
     return loader_options(frame_sampler(processor, config, without_prune(options), given), given)
 
 
@@ -222,27 +229,3 @@ def _of_lists(given: Mapping[str, Any]) -> dict[str, Any]:
     """What vLLM reads of a list of pictures."""
     names = ("num_frames", "fps", "frames_indices", "total_num_frames", "duration", "do_sample_frames")
     return {name: given[name] for name in names if name in given}
-
-
-def _check_rates(
-    config: PruneConfig,
-    server: PruneConfig,
-    given: Mapping[str, Any],
-    default: Mapping[str, Any],
-    options: Mapping[str, Any],
-) -> None:
-    """Refuses a request with `frames` of its own and another number of them."""
-    if config.frames == server.frames:
-        return
-    assert config.frames is not None
-    scoped: Any = options.get("videos_kwargs") or {}
-    for name in _RATES:
-        for where, values, known in (
-            ("media_io_kwargs.video", given, default),
-            ("mm_processor_kwargs", {**options, **scoped}, {}),
-        ):
-            if values.get(name) is not None and values.get(name) != known.get(name):
-                raise PruneConfigError(
-                    f"frames.tokens={config.frames.tokens} and {where}.{name}={brief(values[name])}: both say how many "
-                    f"frames are sampled; give one of the two"
-                )
