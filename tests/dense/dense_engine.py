@@ -239,15 +239,19 @@ class DenseEngine:
             return before, self.bytes_under_way()
 
     def prompt_logprobs(self, prompt: Mapping[str, Any], part_rows: int) -> str:
-        """Why a request for log-probabilities of its prompt ended."""
+        """Why a request for log-probabilities of its prompt is refused; "" if it is not."""
         from vllm import SamplingParams
 
+        from vllm_prune.config import PruneConfigError
+
         with self.long_prefixes(part_rows, 1 << 20):
-            self.llm.enqueue([dict(prompt)], SamplingParams(prompt_logprobs=1, max_tokens=1), use_tqdm=False)
-            outputs: list[Any] = []
+            try:
+                self.llm.enqueue([dict(prompt)], SamplingParams(prompt_logprobs=1, max_tokens=1), use_tqdm=False)
+            except PruneConfigError as error:
+                return str(error)
             while self.engine.has_unfinished_requests():
-                outputs += self.engine.step()
-        return str(outputs[-1].outputs[0].stop_reason)
+                self.engine.step()
+        return ""
 
     def _step(self) -> list[Any]:
         """One step; the first time that a dense prefix is under way after it, all requests lose what is computed."""

@@ -69,6 +69,7 @@ def test_a_seed_gives_the_same_tokens_in_however_many_steps(eager: RemoteEngine)
 def test_log_probabilities_of_a_prompt_that_no_step_holds_are_refused(eager: RemoteEngine, oracle: Oracle) -> None:
     case = Case(chat(f"{VIDEO}{QUESTIONS[2]}"), (video(1),), config={"preset": "stage2_only", "keep_ratio": 0.9})
     assert "prompt_logprobs need" in eager.call("prompt_logprobs", case.prompt(), 40)
+    assert not eager.call("prompt_logprobs", case.prompt(), 100)
     compare([case], eager.run([case.prompt()], part_rows=40), oracle)
 
 

@@ -199,3 +199,36 @@ def test_time_of_images_by_family() -> None:
         prompt, blocks, _, ratio = measured["stock" if label == "stock vLLM" else label]
         assert [cell.replace(",", "") for cell in cells] == [prompt, blocks, ratio], (family, label)
     assert files == {path.name for path in RESULTS.glob("images-cpu-*.md")}
+
+
+def test_memory_of_long_videos() -> None:
+    text = (ROOT / "docs" / "long-videos.md").read_text().partition("## Memory")[2]
+    rows = json.loads((RESULTS / "long-memory.json").read_text())["rows"]
+    short, long = (row for row in rows if (row["engine"], row["clip"]) == ("default", "moving"))
+    for name, cells in zip(("front", "core", "worker"), list(table(text, "process | its own").values()), strict=True):
+        found = [
+            long[f"{name}_own_mib"],
+            *(row[f"{name}_{what}_mib"] for what in ("beyond", "rest") for row in (short, long)),
+        ]
+        assert cells == [f"{found[0]:,.0f}", *(f"{each:.1f}" for each in found[1:])]
+    sizes = {f"{long[f'{name}_mib']:.1f}" for name in ("frames", "pixels")}
+    assert f"frames and pixels {sizes.pop()} each" in text
+    assert not sizes
+    assert f"features {long['features_mib']:.1f}" in text
+    assert f"hidden states {long['scratch_mib']:.1f}" in text
+
+
+def test_accuracy_of_long_clips() -> None:
+    text = (ROOT / "docs" / "long-videos.md").read_text().partition("## What it is worth")[2]
+    measured = table((RESULTS / "accuracy-embedded-long.md").read_text(), "method")
+    shown = {label.split("`")[1] if "`" in label else label: cells for label, cells in table(text, "shown").items()}
+    names = {
+        "64 frames, unpruned": "unpruned64",
+        "512 frames, conditional DPP over the whole clip": "dpp-clip",
+        "512 frames, unpruned: eight times the tokens": "unpruned512",
+    }
+    assert {names.get(label, label): cells[0] for label, cells in shown.items()} == {
+        name.strip("`"): next(cell for cell in cells if cell != "-")
+        for name, cells in measured.items()
+        if "all tokens" not in name
+    }

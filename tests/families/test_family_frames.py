@@ -43,13 +43,14 @@ def jpeg(pixels: np.ndarray) -> bytes:
 class Family:
     """A model's processor, and the options by which its renderer loads videos."""
 
-    def __init__(self, folder: Path, family: str, config: Any = None, override: str = "any") -> None:
+    def __init__(self, folder: Path, family: str, config: Any = None, override: str = "any", **options: Any) -> None:
         from vllm.engine.arg_utils import EngineArgs
         from vllm.multimodal import MULTIMODAL_REGISTRY
 
         apply_all()
         model = write_micro_model(folder / family, family=family) if not (folder / family).exists() else folder / family
-        arguments = engine_args(str(model), config or {}, override=override, max_model_len=4096, enforce_eager=True)
+        options = {"max_model_len": 4096, "enforce_eager": True, **options}
+        arguments = engine_args(str(model), config or {}, override=override, **options)
         self.processor: Any = MULTIMODAL_REGISTRY.create_processor(EngineArgs(**arguments).create_model_config())
 
     def load(self, data: bytes, prune: Any, given: Any = None, **others: Any) -> tuple[Any, dict[str, Any]]:
@@ -158,6 +159,15 @@ BAD_OPTIONS = [
 def test_options_that_are_none_are_refused(family, name, value, said):
     with pytest.raises(PruneConfigError, match=re.escape(f"media_io_kwargs.video.{name}={value!r}: {said}")):
         family.load(FILE, {"frames": {"tokens": 100}}, {name: value})
+
+
+@pytest.mark.parametrize(("name", "value"), [("backend", "torchcodec"), ("max_frames", "20")])
+def test_what_the_operator_gives_is_refused_at_the_start(tmp_path, name, value):
+    """Where the server's own configuration has `frames`; else each request with some is."""
+    options = {"media_io_kwargs": {"video": {name: value}}}
+    with pytest.raises(Exception, match=re.escape(f"media_io_kwargs.video.{name}={value!r}")):
+        Family(tmp_path, "qwen2_5_vl", {"frames": {"tokens": 100}}, **options)
+    assert Family(tmp_path, "qwen2_5_vl", **options)
 
 
 def test_nobody_asks_for_the_loader_that_asks_the_sampler(family):

@@ -26,6 +26,7 @@ from vllm_prune.serving.wire.settings import (
     write_step_limits,
     write_undivided_decoder,
 )
+from vllm_prune.serving.wire.video_options import check_video_options
 
 _PRUNING_ENABLED = 0.5
 """Any rate above 0 makes vLLM's runners strip extra columns and recompute positions; how much is ours to say."""
@@ -51,6 +52,8 @@ class PruneConfigHook(Hooked, VerifyAndUpdateConfig):
                 f"video_pruning_rate={mm_config.video_pruning_rate}: selects vLLM's own pruning, which cannot be "
                 f"combined with a pruning variant; leave it out"
             )
+        if settings.config.frames is not None:
+            check_video_options((mm_config.media_io_kwargs or {}).get("video") or {})
         if settings.may_prune:
             mm_config.video_pruning_rate = _PRUNING_ENABLED
         if not model_config.uses_mrope:

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
-from vllm.multimodal.video import VIDEO_LOADER_REGISTRY
-
 from vllm_prune.config import PruneConfig, PruneConfigError, brief
+from vllm_prune.serving.wire.video_options import WHERE, check_video_options
 
-_WHERE = "media_io_kwargs.video"
-_LEAST = {"num_frames": -1, "min_frames": 0, "max_frames": 1}
 _RATES = ("num_frames", "fps")
-_DECODER = "opencv"
 
 
 def check_options(
@@ -33,30 +28,10 @@ def check_options(
         options: The request's `mm_processor_kwargs`.
 
     Raises:
-        PruneConfigError: Two of them say how many frames are sampled, a number is none, or a decoder was chosen that
-            cannot be asked.
+        PruneConfigError: Two of them say how many frames are sampled, or one is refused by `check_video_options`.
     """
-    _check_numbers(given)
+    check_video_options(given)
     _check_rates(config, server, given, default, options)
-    if (decoder := given.get("backend", _DECODER)) != _DECODER:
-        raise PruneConfigError(
-            f"frames: frames follow the kept tokens with the decoder {_DECODER!r} only, and {_WHERE}."
-            f"backend={brief(decoder)}; leave one of the two out"
-        )
-    loader = given.get("video_backend")
-    if loader and (not isinstance(loader, str) or loader not in VIDEO_LOADER_REGISTRY.name2class):
-        raise PruneConfigError(f"{_WHERE}.video_backend={brief(loader)}: vLLM has no such loader; leave it out")
-
-
-def _check_numbers(given: Mapping[str, Any]) -> None:
-    """Refuses what cannot be counted with: vLLM takes these options as they come."""
-    for name, least in _LEAST.items():
-        value = given.get(name, least)
-        if type(value) is not int or value < least:
-            raise PruneConfigError(f"{_WHERE}.{name}={brief(value)}: must be an integer of {least} or more")
-    rate = given.get("fps", -1)
-    if type(rate) not in (int, float) or not -1 <= rate < math.inf:
-        raise PruneConfigError(f"{_WHERE}.fps={brief(rate)}: must be a number above 0, or -1 for none")
 
 
 def _check_rates(
@@ -73,7 +48,7 @@ def _check_rates(
     scoped: Any = options.get("videos_kwargs") or {}
     for name in _RATES:
         for where, values, known in (
-            (_WHERE, given, default),
+            (WHERE, given, default),
             ("mm_processor_kwargs", {**options, **scoped}, {}),
         ):
             if values.get(name) is not None and values.get(name) != known.get(name):

@@ -20,11 +20,13 @@ from vllm_prune.serving.api import metrics
 from vllm_prune.serving.api.ends import engine_seconds, state_of, worse
 from vllm_prune.serving.api.features import begin_request, hand_out
 from vllm_prune.serving.api.log import write_log
-from vllm_prune.serving.api.prompt_facts import facts_of
+from vllm_prune.serving.api.prompt_facts import PromptFacts, facts_of
+from vllm_prune.serving.api.prompt_media import chosen_inside
 from vllm_prune.serving.api.report import KVFormat, RequestReport
 from vllm_prune.serving.api.salts import withheld
+from vllm_prune.serving.api.span_check import check_one_step
 from vllm_prune.serving.wire.notes import RequestNotes
-from vllm_prune.serving.wire.settings import read_settings
+from vllm_prune.serving.wire.settings import read_settings, read_step_limits
 
 _KNOWN = "_vllm_prune_server"
 _REPORT = "_vllm_prune_report"
@@ -63,18 +65,27 @@ def begin(vllm_config: Any, request_id: str, prompt: Any, params: Any) -> None:
     """A prompt becomes a request. `params`: vLLM's; on a server of features, what is asked of them is settled there.
 
     Raises:
-        PruneConfigError: Features are asked for that there are not.
+        PruneConfigError: Features are asked for that there are not, or log-probabilities of more than a step computes.
     """
     report = searched.get() or new_report(vllm_config, prompt)
     facts = None if report is None else report.facts
     try:
         asked = begin_request(vllm_config.model_config, params, prompt, facts)
+        if facts is not None and getattr(params, "prompt_logprobs", None) is not None:
+            _check_one_step(vllm_config.model_config.hf_config, prompt, facts)
     except PruneConfigError as error:
         metrics.observe_refusal(error)
         raise
     if report is not None:
         report.asked = asked
     _under_way.set(None if report is None else (request_id, report))
+
+
+def _check_one_step(hf_config: Any, prompt: Any, facts: PromptFacts) -> None:
+    chosen = chosen_inside(facts.media, facts.config)
+    if chosen:
+        assert facts.turn is not None  # the processor refuses such requests of models without
+        check_one_step(prompt["prompt_token_ids"], chosen, facts.turn, read_step_limits(hf_config))
 
 
 def new_report(vllm_config: Any, prompt: Any) -> RequestReport | None:

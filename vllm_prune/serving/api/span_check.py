@@ -35,6 +35,30 @@ def check_spans(prompt: Sequence[int], media: Sequence[PromptMedium], turn: Turn
             _check_step_tokens(span, counts, limits.tokens, longest_piece(span, cuts))
 
 
+def check_one_step(prompt: Sequence[int], media: Sequence[PromptMedium], turn: TurnFormat, limits: StepLimits) -> None:
+    """Checks a processed prompt whose log-probabilities are asked for.
+
+    vLLM takes these from each step's output; rows of a span over several steps have theirs in its last one only.
+
+    Args:
+        prompt: Token ids.
+        media: As for `check_spans`.
+        turn: How turns end.
+        limits: Of a step.
+
+    Raises:
+        PruneConfigError: A span is of more tokens than a step.
+    """
+    places = [(medium.offset, medium.length) for medium in media if medium.counts is not None]
+    tokens = max((span.end - span.start for span in dense_spans(prompt, places, turn)), default=0)
+    if limits.tokens is not None and tokens > limits.tokens:
+        raise PruneConfigError(
+            f"max_num_batched_tokens={limits.tokens}: prompt_logprobs need what is kept of a video and its question in "
+            f"one step, {tokens} tokens; start the server with --max-num-batched-tokens {tokens} or more, leave out "
+            f"prompt_logprobs, or keep fewer tokens"
+        )
+
+
 def _check_question(span: Span, videos: list[tuple[int, int]]) -> None:
     if max(offset + length for offset, length in videos) >= span.end:
         raise PruneConfigError(

@@ -12,22 +12,6 @@ from vllm.v1.request import RequestStatus
 
 from vllm_prune.serving.core.encoder_accounting import forget
 
-_REFUSED = "_vllm_prune_refused"
-
-
-def refuse_later(scheduler: Any, request: Any, reason: str) -> None:
-    """Ends a request that waits for what never comes, once the step that is being scheduled is over."""
-    scheduler.__dict__.setdefault(_REFUSED, {})[request.request_id] = reason
-
-
-def end_refused(scheduler: Any) -> dict[str, tuple[Any, str]]:
-    """Ends requests in vLLM's scheduler that were refused; by id, those that ended, each with its reason."""
-    refused: dict[str, str] = scheduler.__dict__.pop(_REFUSED, {})
-    if not refused:
-        return {}
-    ended = scheduler.finish_requests(refused.keys() & scheduler.requests.keys(), RequestStatus.FINISHED_ERROR)
-    return {request.request_id: (request, refused[request.request_id]) for request in ended}
-
 
 def end_failed(scheduler: Any, step: Any, failures: Mapping[str, str]) -> dict[str, tuple[Any, str]]:
     """Ends requests in vLLM's scheduler.

@@ -35,18 +35,6 @@ def _asks_of_prompt(request: Any) -> bool:
     return params is not None and params.prompt_logprobs is not None
 
 
-def never_fits(item: RequestSpan, request: Any, limits: StepLimits) -> str:
-    """Why no step will ever compute a span of a request; "" if some will."""
-    length = item.span.end - item.span.start
-    if limits.tokens is None or length <= limits.tokens or not _asks_of_prompt(request):
-        return ""
-    return (
-        f"max_num_batched_tokens={limits.tokens}: prompt_logprobs need what is kept of a video and its question in one "
-        f"step, {length} tokens; start the server with --max-num-batched-tokens {length} or more, leave out "
-        f"prompt_logprobs, or keep fewer tokens"
-    )
-
-
 def long_span_at(request: Any, computed: int, limits: StepLimits) -> RequestSpan | None:
     """The long span that a request with `computed` tokens is in the middle of."""
     for item in dense_request_spans(request):

@@ -10,7 +10,7 @@ from typing import Any
 
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
 
-from vllm_prune.serving.core.failures import end_failed, end_refused
+from vllm_prune.serving.core.failures import end_failed
 from vllm_prune.serving.wire.notes import ATTRIBUTE, RequestNotes, StepNotes
 
 _PENDING = "_vllm_prune_pending_notes"
@@ -31,11 +31,11 @@ def update_from_output(scheduler: Any, step: Any, output: Any, original: Callabl
     """
     pending: dict[str, RequestNotes] = scheduler.__dict__.setdefault(_PENDING, {})
     notes: StepNotes | None = getattr(output, ATTRIBUTE, None)
-    ended = end_refused(scheduler)
+    ended: dict[str, tuple[Any, str]] = {}
     if notes is not None:
         _assign(scheduler, step, output, notes, pending)
         if notes.failures:
-            ended |= end_failed(scheduler, step, _requests_of(notes.failures, step, output))
+            ended = end_failed(scheduler, step, _requests_of(notes.failures, step, output))
     outputs = original()
     for id, (request, message) in ended.items():
         pending.setdefault(id, RequestNotes()).failure = message

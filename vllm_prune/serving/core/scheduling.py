@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vllm_prune.serving.core.encoder_accounting import begin_request, release
-from vllm_prune.serving.core.failures import refuse_later
-from vllm_prune.serving.core.long_spans import end_of_part, is_long, never_fits, rows_under_way
+from vllm_prune.serving.core.long_spans import end_of_part, is_long, rows_under_way
 from vllm_prune.serving.core.spans import RequestSpan, dense_request_spans
 from vllm_prune.serving.wire.positions import read_position_table
 from vllm_prune.serving.wire.request_spec import read_spec
@@ -40,8 +39,6 @@ def schedule_encoder_inputs(
         inputs, tokens, budget, *others = original(num_new_tokens)
         return inputs, tokens, _true_budget(request, inputs, budget), *others
     limits = read_step_limits(scheduler.vllm_config.model_config.hf_config)
-    for reason in filter(None, (never_fits(item, request, limits) for item in spans)):
-        refuse_later(scheduler, request, reason)
     part = _part_of_long_span(scheduler, request, spans, computed, num_new_tokens, limits)
     if part is None:
         allowed = _allowed_tokens(scheduler, request, spans, computed, num_new_tokens, limits)
