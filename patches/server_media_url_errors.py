@@ -90,6 +90,8 @@ def _install() -> None:
 
 
 def _explained(fetch: Any, field: str) -> Any:
+    from vllm_prune.config import PruneConfigError
+
     client_errors = _client_errors()
 
     @functools.wraps(fetch)
@@ -98,6 +100,9 @@ def _explained(fetch: Any, field: str) -> Any:
         try:
             _require_local_files_allowed(self, url)
             return fetch(self, *args, **kwargs)
+        except PruneConfigError as error:
+            _count_refusal(error)
+            raise
         except client_errors as error:
             raise explain(url, error, field) from error
 
@@ -105,6 +110,8 @@ def _explained(fetch: Any, field: str) -> Any:
 
 
 def _explained_async(fetch: Any, field: str) -> Any:
+    from vllm_prune.config import PruneConfigError
+
     client_errors = _client_errors()
 
     @functools.wraps(fetch)
@@ -113,10 +120,20 @@ def _explained_async(fetch: Any, field: str) -> Any:
         try:
             _require_local_files_allowed(self, url)
             return await fetch(self, *args, **kwargs)
+        except PruneConfigError as error:
+            _count_refusal(error)
+            raise
         except client_errors as error:
             raise explain(url, error, field) from error
 
     return explained
+
+
+def _count_refusal(error: Any) -> None:
+    """Of a request that a configuration refuses as soon as the file is open: the file is not to blame."""
+    from vllm_prune.serving.api.metrics import observe_refusal
+
+    observe_refusal(error)
 
 
 def _require_local_files_allowed(connector: Any, url: str) -> None:

@@ -189,11 +189,11 @@ def test_arrays_with_metadata_of_any_kind(family):
 
 
 def test_a_small_budget_is_refused_with_what_it_takes(family):
-    with pytest.raises(Exception, match=r"frames\.tokens=3: 2 frames of this video keep \d+ tokens") as refused:
+    with pytest.raises(PruneConfigError, match=r"^frames\.tokens=3: 2 frames of this video keep \d+ tokens") as refused:
         family.load(FILE, {"frames": {"tokens": 3}})
     needed = int(str(refused.value).split("keep ")[1].split()[0])
     assert len(family.load(FILE, {"frames": {"tokens": needed}})[0]) == 2
-    with pytest.raises(Exception, match="8 frames of this video keep"):
+    with pytest.raises(PruneConfigError, match="8 frames of this video keep"):
         family.load(FILE, {"frames": {"tokens": needed}}, {"min_frames": 8})
 
 

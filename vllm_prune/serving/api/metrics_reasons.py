@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 
-from vllm_prune.config import ImageConfig, PruneConfig, PruneConfigError, Stage1Config
+from vllm_prune.config import FramesConfig, ImageConfig, PruneConfig, PruneConfigError, Stage1Config
 
 OVERRIDE = "override"
 MISPLACED = "misplaced"
@@ -15,6 +15,7 @@ _FIELDS = frozenset(
         *(field.name for field in dataclasses.fields(PruneConfig)),
         *(f"stage1.{field.name}" for field in dataclasses.fields(Stage1Config)),
         *(f"image.{field.name}" for field in dataclasses.fields(ImageConfig)),
+        *(f"frames.{field.name}" for field in dataclasses.fields(FramesConfig)),
         *("prune", "preset", "enable_stage1", "enable_pruning", "pruning_layer"),
         *("input_tokens", "max_num_batched_tokens", "dense_tokens", "video_url"),
     }
@@ -28,6 +29,8 @@ def reason_of(error: PruneConfigError) -> str:
     'keep_ratio'
     >>> reason_of(PruneConfigError("prune='baseline': changes stage1; start it with --prune-override any"))
     'override'
+    >>> reason_of(PruneConfigError("frames.tokens=3: 2 frames of this video keep 4 tokens"))
+    'frames.tokens'
     """
     message = str(error)
     if "--prune-override" in message:
