@@ -137,6 +137,12 @@ def test_what_is_no_secret_is_printed_as_given(capsys, model):
     assert not any("***" in word for word in line)
 
 
+def test_numbers_of_tokens_are_printed_as_given(capsys, model):
+    assert masked(["--x", '{"tokens": ["hush"], "token": 5}']) == ["--x", '{"tokens": "***", "token": "***"}']
+    line = dry_run(capsys, model, "--prune", '{"preset": "default", "frames": {"tokens": 4096, "max": 2048}}')
+    assert overrides_of(line)["vllm_prune"]["config"]["frames"] == {"tokens": 4096, "max": 2048}
+
+
 @pytest.mark.parametrize("option", ['{"api_key": "hush"', '[{"password": "hush"}]'])
 def test_a_refusal_repeats_no_overrides(capsys, model, option):
     assert main(["serve", model, "--dry-run", "--hf-overrides", option]) == 2

@@ -126,4 +126,9 @@ def _hide(value: Any) -> Any:
         return [_hide(item) for item in value]
     if not isinstance(value, dict):
         return value
-    return {name: MASK if _SECRET_NAME.search(name) and item else _hide(item) for name, item in value.items()}
+    return {name: MASK if _hides(name, item) else _hide(item) for name, item in value.items()}
+
+
+def _hides(name: str, item: Any) -> bool:
+    """Whether a name in JSON is that of a secret; `"tokens": 4096` is a number of them."""
+    return bool(item and _SECRET_NAME.search(name)) and not (name == "tokens" and type(item) is int)
