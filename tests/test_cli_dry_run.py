@@ -22,6 +22,11 @@ def test_a_line_that_vllm_takes_is_printed(capsys):
     [
         (["--max-model-length", "5"], "unrecognized arguments: --max-model-length 5"),
         (["-pp", "2"], "pipeline_parallel_size=2"),  # refused when the configuration is made
+        pytest.param(  # and when the processor is
+            ["--max-model-len", "512", "--prune", '{"frames": {"tokens": 1024}}'],
+            "frames.tokens=1024: must be max_model_len=512 or less",
+            marks=pytest.mark.long,
+        ),
     ],
 )
 def test_what_serve_would_refuse_is_refused(capsys, options, said):

@@ -1,4 +1,4 @@
-"""Whether vLLM would take a `vllm serve` line: its own parser and its own configuration, without weights or devices.
+"""Whether vLLM would take a `vllm serve` line: its own parser, configuration and multimodal processor, without weights.
 
 In a process of its own (`python -m vllm_prune.cli.serve_check FILE serve MODEL ...`), as vLLM logs, and ends the
 process at a wrong option.
@@ -21,7 +21,7 @@ _REFUSED, _NOT_LOADED = 1, 3  # statuses of the process; argparse's is 2
 
 
 def check_line(command: Sequence[str], environment: Mapping[str, str]) -> None:
-    """Lets vLLM read `command` (`vllm serve ...`) and make its configuration, plugins and patches included.
+    """Lets vLLM read `command` (`vllm serve ...`) and make configuration and processor, plugins and patches included.
 
     Raises:
         ValueError: vLLM refuses it, cannot be loaded, or does not come to an end.
@@ -52,6 +52,7 @@ def _last_line(output: str) -> str:
 def _load() -> None:
     """Imports all of vLLM that `_check` needs."""
     from vllm.engine.arg_utils import AsyncEngineArgs  # noqa: F401
+    from vllm.multimodal import MULTIMODAL_REGISTRY  # noqa: F401
     from vllm.usage.usage_lib import UsageContext  # noqa: F401
 
     from vllm_prune.cli.vllm_serve import make_parser
@@ -61,13 +62,16 @@ def _load() -> None:
 
 def _check(words: list[str]) -> None:
     from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.multimodal import MULTIMODAL_REGISTRY
     from vllm.usage.usage_lib import UsageContext
 
     from vllm_prune.cli.vllm_serve import make_parser, validate
 
     args = make_parser().parse_args(words)
     validate(args)
-    AsyncEngineArgs.from_cli_args(args).create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER)
+    config = AsyncEngineArgs.from_cli_args(args).create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER)
+    if config.model_config.is_multimodal_model:  # a model's own refusals come with its processor
+        MULTIMODAL_REGISTRY.create_processor(config.model_config)
 
 
 def _message(error: Exception) -> str:
