@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from oracle.own_config import image_targets
@@ -12,7 +13,7 @@ from oracle.own_config import image_targets
 from vllm_prune.budget import plan_counts
 from vllm_prune.budget_images import config_of_image, total_share
 from vllm_prune.config import PRESETS, ImageConfig, PruneConfig, PruneConfigError
-from vllm_prune.methods import registry
+from vllm_prune.methods import VideoTokens, registry
 from vllm_prune.override import ServerSettings
 
 DPP = {"method": "dpp", "keep_ratio": 0.5}
@@ -76,6 +77,18 @@ def test_methods_say_which_media_they_take():
         with pytest.raises(PruneConfigError, match=rf"image\.method='{method}': takes videos only: \w.*; known for"):
             PruneConfig.parse({"image": {"method": method, "keep_ratio": 0.5}})
         assert PruneConfig.parse({"method": method, "keep_ratio": 0.5}).method == method
+
+
+@pytest.mark.parametrize(("params", "merges_tiles"), [({}, False), ({"temporal_segment_ratio": 0.25}, True)])
+def test_tiles_of_an_image_are_not_taken_for_moments(params, merges_tiles):
+    """What they show at one place of each is unlike, but for what all tokens have in common."""
+    choice = PruneConfig.parse({"image": {"method": "prunevid", "params": params}}).image.choice
+    random = torch.Generator().manual_seed(0)
+    features = torch.randn(5, 64, 64, generator=random) + 3 * torch.randn(64, generator=random)
+    tiles = VideoTokens.from_features(features.flatten(0, 1), (5, 8, 8))
+    slot = registry.create(choice.method, **choice.params).assign(tiles, 160).slot
+    of_tiles = [set(tiles.grid[slot == number, 0].tolist()) for number in range(160)]
+    assert any(len(tile) > 1 for tile in of_tiles) == merges_tiles
 
 
 @given(images())

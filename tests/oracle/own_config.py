@@ -49,7 +49,9 @@ def _image_config(image: ImageConfig, kept: list[int]) -> PruneConfig:
     if image.method == NO_METHOD:
         return PruneConfig()
     target = kept if image.layers is not None and len(image.layers) > 1 else kept[0]
-    return PruneConfig(method=image.method, layers=image.layers, params=image.params, target_token_num=target)
+    one_frame_each = {"temporal_segment_ratio": 1.0} if image.method == "prunevid" else {}
+    params = {**one_frame_each, **image.params}
+    return PruneConfig(method=image.method, layers=image.layers, params=params, target_token_num=target)
 
 
 def image_targets(image: ImageConfig, sizes: list[int]) -> list[list[int]]:

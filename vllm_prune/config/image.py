@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from vllm_prune.config.checks import require_int
 from vllm_prune.config.errors import PruneConfigError, brief
-from vllm_prune.config.methods import NO_METHOD, check_known_for_images, check_takes_images
+from vllm_prune.config.methods import NO_METHOD, check_known_for_images, check_takes_images, image_params
 
 if TYPE_CHECKING:
     from vllm_prune.config.prune_config import PruneConfig
@@ -52,10 +52,12 @@ class ImageConfig:
         given = [name for name in _AMOUNTS if getattr(self, name) is not None]
         if self.method == NO_METHOD and given:
             raise PruneConfigError(f"image.{given[0]}={brief(getattr(self, given[0]))}: needs image.method")
-        object.__setattr__(self, "choice", self._checked_choice())
+        choice = self._checked_choice()
         for name in ("keep_ratio", "target_token_num", "layers", "params"):
             if getattr(self, name) is not None:
-                object.__setattr__(self, name, getattr(self.choice, name))
+                object.__setattr__(self, name, getattr(choice, name))
+        params = {**image_params(choice.method), **choice.params}
+        object.__setattr__(self, "choice", dataclasses.replace(choice, params=params))
         self._check_floor()
 
     def _checked_choice(self) -> PruneConfig:

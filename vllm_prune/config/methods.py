@@ -155,6 +155,15 @@ def check_takes_images(method: str, *, some_cells: bool) -> None:
         )
 
 
+def image_params(method: str) -> Mapping[str, Any]:
+    """Parameters of a query-free method whose defaults are others for images."""
+    if method in (NO_METHOD, ATTENTION, QUESTION):
+        return {}
+    from vllm_prune.methods import registry
+
+    return registry.image_params(method)
+
+
 def check_has_rows(method: str, flat: str) -> None:
     """Refuses a method that looks at rows and columns, of images that have none. `flat`: why they have none."""
     if method in (NO_METHOD, ATTENTION, QUESTION):

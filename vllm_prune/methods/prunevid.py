@@ -6,7 +6,9 @@ are fitted to it; nothing is random (the usual DPC-KNN breaks ties with noise); 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import ClassVar
 
 import torch
@@ -46,6 +48,8 @@ class PruneVid:
     keep_small: int = 14
     name: ClassVar[str] = "prunevid"
     media: ClassVar[tuple[str, ...]] = ("video", "image")
+    image_params: ClassVar[Mapping[str, float]] = MappingProxyType({"temporal_segment_ratio": 1.0})
+    """Where an image has frames, these are its tiles: places side by side, each a segment of its own."""
     needs_every_token: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

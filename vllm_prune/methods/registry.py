@@ -113,6 +113,15 @@ def refuses_images(name: str) -> str:
     return str(getattr(kind, "no_images", "it does not say that it takes images"))
 
 
+def image_params(name: str) -> dict[str, Any]:
+    """Parameters whose defaults are others for images, as a method's class says by `image_params`.
+
+    >>> image_params("prunevid"), image_params("uniform")
+    ({'temporal_segment_ratio': 1.0}, {})
+    """
+    return dict(getattr(load(name), "image_params", {}))
+
+
 def is_spatial(name: str) -> bool:
     """Whether a method looks at rows and columns, as its class says by `spatial`; no built-in one does.
 
