@@ -23,7 +23,7 @@ def test_large_merges_are_done_in_pieces(monkeypatch: pytest.MonkeyPatch) -> Non
     slot = torch.arange(120) % 7
     assignment = Assignment(slot, torch.arange(7))
     whole = compact(tokens, assignment).features
-    monkeypatch.setattr("vllm_prune.methods.base._CHUNK_BYTES", 100)
+    monkeypatch.setattr("vllm_prune.methods._means._CHUNK_BYTES", 100)
     assert torch.equal(compact(tokens, assignment).features, whole)
     expected = torch.stack([tokens.features[slot == s].mean(0) for s in range(7)])
     torch.testing.assert_close(whole, expected)

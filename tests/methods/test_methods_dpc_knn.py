@@ -13,6 +13,7 @@ from published import dpc_knn
 
 from vllm_prune.methods import _ragged
 from vllm_prune.methods._dpc_knn import cluster_groups
+from vllm_prune.methods._finite import FiniteFeatures
 from vllm_prune.methods._segments import segment_by_clusters
 
 
@@ -22,7 +23,7 @@ def test_equals_the_textbook_in_every_group(seed: int, k: int, sizes: list[int],
     group = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
     group = torch.cat((group, torch.tensor([-1, -1])))[noise(seed + 1, len(group) + 2).argsort()]
     points = noise(seed, len(group), 5).double()
-    root = cluster_groups(points, group, torch.tensor(quotas), k)
+    root = cluster_groups(FiniteFeatures(points), group, torch.tensor(quotas), k)
     for g, quota in enumerate(quotas):
         members = (group == g).nonzero().squeeze(1)
         expected = dpc_knn(points[members].tolist(), quota, k)
@@ -33,14 +34,14 @@ def test_equals_the_textbook_in_every_group(seed: int, k: int, sizes: list[int],
 def test_batches_of_groups_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
     group = noise(0, 200).argsort() % 9
     quota = torch.arange(1, 10)
-    together = cluster_groups(noise(1, 200, 4), group, quota, 7)
+    together = cluster_groups(FiniteFeatures(noise(1, 200, 4)), group, quota, 7)
     monkeypatch.setattr(_ragged, "_BATCH_BYTES", 1)
-    assert torch.equal(cluster_groups(noise(1, 200, 4), group, quota, 7), together)
+    assert torch.equal(cluster_groups(FiniteFeatures(noise(1, 200, 4)), group, quota, 7), together)
 
 
 def test_duplicates_keep_the_earlier() -> None:
     points = torch.tensor([[5.0, 1.0], [0.0, 0.0], [5.0, 1.0], [0.0, 0.0]]) + 100
-    root = cluster_groups(points, torch.zeros(4, dtype=torch.int64), torch.tensor([2]), 2)
+    root = cluster_groups(FiniteFeatures(points), torch.zeros(4, dtype=torch.int64), torch.tensor([2]), 2)
     assert root.tolist() == [0, 1, 0, 1]
 
 

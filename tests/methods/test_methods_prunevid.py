@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from method_cases import EXTENTS, SEEDS, mixed_video, noise, random_video
 
 from vllm_prune.methods import VideoTokens, _prunevid_plan, compact
+from vllm_prune.methods._ragged import batches
 from vllm_prune.methods._share import share_budget
 from vllm_prune.methods.prunevid import PruneVid
 
@@ -80,6 +81,15 @@ def test_fewer_slots_than_groups_merge_whole_groups() -> None:
     assert sum(len(frames) for frames in frames_of_slot) == 8
 
 
+def cell_means(measured: _prunevid_plan.Measure) -> torch.Tensor:
+    """[H*W, S, C]: the mean of each cell over each segment."""
+    segments, cells = measured.similarity.shape
+    means = torch.empty(segments, cells, measured.features.channels, dtype=measured.features.dtype)
+    for batch in batches(torch.arange(segments).repeat_interleave(cells), segments, measured.features.channels):
+        means[batch.group] = _prunevid_plan.CellMeans(measured).members(batch)
+    return means.transpose(0, 1)
+
+
 def mean_cosine(vectors: torch.Tensor) -> float:
     units = torch.nn.functional.normalize(vectors, dim=1)
     pairs = ~torch.eye(len(units), dtype=torch.bool)
@@ -93,7 +103,7 @@ def test_static_is_a_mean_of_pairwise_cosines(seed: int, grid_thw: tuple[int, in
     tokens.features[::5] = 0
     measured = _prunevid_plan.measure(tokens, max(1, grid_thw[0] // 2), 7, 0.8)
     video = tokens.features.view(grid_thw[0], -1, 6)
-    cell_mean = _prunevid_plan.average_cells(measured)
+    cell_mean = cell_means(measured)
     for s, row in enumerate(measured.similarity):
         part = video[measured.segment == s]
         torch.testing.assert_close(cell_mean[:, s], part.mean(0))
@@ -104,11 +114,11 @@ def test_static_is_a_mean_of_pairwise_cosines(seed: int, grid_thw: tuple[int, in
 def test_long_videos_are_measured_in_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     tokens = mixed_video(7, (40, 2, 2))
     whole = _prunevid_plan.measure(tokens, 10, 7, 0.8)
-    means = _prunevid_plan.average_cells(whole)
+    means = cell_means(whole)
     monkeypatch.setattr(_prunevid_plan, "_FRAMES_AT_ONCE", 1)
     runs = _prunevid_plan.measure(tokens, 10, 7, 0.8)
     torch.testing.assert_close(runs.similarity, whole.similarity)
-    torch.testing.assert_close(_prunevid_plan.average_cells(runs), means)
+    torch.testing.assert_close(cell_means(runs), means)
 
 
 def test_only_an_unpruned_video_has_frames_to_compare() -> None:

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from vllm_prune.methods._device import working_set
+from vllm_prune.methods._numerics import LARGEST_NORM
 
-_LONGEST = 1e18  # as in `to_finite`
 _COPY_BYTES = 16 << 20  # tokens are widened to float32 this much at a time
 
 
@@ -17,7 +17,7 @@ def find_usable(features: Tensor) -> Tensor:
     at_once = max(1, working_set(_COPY_BYTES, features.device) // (4 * features.shape[1]))
     rows = [features] if features.dtype == wide else features.split(at_once)
     norm = torch.cat([torch.linalg.vector_norm(part.to(wide), dim=1) for part in rows])
-    return (norm > 0) & (norm <= _LONGEST)
+    return (norm > 0) & (norm <= LARGEST_NORM)
 
 
 def spare_broken(root: Tensor, usable: Tensor) -> Tensor:

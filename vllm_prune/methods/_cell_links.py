@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from vllm_prune.methods._device import working_set
+from vllm_prune.methods._finite import FiniteFeatures
 from vllm_prune.methods._numerics import invert, to_finite
 from vllm_prune.methods.topk import best
 
@@ -25,16 +26,17 @@ def token_before(usable: Tensor) -> Tensor:
     return torch.cat((latest.new_full((1, usable.shape[1]), -1), latest[:-1]))
 
 
-def cosine_to(features: Tensor, norm: Tensor, other: Tensor) -> Tensor:
+def cosine_to(features: FiniteFeatures, other: Tensor) -> Tensor:
     """[N] cosine similarity of each token to the token `other` [N] int64; -2 where that is -1.
 
-    features: [N, C] finite. norm: [N]. A zero vector has similarity 0 to everything.
+    features: [N, C]. A zero vector has similarity 0 to everything.
     """
-    target = other.clamp(min=0)
-    rows = max(1, working_set(_COPY_BYTES, features.device) // (4 * features.shape[1]))
-    parts = zip(features.split(rows), target.split(rows), strict=True)
-    product = torch.cat([(mine * features[theirs]).sum(1) for mine, theirs in parts])
-    inverse = invert(norm)
+    target, product = other.clamp(min=0), torch.empty_like(features.norm)
+    rows = max(1, working_set(_COPY_BYTES, other.device) // (4 * features.channels))
+    for start in range(0, len(other), rows):
+        part = slice(start, start + rows)
+        product[part] = (features.rows(part) * features.take(target[part])).sum(1)
+    inverse = invert(features.norm)
     return (product * inverse * inverse[target]).masked_fill_(other < 0, -2)
 
 

@@ -6,24 +6,39 @@ computed in logarithms, so no density underflows whatever the scale of the featu
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 from torch import Tensor
 
 from vllm_prune.methods._numerics import rank_descending
-from vllm_prune.methods._ragged import batches
+from vllm_prune.methods._ragged import Batch, batches
 
 _FARTHER = 1e37  # than any finite points are: norms are 1e18 at most
 
 
-def cluster_groups(features: Tensor, group: Tensor, quota: Tensor, k: int) -> Tensor:
+class Items(Protocol):
+    """N items of C channels, finite, that need not exist all at once."""
+
+    @property
+    def channels(self) -> int:
+        """C."""
+        ...
+
+    def members(self, batch: Batch) -> Tensor:
+        """[B, n, C] those of some groups, not to be written to; anything finite at padding."""
+        ...
+
+
+def cluster_groups(items: Items, group: Tensor, quota: Tensor, k: int) -> Tensor:
     """Cluster every group by itself: the centre of each item.
 
-    features: [N, C] finite. group: [N] int64, -1 for items that take no part. quota: [G], centres of each group, from 1
+    group: [N] int64, -1 for items that take no part. quota: [G], centres of each group, from 1
     to its size. Returns [N] int64: the index of the item's centre (a centre's is its own), -1 where group is -1.
     """
     root = group.new_full((len(group) + 1,), -1)  # the last one takes what padding says
-    for batch in batches(group, len(quota), features.shape[1]):
-        distance = squared_distances(batch.take(features), batch.valid)
+    for batch in batches(group, len(quota), items.channels):
+        distance = squared_distances(items.members(batch), batch.valid)
         centre = assign_to_centres(distance, pick_centres(distance, batch.valid, quota[batch.group], k))
         member = torch.where(batch.valid, batch.index, len(group))
         root.scatter_(0, member.flatten(), batch.index.gather(1, centre).flatten())

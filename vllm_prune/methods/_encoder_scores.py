@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from vllm_prune.methods._checks import check_relevance
+from vllm_prune.methods._finite import FiniteFeatures
 from vllm_prune.methods._kernels import nearest_in_batch
 from vllm_prune.methods._ragged import batches, sizes
 from vllm_prune.methods._share import share_budget
@@ -31,19 +32,18 @@ def usable_frames(tokens: VideoTokens, norm: Tensor, budget: int) -> tuple[Tenso
     return frame, share_budget(size.sum().clamp(max=budget), size)
 
 
-def join_nearest(features: Tensor, norm: Tensor, group: Tensor, num_groups: int, is_target: Tensor) -> Tensor:
+def join_nearest(features: FiniteFeatures, group: Tensor, num_groups: int, is_target: Tensor) -> Tensor:
     """[N] int64: the most similar (cosine) target in each token's group, the earlier on ties; -1 where there is none.
 
-    features: [N, C] finite. norm: [N]. group: [N] int64, -1 for tokens that take no part. is_target: [N] bool. A target
-    is its own.
+    features: [N, C]. group: [N] int64, -1 for tokens that take no part. is_target: [N] bool. A target is its own.
     """
     index = torch.arange(len(group), device=group.device)
     has_target = torch.zeros(num_groups, dtype=torch.bool, device=group.device)
     has_target[group[is_target]] = True
     group = torch.where((group >= 0) & has_target[group.clamp(min=0)], group, -1)
     root = torch.full_like(group, -1)
-    for batch in batches(group, num_groups, features.shape[1]):
-        nearest = nearest_in_batch(features, norm, batch, is_target[batch.index] & batch.valid)
+    for batch in batches(group, num_groups, features.channels):
+        nearest = nearest_in_batch(features, batch, is_target[batch.index] & batch.valid)
         root[batch.index[batch.valid]] = batch.index.gather(1, nearest)[batch.valid]
     return torch.where(is_target, index, root)
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from vllm_prune.methods._device import working_set
 from vllm_prune.methods._dpc_knn import assign_to_centres, distances_from_products, pick_centres
+from vllm_prune.methods._finite import FiniteFeatures
 from vllm_prune.methods._numerics import invert
 
 _PIECE_BYTES = 16 << 20  # of features whose products are made at a time
@@ -19,14 +20,14 @@ _LAST = -1e3  # below all distances, and above what is picked
 class FrameProducts:
     """The tokens of an unpruned video, and the products of each frame's, which serve to pick and later to cluster.
 
-    features: [T*H*W, C] finite. norm: [T*H*W].
+    features: [T*H*W, C].
     """
 
-    def __init__(self, features: Tensor, norm: Tensor, frames: int) -> None:
-        self.video = features.view(frames, len(features) // frames, -1)
-        self.norm = norm.view(frames, -1)
-        cells, channels = self.video.shape[1:]
-        at_once = max(1, working_set(_PIECE_BYTES, features.device) // (4 * cells * channels))
+    def __init__(self, features: FiniteFeatures, frames: int) -> None:
+        self.features = features
+        self.norm = features.norm.view(frames, -1)
+        cells = self.norm.shape[1]
+        at_once = max(1, working_set(_PIECE_BYTES, self.norm.device) // (4 * cells * features.channels))
         self._pieces = [slice(start, min(start + at_once, frames)) for start in range(0, frames, at_once)]
         self._keep = 4 * frames * cells * cells <= _KEPT_BYTES
         self._kept: dict[int, Tensor] = {}
@@ -36,10 +37,16 @@ class FrameProducts:
         for piece in self._pieces:
             product = self._kept.get(piece.start)
             if product is None:
-                product = self.video[piece] @ self.video[piece].mT
+                video = self._video(piece)
+                product = video @ video.mT
                 if self._keep:
                     self._kept[piece.start] = product
             yield piece, product
+
+    def _video(self, piece: slice) -> Tensor:
+        """[B, H*W, C]: some frames."""
+        cells = self.norm.shape[1]
+        return self.features.rows(slice(piece.start * cells, piece.stop * cells)).unflatten(0, (-1, cells))
 
     def link(self, piece: slice, closed: Tensor) -> tuple[Tensor, Tensor]:
         """The most similar token of the frame before that is not `closed` [T, H*W], for all tokens of some frames.
@@ -48,7 +55,8 @@ class FrameProducts:
         The first of the video's frames has none before it, and is left out. Ties keep the earlier token.
         """
         now, before = slice(max(1, piece.start), piece.stop), slice(max(1, piece.start) - 1, piece.stop - 1)
-        likeness = self.video[now] @ self.video[before].mT
+        video = self._video(slice(before.start, now.stop))
+        likeness = video[1:] @ video[:-1].mT
         likeness.mul_(invert(self.norm[before])[:, None, :])
         likeness.add_(torch.zeros_like(self.norm[before]).masked_fill_(closed[before], -torch.inf)[:, None, :])
         value, place = likeness.max(2)
@@ -62,7 +70,7 @@ class FrameProducts:
         frames, cells = member.shape
         centre = torch.empty_like(member, dtype=torch.int64)
         for piece, product in self.pieces():
-            distance = distances_from_products(product, member[piece], self.video.shape[2])
+            distance = distances_from_products(product, member[piece], self.features.channels)
             is_centre = pick_centres(distance, member[piece], quota[piece], k)
             centre[piece] = assign_to_centres(distance, is_centre)
         centre += (torch.arange(frames, device=centre.device) * cells)[:, None]

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from vllm_prune.methods._device import working_set
+from vllm_prune.methods._finite import FiniteFeatures
 from vllm_prune.methods._numerics import invert
 from vllm_prune.methods._ragged import Batch
 
@@ -73,20 +74,23 @@ def _signs(rows: int, columns: int) -> Tensor:
     return torch.randint(0, 2, (rows, columns), generator=generator).mul_(2).sub_(1)
 
 
-def nearest_in_batch(features: Tensor, norm: Tensor, batch: Batch, is_target: Tensor) -> Tensor:
+def nearest_in_batch(features: FiniteFeatures, batch: Batch, is_target: Tensor) -> Tensor:
     """[B, n] int64: for each member of a group the place of the target most similar to it (cosine), earlier on ties.
 
-    features: [N, C] finite. norm: [N]. is_target: [B, n] bool, with at least one target in every group. Of targets the
-    place is their own where all before them, in every group of the batch, are targets too: nothing is computed there.
+    features: [N, C]. is_target: [B, n] bool, with at least one target in every group. Of targets the place is their own
+    where all before them, in every group of the batch, are targets too: nothing is computed there.
     """
     targets = is_target.sum(1)
     own = is_target.all(0).long().cumprod(0).sum()
     most, own = torch.stack((targets.max(), own)).tolist()  # one wait for a GPU
     place = is_target.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :most]
     index = batch.index.gather(1, place)
-    units = features[index] * invert(norm[index])[:, :, None]
-    similarity = batch.take(features)[:, own:] @ units.mT
+    units = features.take(index) * invert(features.norm[index])[:, :, None]
     real = torch.arange(most, device=place.device) < targets[:, None]
-    similarity.add_(torch.zeros_like(place, dtype=similarity.dtype).masked_fill_(~real, -torch.inf)[:, None, :])
-    first = torch.arange(own, device=place.device).expand(len(place), own)
-    return torch.cat((first, place.gather(1, similarity.argmax(2))), 1)
+    closed = torch.zeros_like(place, dtype=units.dtype).masked_fill_(~real, -torch.inf)[:, None, :]
+    nearest = [torch.arange(own, device=place.device).expand(len(place), own)]
+    step = max(1, features.block // len(place))
+    for start in range(own, is_target.shape[1], step):
+        similarity = features.members(batch.part(slice(start, start + step))) @ units.mT
+        nearest.append(place.gather(1, similarity.add_(closed).argmax(2)))
+    return torch.cat(nearest, 1)

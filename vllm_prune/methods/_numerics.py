@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_LARGEST_NORM = 1e18  # its square, and a sum of such squares, still fits float32
+LARGEST_NORM = 1e18  # its square, and a sum of such squares, still fits float32
 
 
 def to_finite(features: Tensor) -> tuple[Tensor, Tensor]:
@@ -18,7 +18,7 @@ def to_finite(features: Tensor) -> tuple[Tensor, Tensor]:
     """
     wide = features.to(torch.promote_types(features.dtype, torch.float32)).contiguous()
     norm = torch.linalg.vector_norm(wide, dim=1)
-    broken = ~(norm <= _LARGEST_NORM)
+    broken = ~(norm <= LARGEST_NORM)
     if wide.is_cuda or bool(broken.any()):  # a copy costs less than waiting for the device
         wide = wide.masked_fill(broken[:, None], 0)
         norm = norm.masked_fill(broken, 0)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
 
 from vllm_prune.methods._device import working_set
-from vllm_prune.methods._numerics import invert, to_finite
-from vllm_prune.methods._ragged import sizes
+from vllm_prune.methods._finite import FiniteFeatures
+from vllm_prune.methods._numerics import invert
+from vllm_prune.methods._ragged import Batch, groups_below, sizes
 from vllm_prune.methods._segments import average_frames, segment_by_clusters
 from vllm_prune.methods.base import VideoTokens
 
@@ -25,13 +25,13 @@ _AS_ALIKE = 0.005  # how much less similar (cosine) a cell may be across both th
 class Measure:
     """A video, measured.
 
-    features: [T*H*W, C] finite. usable: [T*H*W] bool, False for zero vectors. segment: [T] int64. segment_length,
+    features: [T*H*W, C]. usable: [T*H*W] bool, False for zero vectors. segment: [T] int64. segment_length,
         first_frame: [S] int64, in frames.
     ends: for every segment the frame behind its last one, on the host.
     similarity: [S, H*W], mean pairwise cosine similarity of a cell over a segment's frames; -Inf for a single frame.
     """
 
-    features: Tensor
+    features: FiniteFeatures
     usable: Tensor
     segment: Tensor
     segment_length: Tensor
@@ -66,18 +66,18 @@ def measure(tokens: VideoTokens, segments: int, k: int, tau: float) -> Measure:
     Neighbours of which nearly all cells are static (similarity above `tau`), and as much alike across the cut as within
     each, become one segment.
     """
-    frames, height, width = tokens.grid_thw
-    features, norm = to_finite(tokens.features)
-    video = features.view(frames, height * width, -1)
-    segment = segment_by_clusters(average_frames(video), segments, k)
+    frames = tokens.grid_thw[0]
+    features = FiniteFeatures(tokens.features)
+    usable = features.norm > 0
+    segment = segment_by_clusters(average_frames(features, frames), segments, k)
     length = sizes(segment, segments)
     end = length.cumsum(0)
     ends = end.tolist()
-    inverse = invert(norm.view(frames, -1))
-    similarity = _compare_cells(video, inverse, segment, length, ends)
+    inverse = invert(features.norm.view(frames, -1))
+    similarity = _compare_cells(features, inverse, segment, length, ends)
     if not (similarity.is_cuda or has_still_neighbours(similarity, tau)):  # a GPU would have to be waited for
-        return Measure(features, norm > 0, segment, length, end - length, ends, similarity)
-    joins, of_run = join_still(video, inverse, segment, length, ends, tau)
+        return Measure(features, usable, segment, length, end - length, ends, similarity)
+    joins, of_run = join_still(features, inverse, segment, length, ends, tau)
     joined = joins.tolist()
     if any(joined):
         last = [not more for more in (*joined[1:], False)]
@@ -87,7 +87,7 @@ def measure(tokens: VideoTokens, segments: int, k: int, tau: float) -> Measure:
         length = sizes(segment, len(ends))
         end = length.cumsum(0)
         similarity = similarity.masked_fill((length == 1)[:, None], -torch.inf)
-    return Measure(features, norm > 0, segment, length, end - length, ends, similarity)
+    return Measure(features, usable, segment, length, end - length, ends, similarity)
 
 
 def make_plan(measured: Measure, static: Tensor) -> PruneVidPlan:
@@ -100,12 +100,30 @@ def make_plan(measured: Measure, static: Tensor) -> PruneVidPlan:
     return PruneVidPlan(segment, static, group.flatten())
 
 
-def average_cells(measured: Measure) -> Tensor:
-    """[H*W, S, C]: the mean of each cell over each segment."""
-    video = measured.features.view(len(measured.segment), -1, measured.features.shape[1])
-    weight = (1 / measured.segment_length.to(video.dtype))[measured.segment]
-    weights = weight[:, None].expand(video.shape[:2])
-    return _sum_cells(video, weights, measured.segment, measured.ends, video.shape[2], lambda sums: sums)
+class CellMeans:
+    """The mean of each cell over each segment: item s * H*W + cell of S * H*W, made for some segments at a time.
+
+    Of batches whose groups are the segments.
+    """
+
+    def __init__(self, measured: Measure) -> None:
+        self._measured, self._frames = measured, len(measured.segment)
+        self._weight = 1 / measured.segment_length.to(measured.features.dtype)
+        self.channels = measured.features.channels
+
+    def members(self, batch: Batch) -> Tensor:
+        """[B, n, C]: of the cells of some segments."""
+        ends, cells = self._measured.ends, batch.index % self._measured.similarity.shape[1]
+        found = self._weight.new_empty(*cells.shape, self.channels)
+        for segment, chosen, into in zip(batch.ids, cells, found, strict=True):
+            frames = slice(ends[segment - 1] if segment else 0, ends[segment])
+            length = frames.stop - frames.start
+            weight = self._weight[segment].expand(1, 1, length)
+            at_once = max(1, self._measured.features.block // length)
+            for some, means in zip(chosen.split(at_once), into.split(at_once), strict=True):
+                rows = self._measured.features.cells(self._frames, frames, some)
+                means.copy_((weight.expand(len(some), 1, length) @ rows).squeeze(1))
+        return found
 
 
 def has_still_neighbours(similarity: Tensor, tau: float) -> bool:
@@ -116,28 +134,45 @@ def has_still_neighbours(similarity: Tensor, tau: float) -> bool:
 
 
 def join_still(
-    video: Tensor, inverse: Tensor, segment: Tensor, length: Tensor, ends: list[int], tau: float
+    features: FiniteFeatures, inverse: Tensor, segment: Tensor, length: Tensor, ends: list[int], tau: float
 ) -> tuple[Tensor, list[Tensor]]:
     """[S] bool: whether each segment is one with those before it, back to the last that is not.
 
     And for each segment the similarity [H*W] of cells over all these, itself included.
-    video: [T, H*W, C]. inverse: [T, H*W], of the norms. segment: [T] int64. length, ends: of S segments.
+    features: [T*H*W, C]. inverse: [T, H*W], of the norms. segment: [T] int64. length, ends: of S segments.
     """
-    sums = _sum_cells(video, inverse, segment, ends, video.shape[2], lambda found: found).transpose(0, 1)
     usable = torch.zeros_like(inverse[: len(ends)]).index_add_(0, segment, (inverse > 0).to(inverse.dtype))
-    own = _mean_cosine(sums, usable, length[:, None])
-    run, joins = (sums[0], usable[0], length[0], own[0]), [torch.zeros_like(length[0], dtype=torch.bool)]
-    of_run = [own[0]]
-    for part in zip(sums[1:], usable[1:], length[1:], own[1:], strict=True):
-        both = run[0] + part[0], run[1] + part[1], run[2] + part[2]
-        together = _mean_cosine(*both)
-        least = torch.minimum(run[3], part[3])
-        alike = (together > tau) & (together > least - _AS_ALIKE)
-        joins.append(alike.to(together.dtype).mean() >= _STILL_SHARE)
-        merged = (*both, together)
-        run = tuple(torch.where(joins[-1], new, old) for new, old in zip(merged, part, strict=True))
+    run: tuple[Tensor, ...] = ()
+    joins, of_run = [torch.zeros_like(length[0], dtype=torch.bool)], []
+    for total, valid, frames in zip(_sums(features, inverse, segment, ends), usable, length, strict=True):
+        part = total, valid, frames, _mean_cosine(total, valid, frames)
+        run = _join(run, part, joins, tau) if run else part
         of_run.append(run[3])
     return torch.stack(joins), of_run
+
+
+def _join(run: tuple[Tensor, ...], part: tuple[Tensor, ...], joins: list[Tensor], tau: float) -> tuple[Tensor, ...]:
+    """A run of segments with the next one, or that one alone; appends to `joins` which it is.
+
+    Both are sum [H*W, C], usable frames [H*W] and all frames of each cell, and its similarity [H*W].
+    """
+    both = run[0] + part[0], run[1] + part[1], run[2] + part[2]
+    together = _mean_cosine(*both)
+    least = torch.minimum(run[3], part[3])
+    alike = (together > tau) & (together > least - _AS_ALIKE)
+    joins.append(alike.to(together.dtype).mean() >= _STILL_SHARE)
+    merged = (*both, together)
+    return tuple(torch.where(joins[-1], new, old) for new, old in zip(merged, part, strict=True))
+
+
+def _sums(features: FiniteFeatures, weight: Tensor, segment: Tensor, ends: list[int]) -> Iterator[Tensor]:
+    """For each segment the weighted sums [H*W, C] of cells over its frames; arguments as for `_sum_cells`."""
+    cells = weight.shape[1]
+    for run in groups_below(ends, min(_FRAMES_AT_ONCE, max(1, features.block // cells))):
+        sums = weight.new_empty(cells, run.stop - run.start, features.channels)
+        for some, found in _sum_run(features, weight, segment, ends, run):
+            sums[some] = found
+        yield from sums.unbind(1)
 
 
 def _mean_cosine(total: Tensor, usable: Tensor, length: Tensor) -> Tensor:
@@ -151,39 +186,36 @@ def _mean_cosine(total: Tensor, usable: Tensor, length: Tensor) -> Tensor:
     return torch.where(pairs > 0, (square - usable) / pairs.clamp(min=1), 1)
 
 
-def _compare_cells(video: Tensor, inverse: Tensor, segment: Tensor, length: Tensor, ends: list[int]) -> Tensor:
-    """Similarity [S, H*W] of each cell over each segment. video: [T, H*W, C]. inverse: [T, H*W], of the norms.
+def _compare_cells(
+    features: FiniteFeatures, inverse: Tensor, segment: Tensor, length: Tensor, ends: list[int]
+) -> Tensor:
+    """Similarity [S, H*W] of each cell over each segment. features: [T*H*W, C]. inverse: [T, H*W], of the norms.
 
     As `_mean_cosine` has it.
     """
-    norm_of_sums = partial(torch.linalg.vector_norm, dim=2, keepdim=True)
-    total = _sum_cells(video, inverse, segment, ends, 1, norm_of_sums).squeeze(2).mT
+    total = inverse.new_empty(len(ends), inverse.shape[1])
+    for run in groups_below(ends, _FRAMES_AT_ONCE):
+        for some, found in _sum_run(features, inverse, segment, ends, run):
+            total[run, some] = torch.linalg.vector_norm(found, dim=2).mT
     nonzero = torch.zeros_like(total).index_add_(0, segment, (inverse > 0).to(inverse.dtype))
     pairs = (length * (length - 1))[:, None]
     return ((total.square() - nonzero) / pairs).masked_fill(pairs == 0, -torch.inf)
 
 
-def _sum_cells(
-    video: Tensor, weight: Tensor, segment: Tensor, ends: list[int], width: int, finish: Callable[[Tensor], Tensor]
-) -> Tensor:
-    """[H*W, S, width]: what `finish` makes of the weighted sums of each cell over the frames of each segment.
+def _sum_run(
+    features: FiniteFeatures, weight: Tensor, segment: Tensor, ends: list[int], run: slice
+) -> Iterator[tuple[slice, Tensor]]:
+    """Some cells at a time, and the weighted sums [c, R, C] of each over the frames of each segment of a run.
 
-    video: [T, H*W, C]. weight: [T, H*W]. segment: [T]. ends: of S segments. finish: from [c, R, C], the sums
-    of some cells and segments, few enough to be in the processor's cache, to [c, R, width].
+    features: [T*H*W, C]. weight: [T, H*W]. segment: [T]. ends: of S segments. Sums are few enough to be in the
+    processor's cache.
     """
-    found = video.new_empty(video.shape[1], len(ends), width)
-    at_once = working_set(_SUM_BYTES, video.device)
-    first = start = 0
-    while first < len(ends):
-        stop = first + 1
-        while stop < len(ends) and ends[stop] - start <= _FRAMES_AT_ONCE:
-            stop += 1
-        frames = slice(start, ends[stop - 1])
-        member = segment[frames] == torch.arange(first, stop, device=segment.device)[:, None]
-        weights = (member * weight[frames].mT[:, None, :]).contiguous()  # else the product is made matrix by matrix
-        cells = max(1, at_once // (4 * (stop - first) * video.shape[2]))
-        parts = weights.split(cells), video[frames].transpose(0, 1).split(cells), found[:, first:stop].split(cells)
-        for part, features, into in zip(*parts, strict=True):
-            into.copy_(finish(part @ features))
-        first, start = stop, ends[stop - 1]
-    return found
+    frames = slice(ends[run.start - 1] if run.start else 0, ends[run.stop - 1])
+    number = torch.arange(run.start, run.stop, device=segment.device)
+    member = segment[frames] == number[:, None]
+    weights = (member * weight[frames].mT[:, None, :]).contiguous()  # else the product is made matrix by matrix
+    at_once = working_set(_SUM_BYTES, segment.device) // (4 * len(number) * features.channels)
+    at_once = max(1, min(at_once, features.block // (frames.stop - frames.start)))
+    for start in range(0, len(weights), at_once):
+        some = slice(start, min(start + at_once, len(weights)))
+        yield some, weights[some] @ features.cells(len(weight), frames, some)

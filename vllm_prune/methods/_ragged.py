@@ -17,7 +17,7 @@ _BATCH_BYTES = 16 << 20  # of the padded features or distances, whichever is lar
 class Batch:
     """Some groups as rows of a rectangle.
 
-    group: [B] the ids of the groups.
+    group: [B] the ids of the groups; ids: the same, on the host.
     index: [B, n] the members of each group, in order; padding repeats an arbitrary valid index.
     valid: [B, n] bool, False at padding, which is always at the end of a row.
     """
@@ -25,6 +25,7 @@ class Batch:
     group: Tensor
     index: Tensor
     valid: Tensor
+    ids: list[int]
 
     def view(self, rows: Tensor) -> Tensor | None:
         """[B, n, ...] the members' rows of `rows` [N, ...] without a copy, where they lie in one piece; else None.
@@ -39,6 +40,10 @@ class Batch:
             return None
         return rows[first : first + count].view(*self.index.shape, *rows.shape[1:])
 
+    def part(self, columns: slice) -> Batch:
+        """The members in some columns."""
+        return Batch(self.group, self.index[:, columns], self.valid[:, columns], self.ids)
+
     def take(self, rows: Tensor) -> Tensor:
         """[B, n, ...] the members' rows of `rows` [N, ...], not to be written to: a view if possible."""
         found = self.view(rows)
@@ -50,6 +55,23 @@ def sizes(group: Tensor, num_groups: int) -> Tensor:
     return torch.zeros(num_groups, dtype=torch.int64, device=group.device).scatter_add_(
         0, group.clamp(min=0), (group >= 0).long()
     )
+
+
+def groups_below(ends: list[int], items: int, groups: int | None = None) -> Iterator[slice]:
+    """Consecutive groups that have up to `items` items together and are up to `groups`, at least one group at a time.
+
+    ends: where each group ends, counted in items.
+
+    >>> [(part.start, part.stop) for part in groups_below([2, 3, 9, 10], 3)]
+    [(0, 2), (2, 3), (3, 4)]
+    """
+    first = start = 0
+    while first < len(ends):
+        stop = first + 1
+        while stop < len(ends) and ends[stop] - start <= items and stop - first != groups:
+            stop += 1
+        yield slice(first, stop)
+        first, start = stop, ends[stop - 1]
 
 
 def batches(group: Tensor, num_groups: int, channels: int, limit: int | None = None) -> Iterator[Batch]:
@@ -67,13 +89,15 @@ def batches(group: Tensor, num_groups: int, channels: int, limit: int | None = N
     start = size.cumsum(0) - size + (group < 0).sum()
     by_size, ids = size.sort(descending=True, stable=True)
     limit = limit or working_set(_BATCH_BYTES, group.device)
-    lengths = [length for length in by_size.tolist() if length > 0]
+    lengths, names = torch.stack((by_size, ids)).tolist()  # one wait for a GPU
+    filled = sum(length > 0 for length in lengths)
     first = 0
-    while first < len(lengths):
+    while first < filled:
         longest = lengths[first]
         count = max(1, limit // (4 * longest * max(longest, channels)))
-        rows = ids[first : first + min(count, len(lengths) - first)]
+        last = min(first + count, filled)
+        rows = ids[first:last]
         place = torch.arange(longest, device=group.device)
         valid = place < size[rows, None]
-        yield Batch(rows, order[start[rows, None] + torch.where(valid, place, 0)], valid)
+        yield Batch(rows, order[start[rows, None] + torch.where(valid, place, 0)], valid, names[first:last])
         first += count

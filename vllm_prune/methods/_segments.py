@@ -7,11 +7,12 @@ from torch import Tensor
 
 from vllm_prune.methods._device import true_places
 from vllm_prune.methods._dpc_knn import pick_centres, squared_distances
-from vllm_prune.methods._numerics import to_finite
-from vllm_prune.methods._ragged import sizes
+from vllm_prune.methods._finite import FiniteFeatures
+from vllm_prune.methods._ragged import groups_below, sizes
 from vllm_prune.methods.base import VideoTokens
 
 _NEIGHBOURS = 7  # k of the DPC-KNN that groups frames, as in PruneVid
+_FRAMES_AT_ONCE = 16  # frames averaged in one product, so its cost stays linear in frames
 
 
 def token_segments(tokens: VideoTokens, temporal_segment_ratio: float, longest: int | None = None) -> Tensor:
@@ -24,12 +25,26 @@ def token_segments(tokens: VideoTokens, temporal_segment_ratio: float, longest: 
     frames = tokens.grid_thw[0]
     if temporal_segment_ratio == 1:
         return frame
-    features, _ = to_finite(tokens.features)
     count = sizes(frame, frames)
-    average = (frame == torch.arange(frames, device=frame.device)[:, None]) / count.clamp(min=1)[:, None]
     segments = max(1, round(temporal_segment_ratio * frames))
-    segment = segment_by_clusters(average.to(features.dtype) @ features, segments, _NEIGHBOURS)
+    average = _average_present(FiniteFeatures(tokens.features), frame, count)
+    segment = segment_by_clusters(average, segments, _NEIGHBOURS)
     return (segment if longest is None else cut_long(segment, count, longest))[frame]
+
+
+def _average_present(features: FiniteFeatures, frame: Tensor, count: Tensor) -> Tensor:
+    """[T, C] means over the tokens that each frame has, `count` [T]; 0 where it has none. frame: [N] int64."""
+    number = torch.arange(len(count), device=frame.device)
+    if len(features) <= features.block:
+        weight = (frame == number[:, None]) / count.clamp(min=1)[:, None]
+        return weight.to(features.dtype) @ features.rows(slice(None))
+    order, average = frame.argsort(stable=True), features.norm.new_zeros(len(count), features.channels)
+    ends = count.cumsum(0).tolist()  # one wait for a GPU
+    for part in groups_below(ends, features.block, _FRAMES_AT_ONCE):
+        index = order[ends[part.start - 1] if part.start else 0 : ends[part.stop - 1]]
+        weight = (frame[index] == number[part, None]) / count[part, None].clamp(min=1)
+        average[part] = weight.to(features.dtype) @ features.take(index)
+    return average
 
 
 def cut_long(segment: Tensor, size: Tensor, longest: int) -> Tensor:
@@ -46,13 +61,19 @@ def cut_long(segment: Tensor, size: Tensor, longest: int) -> Tensor:
     return torch.cat((segment[:1], ((segment.diff() > 0) | (piece.diff() > 0)).long().cumsum(0)))
 
 
-def average_frames(video: Tensor) -> Tensor:
-    """[T, C] float means over the tokens of each frame of `video` [T, H*W, C].
+def average_frames(features: FiniteFeatures, frames: int) -> Tensor:
+    """[T, C] means over the tokens of each of the `frames` T of an unpruned video.
 
     As a product it runs at the speed of memory, twice that of `mean` over a middle dimension.
     """
-    weight = video.new_full((1, 1, 1), 1 / video.shape[1])
-    return (weight.expand(len(video), 1, video.shape[1]) @ video).squeeze(1)
+    cells = len(features) // frames
+    weight = features.norm.new_full((1, 1, 1), 1 / cells)
+    average = features.norm.new_empty(frames, features.channels)
+    for part in features.blocks(cells):
+        video = features.rows(part).unflatten(0, (-1, cells))
+        into = average[part.start // cells : part.stop // cells]
+        into.copy_((weight.expand(len(video), 1, cells) @ video).squeeze(1))
+    return average
 
 
 def segment_by_clusters(frames: Tensor, count: int, k: int) -> Tensor:

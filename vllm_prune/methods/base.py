@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from vllm_prune.methods._checks import check_extent
-from vllm_prune.methods._device import true_places, working_set
-
-_CHUNK_BYTES = 16 << 20  # float32 copies are made in pieces: freshly mapped memory costs more than the arithmetic
+from vllm_prune.methods._device import true_places
+from vllm_prune.methods._means import average_runs
 
 
 @dataclass(frozen=True)
@@ -169,27 +168,5 @@ def compact(tokens: VideoTokens, assignment: Assignment) -> VideoTokens:
         members = true_places(is_member, num_members)
         members = members[slot[members].argsort(stable=True)]
         slots = true_places(is_shared, num_shared)
-        features[slots] = _average_runs(tokens.features, members, size[slots])
+        average_runs(tokens.features, members, size[slots], features, slots)
     return VideoTokens(features, tokens.grid[anchor], tokens.grid_thw)
-
-
-def _average_runs(features: Tensor, members: Tensor, lengths: Tensor) -> Tensor:
-    """[M, C] means of M runs of `members`, `lengths` [M] of them at a time, in the dtype of `features`."""
-    wide = torch.promote_types(features.dtype, torch.float32)
-    if features.dtype == wide and features.is_contiguous():
-        return _average_bags(members, features, lengths)
-    mean_length = max(1, len(members) // len(lengths))
-    runs = max(1, working_set(_CHUNK_BYTES, features.device) // (4 * features.shape[1] * mean_length))
-    pieces = lengths.split(runs)
-    one_piece = len(pieces) == 1
-    rows = members.split(len(members) if one_piece else torch.stack([piece.sum() for piece in pieces]).tolist())
-    means = [
-        _average_bags(torch.arange(len(row), device=row.device), features[row].to(wide), piece).to(features.dtype)
-        for row, piece in zip(rows, pieces, strict=True)
-    ]
-    return torch.cat(means)
-
-
-def _average_bags(members: Tensor, features: Tensor, lengths: Tensor) -> Tensor:
-    """[M, C] means of the rows `members` of `features`; rows are summed in their order, and never copied."""
-    return torch.nn.functional.embedding_bag(members, features, lengths.cumsum(0) - lengths, mode="mean")

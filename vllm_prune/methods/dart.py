@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from vllm_prune.methods._checks import check_budget, check_integer, check_relevance
-from vllm_prune.methods._numerics import invert, to_finite
+from vllm_prune.methods._finite import FiniteFeatures
+from vllm_prune.methods._numerics import invert
 from vllm_prune.methods.base import Assignment, VideoTokens
 from vllm_prune.methods.topk import best
 
@@ -41,12 +42,16 @@ class DART:
         """Exactly `budget` tokens, each kept as it is; `relevance` [N] chooses the pivots."""
         check_budget(budget, tokens.num_tokens)
         check_relevance(relevance, tokens.num_tokens)
-        features, norm = to_finite(tokens.features)
+        features = FiniteFeatures(tokens.features)
+        norm = features.norm
         score = norm if relevance is None else relevance.masked_fill(relevance.isnan() | (norm == 0), -torch.inf)
         pivot = best(score, min(self.pivots, budget))
         inverse = invert(norm)
-        similarity = (features[pivot] * inverse[pivot, None]) @ features.mT * inverse
-        similarity.masked_fill_(norm == 0, _ABOVE_ANY)
+        units = features.take(pivot) * inverse[pivot, None]
+        similarity = norm.new_empty(len(pivot), len(norm))
+        for part in features.blocks():
+            similarity[:, part] = units @ features.rows(part).mT
+        similarity.mul_(inverse).masked_fill_(norm == 0, _ABOVE_ANY)
         return Assignment.from_kept(_least_similar(similarity, pivot, budget), tokens.num_tokens)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vllm_prune.methods._cell_links import cosine_to, follow, least_like_mean
 from vllm_prune.methods._checks import check_budget, check_unpruned
-from vllm_prune.methods._numerics import to_finite
+from vllm_prune.methods._finite import FiniteFeatures
 from vllm_prune.methods._ragged import sizes
 from vllm_prune.methods._share import share_budget
 from vllm_prune.methods.base import Assignment, VideoTokens
@@ -41,17 +41,17 @@ class DyCoke:
         """Exactly `budget` slots."""
         check_budget(budget, tokens.num_tokens)
         check_unpruned(tokens.num_tokens, tokens.grid_thw, self.name)
-        features, norm = to_finite(tokens.features)
-        usable = norm > 0
+        features = FiniteFeatures(tokens.features)
+        usable = features.norm > 0
         frame, cells = tokens.grid[:, 0], tokens.num_tokens // tokens.grid_thw[0]
         size = sizes(torch.where(usable, frame, -1), tokens.grid_thw[0])
         compared, quota = plan_windows(size, budget)
-        index = torch.arange(tokens.num_tokens, device=norm.device)
-        other = index + (compared - torch.arange(len(compared), device=norm.device))[frame] * cells
-        novelty = (-cosine_to(features, norm, other)).masked_fill(~usable, -torch.inf)
+        index = torch.arange(tokens.num_tokens, device=usable.device)
+        other = index + (compared - torch.arange(len(compared), device=usable.device))[frame] * cells
+        novelty = (-cosine_to(features, other)).masked_fill(~usable, -torch.inf)
         kept = best_in_groups(novelty, frame, quota)
         if len(kept) > budget:
-            kept = least_like_mean(features, kept, budget)
+            kept = least_like_mean(tokens.features, kept, budget)
         kept = torch.cat((kept, (~usable).nonzero().squeeze(1)[: budget - len(kept)]))
         parent = other.index_copy(0, kept, kept)
         root = follow(parent)

@@ -11,8 +11,9 @@ from torch import Tensor
 from vllm_prune.methods._broken import spare_broken
 from vllm_prune.methods._checks import check_budget, check_integer, check_range, check_unpruned
 from vllm_prune.methods._dpc_knn import pick_centres, squared_distances
+from vllm_prune.methods._finite import FiniteFeatures
 from vllm_prune.methods._kernels import nearest_in_batch
-from vllm_prune.methods._numerics import invert, rank_descending, to_finite
+from vllm_prune.methods._numerics import invert, rank_descending
 from vllm_prune.methods._ragged import batches, sizes
 from vllm_prune.methods._segments import average_frames
 from vllm_prune.methods._share import share_budget
@@ -61,29 +62,28 @@ class FastVID:
         """Exactly `budget` slots."""
         check_budget(budget, tokens.num_tokens)
         check_unpruned(tokens.num_tokens, tokens.grid_thw, self.name)
-        features, norm = to_finite(tokens.features)
-        cells = tokens.num_tokens // tokens.grid_thw[0]
-        segment = cut_at_transitions(
-            average_frames(features.view(-1, cells, features.shape[1])),
-            self.transition_threshold,
-            self.min_segments,
-            most=budget,
-        )
+        return self._merge(FiniteFeatures(tokens.features), tokens.grid_thw[0], budget)
+
+    def _merge(self, features: FiniteFeatures, frames: int, budget: int) -> Assignment:
+        """Exactly `budget` slots for the `features` [T*H*W, C] of so many frames."""
+        cells = len(features) // frames
+        average = average_frames(features, frames)
+        segment = cut_at_transitions(average, self.transition_threshold, self.min_segments, most=budget)
         length = sizes(segment, int(segment[-1]) + 1)
         quota = share_budget(budget, length * cells)
         block, block_quota = divide(segment, length, quota, cells, self.anchor_stride)
         is_anchor = self._pick_anchors(features, block, block_quota, cells)
-        root = join_anchors(features, norm, block.repeat_interleave(cells), len(block_quota), is_anchor)
-        return Assignment.from_roots(spare_broken(root, norm > 0), budget)
+        root = join_anchors(features, block.repeat_interleave(cells), len(block_quota), is_anchor)
+        return Assignment.from_roots(spare_broken(root, features.norm > 0), budget)
 
-    def _pick_anchors(self, features: Tensor, block: Tensor, quota: Tensor, cells: int) -> Tensor:
+    def _pick_anchors(self, features: FiniteFeatures, block: Tensor, quota: Tensor, cells: int) -> Tensor:
         """[N] bool: `quota` [B] density peaks of the first frame of each block."""
         starts = torch.cat((block[:1] >= 0, (block.diff() > 0) & (block[1:] >= 0)))
         whole = starts & (quota[block] == cells)
         group = torch.where(starts & ~whole, block, -1).repeat_interleave(cells)
         is_anchor = whole.repeat_interleave(cells)
-        for batch in batches(group, len(quota), features.shape[1]):
-            distance = squared_distances(batch.take(features), batch.valid)
+        for batch in batches(group, len(quota), features.channels):
+            distance = squared_distances(features.members(batch), batch.valid)
             is_anchor[batch.index] = pick_centres(distance, batch.valid, quota[batch.group], self.k)
         return is_anchor
 
@@ -123,15 +123,15 @@ def divide(segment: Tensor, length: Tensor, quota: Tensor, cells: int, stride: i
     return torch.where(quota[segment] > 0, block, -1), block_quota
 
 
-def join_anchors(features: Tensor, norm: Tensor, group: Tensor, num_groups: int, is_anchor: Tensor) -> Tensor:
+def join_anchors(features: FiniteFeatures, group: Tensor, num_groups: int, is_anchor: Tensor) -> Tensor:
     """[N] int64: the most similar anchor in the group of each token, the earlier on ties; -1 where `group` is -1.
 
-    features: [N, C] finite; norm: [N]. An anchor belongs to itself.
+    features: [N, C]. An anchor belongs to itself.
     """
     root = torch.full_like(group, -1)
     # On a CPU large blocks one by one, which lie in one piece of memory; several of unequal length would be copied.
-    alone = features.device.type == "cpu" and features.numel() // num_groups >= _LARGE_BLOCK
-    for batch in batches(group, num_groups, features.shape[1], limit=1 if alone else None):
-        nearest = nearest_in_batch(features, norm, batch, is_anchor[batch.index] & batch.valid)
+    alone = not group.is_cuda and len(features) * features.channels // num_groups >= _LARGE_BLOCK
+    for batch in batches(group, num_groups, features.channels, limit=1 if alone else None):
+        nearest = nearest_in_batch(features, batch, is_anchor[batch.index] & batch.valid)
         root[batch.index[batch.valid]] = batch.index.gather(1, nearest)[batch.valid]
     return torch.where(is_anchor, torch.arange(len(root), device=root.device), root)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vllm_prune.methods._checks import check_budget, check_range, check_unpruned
 from vllm_prune.methods._encoder_scores import encoder_scores
-from vllm_prune.methods._numerics import to_finite
+from vllm_prune.methods._finite import FiniteFeatures
 from vllm_prune.methods._ragged import sizes
 from vllm_prune.methods._share import share_budget
 from vllm_prune.methods.base import Assignment, VideoTokens
@@ -42,17 +42,17 @@ class FastVIDAttention(FastVID):
         """Exactly `budget` slots; `relevance` [N], the attention each token receives, is required."""
         check_budget(budget, tokens.num_tokens)
         check_unpruned(tokens.num_tokens, tokens.grid_thw, self.name)
-        norm = to_finite(tokens.features)[1]
+        features = FiniteFeatures(tokens.features)
+        norm = features.norm
         score = encoder_scores(relevance, norm, self.name)
         salient = budget - max(1, round(self.density_ratio * budget))
         if not salient or int((norm > 0).sum()) < budget:
-            return super().assign(tokens, budget)
+            return self._merge(features, tokens.grid_thw[0], budget)
         frame = tokens.grid[:, 0]
         size = sizes(torch.where(norm > 0, frame, -1), tokens.grid_thw[0])
         kept = best_in_groups(score, frame, share_budget(salient, size))
         is_salient = torch.zeros_like(norm, dtype=torch.bool).index_fill(0, kept, True)
         # Zero vectors get no slot and join none.
-        others = VideoTokens(tokens.features.masked_fill(is_salient[:, None], 0), tokens.grid, tokens.grid_thw)
-        merged = super().assign(others, budget - salient)
+        merged = self._merge(features.without(is_salient), tokens.grid_thw[0], budget - salient)
         root = torch.where(merged.slot < 0, -1, merged.anchor[merged.slot.clamp(min=0)])
         return Assignment.from_roots(root.index_copy(0, kept, kept), budget)

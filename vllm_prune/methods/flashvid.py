@@ -11,12 +11,13 @@ from torch import Tensor
 from vllm_prune.methods._broken import spare_broken
 from vllm_prune.methods._checks import check_budget, check_integer, check_range, check_relevance, check_unpruned
 from vllm_prune.methods._dpc_knn import cluster_groups
+from vllm_prune.methods._finite import FiniteFeatures
 from vllm_prune.methods._frame_products import FrameProducts, pick_diverse
-from vllm_prune.methods._numerics import to_finite
+from vllm_prune.methods._means import average_runs
 from vllm_prune.methods._ragged import sizes
 from vllm_prune.methods._segments import average_frames
 from vllm_prune.methods._share import share_budget
-from vllm_prune.methods.base import Assignment, VideoTokens, compact
+from vllm_prune.methods.base import Assignment, VideoTokens
 from vllm_prune.methods.dpp import normalize_relevance
 from vllm_prune.methods.fastvid import cut_at_transitions
 
@@ -67,23 +68,23 @@ class FlashVID:
         check_budget(budget, tokens.num_tokens)
         check_unpruned(tokens.num_tokens, tokens.grid_thw, self.name)
         check_relevance(relevance, tokens.num_tokens)
-        features, norm = to_finite(tokens.features)
-        frames, device = tokens.grid_thw[0], features.device
+        features = FiniteFeatures(tokens.features)
+        norm = features.norm
+        frames, device = tokens.grid_thw[0], norm.device
         cells = tokens.num_tokens // frames
         diverse = int(self.diverse_ratio * budget)
         quota = share_budget(diverse, torch.full((frames,), cells, device=device))
-        weight = None if relevance is None else normalize_relevance(relevance, tokens.num_tokens, features)
-        products = FrameProducts(features, norm, frames)
+        weight = None if relevance is None else normalize_relevance(relevance, tokens.num_tokens, norm)
+        products = FrameProducts(features, frames)
         is_diverse, similarity, parent = pick_and_link(products, quota, weight)
         own = torch.where(is_diverse, torch.arange(tokens.num_tokens, device=device).view(frames, cells), -1).flatten()
         if diverse == budget:
             return Assignment.from_roots(spare_broken(own, norm > 0), budget)
         merged = budget - diverse
-        segment = cut_at_transitions(
-            average_frames(products.video), self.transition_threshold, self.min_segments, merged
-        )
+        average = average_frames(features, frames)
+        segment = cut_at_transitions(average, self.transition_threshold, self.min_segments, merged)
         root, share = self._grow_trees(similarity, parent, ~is_diverse, segment, merged)
-        root = cluster_trees(tokens, products, root, segment, share)
+        root = cluster_trees(products, root, segment, share)
         root = torch.where(is_diverse.flatten(), own, root)
         return Assignment.from_roots(spare_broken(root, norm > 0), budget)
 
@@ -152,7 +153,7 @@ def follow(parent: Tensor) -> Tensor:
     return parent
 
 
-def cluster_trees(tokens: VideoTokens, products: FrameProducts, root: Tensor, segment: Tensor, share: Tensor) -> Tensor:
+def cluster_trees(products: FrameProducts, root: Tensor, segment: Tensor, share: Tensor) -> Tensor:
     """[N] int64: the slot's anchor of each token, -1 where `root` [N] is; `share` [S] slots in each segment.
 
     root: the trees, at least `share` of them in each segment; the tokens they begin with are clustered. segment: [T].
@@ -164,11 +165,22 @@ def cluster_trees(tokens: VideoTokens, products: FrameProducts, root: Tensor, se
     if not bool(too_few.any()):
         return root
     whole = Assignment.from_roots(root)
-    by_frame = compact(VideoTokens(products.video.flatten(0, 1), tokens.grid, tokens.grid_thw), whole)
-    owner = segment[by_frame.grid[:, 0]]
-    again = cluster_groups(by_frame.features, torch.where(too_few[owner], owner, -1), share, _NEIGHBOURS)
-    again = torch.where(again < 0, torch.arange(len(again), device=again.device), again)
-    return torch.where(root < 0, -1, whole.anchor[again][whole.slot])
+    owner = segment[whole.anchor // is_root.shape[1]]
+    few = too_few[owner].nonzero().squeeze(1)
+    again = cluster_groups(_average_slots(products.features, whole, few), owner[few], share, _NEIGHBOURS)
+    slot = torch.arange(whole.num_slots, device=root.device).index_copy(0, few, few[again])
+    return torch.where(root < 0, -1, whole.anchor[slot][whole.slot])
+
+
+def _average_slots(features: FiniteFeatures, whole: Assignment, some: Tensor) -> FiniteFeatures:
+    """[M, C]: the means of the members of the slots `some` [M], increasing."""
+    place = torch.full_like(whole.anchor, -1).index_copy(0, some, torch.arange(len(some), device=some.device))
+    of_token = torch.where(whole.slot < 0, -1, place[whole.slot])
+    members = of_token.argsort(stable=True)[(of_token < 0).sum() :]
+    means = features.norm.new_empty(len(some), features.channels)
+    every = torch.arange(len(some), device=some.device)
+    average_runs(features, members, sizes(of_token, len(some)), means, every)
+    return FiniteFeatures(means)
 
 
 def share_frames(size: Tensor, segment: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vllm_prune.methods._cell_links import cosine_to, follow, least_like_mean, token_before
 from vllm_prune.methods._checks import check_budget, check_range, check_relevance, check_unpruned
-from vllm_prune.methods._numerics import to_finite
+from vllm_prune.methods._finite import FiniteFeatures
 from vllm_prune.methods.base import Assignment, VideoTokens
 from vllm_prune.methods.topk import best
 
@@ -47,11 +47,11 @@ class FrameFusion:
         check_budget(budget, tokens.num_tokens)
         check_unpruned(tokens.num_tokens, tokens.grid_thw, self.name)
         check_relevance(relevance, tokens.num_tokens)
-        features, norm = to_finite(tokens.features)
-        usable = norm > 0
-        index = torch.arange(tokens.num_tokens, device=norm.device)
+        features = FiniteFeatures(tokens.features)
+        usable = features.norm > 0
+        index = torch.arange(tokens.num_tokens, device=usable.device)
         before = token_before(usable.view(tokens.grid_thw[0], -1)).flatten()
-        similarity = cosine_to(features, norm, before)
+        similarity = cosine_to(features, before)
         linkable = usable & (before >= 0) & (similarity > (-2 if relevance is None else self.threshold))
         num_usable, num_links = torch.stack((usable.sum(), linkable.sum())).tolist()  # one wait for a GPU
         links = min(max(0, num_usable - budget), num_links)

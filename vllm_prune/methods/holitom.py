@@ -12,7 +12,7 @@ from vllm_prune.methods._cell_links import cosine_to, follow
 from vllm_prune.methods._checks import check_budget, check_integer, check_range, check_unpruned
 from vllm_prune.methods._dpc_knn import cluster_groups
 from vllm_prune.methods._encoder_scores import encoder_scores, fill_up
-from vllm_prune.methods._numerics import to_finite
+from vllm_prune.methods._finite import FiniteFeatures
 from vllm_prune.methods._ragged import sizes
 from vllm_prune.methods._redundant_segments import cut_redundant, run_lengths
 from vllm_prune.methods._share import share_budget
@@ -53,12 +53,13 @@ class HoliTom:
         """Exactly `budget` slots; `relevance` [N], the attention each token receives, is required."""
         check_budget(budget, tokens.num_tokens)
         check_unpruned(tokens.num_tokens, tokens.grid_thw, self.name)
-        features, norm = to_finite(tokens.features)
+        features = FiniteFeatures(tokens.features)
+        norm = features.norm
         score = encoder_scores(relevance, norm, self.name)
         if not bool((norm > 0).any()):
             return Assignment.from_roots(fill_up(torch.full_like(tokens.grid[:, 0], -1), budget), budget)
         frames, frame = tokens.grid_thw[0], tokens.grid[:, 0]
-        segment, redundant, parent = self._merge_over_time(features, norm, frames, budget)
+        segment, redundant, parent = self._merge_over_time(features, frames, budget)
         in_time = Assignment.from_roots(torch.where(redundant & (norm > 0), follow(parent), -1))
         others = ~redundant & (norm > 0)
         of_slot, segments = segment[frame[in_time.anchor]], int(segment[-1]) + 1
@@ -78,18 +79,17 @@ class HoliTom:
         """
         if in_time.num_slots == 0:
             return torch.full_like(in_time.slot, -1)
-        merged = to_finite(compact(tokens, in_time).features)[0]
+        merged = FiniteFeatures(compact(tokens, in_time).features)
         root = cluster_groups(merged, torch.where(quota[group] > 0, group, -1), quota, self.k)[in_time.slot]
         return torch.where((in_time.slot >= 0) & (root >= 0), in_time.anchor[root], -1)
 
-    def _merge_over_time(
-        self, features: Tensor, norm: Tensor, frames: int, budget: int
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def _merge_over_time(self, features: FiniteFeatures, frames: int, budget: int) -> tuple[Tensor, Tensor, Tensor]:
         """The segment of each frame [T], which tokens are redundant [N] bool, and what each is merged into [N]."""
+        norm = features.norm
         index = torch.arange(len(norm), device=norm.device)
         cells = len(norm) // frames
         before = torch.where(index >= cells, index - cells, -1)
-        similarity = cosine_to(features, norm, before).view(frames, cells)
+        similarity = cosine_to(features, before).view(frames, cells)
         run = run_lengths(similarity > self.tau)
         segment, first, last = cut_redundant(run)
         redundant = (run[last] >= (last - first)[:, None]) & (last > first)[:, None]

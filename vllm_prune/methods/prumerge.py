@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vllm_prune.methods._checks import check_budget, check_range
 from vllm_prune.methods._encoder_scores import encoder_scores, fill_up, join_nearest, usable_frames
-from vllm_prune.methods._numerics import to_finite
+from vllm_prune.methods._finite import FiniteFeatures
 from vllm_prune.methods._ragged import batches
 from vllm_prune.methods._spread import spread_in_groups
 from vllm_prune.methods.base import Assignment, VideoTokens
@@ -44,7 +44,8 @@ class PruMerge:
     def assign(self, tokens: VideoTokens, budget: int, relevance: Tensor | None = None) -> Assignment:
         """Exactly `budget` slots; `relevance` [N], the attention each token receives, is required."""
         check_budget(budget, tokens.num_tokens)
-        features, norm = to_finite(tokens.features)
+        features = FiniteFeatures(tokens.features)
+        norm = features.norm
         score = encoder_scores(relevance, norm, self.name)
         frames = tokens.grid_thw[0]
         frame, quota = usable_frames(tokens, norm, budget)
@@ -52,7 +53,7 @@ class PruMerge:
         selected = best_in_groups(score, tokens.grid[:, 0], outliers)
         is_kept = torch.zeros_like(frame, dtype=torch.bool).index_fill(0, selected, True)
         is_kept |= spread_in_groups(torch.where(is_kept, -1, frame), quota - outliers)
-        return Assignment.from_roots(fill_up(join_nearest(features, norm, frame, frames, is_kept), budget), budget)
+        return Assignment.from_roots(fill_up(join_nearest(features, frame, frames, is_kept), budget), budget)
 
     def _count_outliers(self, score: Tensor, group: Tensor, num_groups: int) -> Tensor:
         """[G] int64: how many of each group's scores lie `outlier_range` ranges above its upper quartile."""

@@ -17,8 +17,8 @@ from torch import Tensor
 from vllm_prune.methods._broken import spare_broken
 from vllm_prune.methods._checks import check_budget, check_integer, check_range, check_unpruned
 from vllm_prune.methods._dpc_knn import cluster_groups
-from vllm_prune.methods._numerics import to_finite
-from vllm_prune.methods._prunevid_plan import Measure, PruneVidPlan, average_cells, make_plan, measure
+from vllm_prune.methods._finite import FiniteFeatures
+from vllm_prune.methods._prunevid_plan import CellMeans, Measure, PruneVidPlan, make_plan, measure
 from vllm_prune.methods._share import share_budget
 from vllm_prune.methods.base import Assignment, VideoTokens, compact
 
@@ -131,13 +131,12 @@ class PruneVid:
         """[S, H*W] int64: the token that each static cell ends up at, in the first frame of its segment."""
         segments, cells = plan.static.shape
         group = torch.where(plan.static, torch.arange(segments, device=quota.device)[:, None], -1)
-        root = cluster_groups(average_cells(measured).flatten(0, 1), group.mT.flatten(), quota, self.k)
-        cell = root.view(cells, segments).mT // segments
-        return measured.first_frame[:, None] * cells + cell
+        root = cluster_groups(CellMeans(measured), group.flatten(), quota, self.k)
+        return measured.first_frame[:, None] * cells + root.view(segments, cells) % cells
 
     def _merge_groups(self, tokens: VideoTokens, whole: Assignment, budget: int) -> Assignment:
         """Merge the slots of `whole`, one per group, to `budget` of them."""
-        features = to_finite(compact(tokens, whole).features)[0]
+        features = FiniteFeatures(compact(tokens, whole).features)
         together = torch.zeros_like(whole.anchor)
         centre = cluster_groups(features, together, together.new_full((1,), budget), self.k)
         return Assignment.from_roots(torch.where(whole.slot < 0, -1, whole.anchor[centre][whole.slot]), budget)

@@ -27,5 +27,5 @@ def relevance_to_text(features: Tensor, text: Tensor) -> Tensor:
         )
     words, length = to_finite(text)
     direction = (words * invert(length)[:, None]).mean(0)
-    parts = [to_finite(rows) for rows in features.split(_ROWS_AT_ONCE)]
+    parts = (to_finite(rows) for rows in features.split(_ROWS_AT_ONCE))
     return torch.cat([(finite @ direction.to(finite.dtype)) * invert(norm) for finite, norm in parts])

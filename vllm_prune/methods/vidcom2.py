@@ -10,12 +10,16 @@ from torch import Tensor
 
 from vllm_prune.methods._broken import find_usable
 from vllm_prune.methods._checks import check_budget, check_range, check_unpruned
-from vllm_prune.methods._numerics import rank_descending, to_finite
+from vllm_prune.methods._device import working_set
+from vllm_prune.methods._finite import FiniteFeatures
+from vllm_prune.methods._numerics import rank_descending
 from vllm_prune.methods.base import Assignment, VideoTokens
 
 _BANDWIDTHS = (0.125, 0.25, 0.5, 1.0, 2.0)
 _CHANNELS_USED = 0.5  # the half that varies least
 _TEMPERATURE = 0.01
+_LEAST_NORM = 1e-12  # that a vector is divided by
+_COPY_BYTES = 16 << 20  # of float32, which differences are made at a time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +51,8 @@ class VidCom2:
         """Exactly `budget` tokens, each kept as it is."""
         check_budget(budget, tokens.num_tokens)
         check_unpruned(tokens.num_tokens, tokens.grid_thw, self.name)
-        features = tokens.features.float() if self.precise else tokens.features
-        video = select_quiet_channels(features).view(tokens.grid_thw[0], -1, max(1, features.shape[1] // 2))
+        quiet = select_quiet_channels(tokens.features, torch.float32 if self.precise else tokens.features.dtype)
+        video = quiet.unflatten(0, (tokens.grid_thw[0], -1))
         to_video, to_frame = measure_likeness(video)
         usable = find_usable(tokens.features).view(video.shape[:2])
         likeness = (to_video + to_frame).masked_fill_(~usable, torch.inf)
@@ -57,22 +61,56 @@ class VidCom2:
         return Assignment.from_kept(fit(wanted.flatten(), likeness.flatten(), budget), tokens.num_tokens)
 
 
-def select_quiet_channels(features: Tensor) -> Tensor:
-    """[N, C // 2]: the channels of `features` [N, C] that vary least, least first."""
-    variance = features.var(dim=0, unbiased=False)
+def select_quiet_channels(features: Tensor, dtype: torch.dtype) -> Tensor:
+    """[N, C // 2]: the channels of `features` [N, C] that vary least, least first, a copy in `dtype`."""
+    zeros = None
+    variance = _variance(features, dtype, zeros)
     if not bool(variance.isfinite().all()):
-        features = to_finite(features)[0].to(features.dtype)
-        variance = features.var(dim=0, unbiased=False)
+        zeros = FiniteFeatures(features).norm == 0
+        variance = _variance(features, dtype, zeros)
     used = max(1, int(features.shape[1] * _CHANNELS_USED))
-    return features.index_select(1, variance.topk(used, largest=False).indices)
+    chosen = variance.topk(used, largest=False).indices
+    quiet = torch.empty(len(features), used, dtype=dtype, device=features.device)
+    for rows, into in zip(features.split(_rows(features)), quiet.split(_rows(features)), strict=True):
+        into.copy_(rows.index_select(1, chosen))
+    return quiet if zeros is None else quiet.masked_fill_(zeros[:, None], 0)
+
+
+def _variance(features: Tensor, dtype: torch.dtype, zeros: Tensor | None) -> Tensor:
+    """[C]: of each channel, computed in `dtype`, with zero vectors where `zeros` [N]."""
+    if features.dtype == dtype and zeros is None:
+        return features.var(dim=0, unbiased=False)
+    found = []
+    for part in features.split(_columns(features), dim=1):
+        wide = part.to(dtype)
+        found.append((wide if zeros is None else wide.masked_fill(zeros[:, None], 0)).var(dim=0, unbiased=False))
+    return torch.cat(found)
 
 
 def measure_likeness(video: Tensor) -> tuple[Tensor, Tensor]:
-    """Likeness [T, H*W] of each token of `video` [T, H*W, C] to the mean of the video, and to that of its frame."""
-    units = torch.nn.functional.normalize(video, dim=-1)
-    if units.dtype == torch.float16:  # in which the smallest norm that `normalize` divides by is 0
-        units = units.nan_to_num_(0)
-    return _gaussian(units, units.mean(dim=(0, 1), keepdim=True)), _gaussian(units, units.mean(dim=1, keepdim=True))
+    """Likeness [T, H*W] of each token of `video` [T, H*W, C] to the mean of the video, and to that of its frame.
+
+    Leaves unit vectors in `video`.
+    """
+    parts = video.split(max(1, _rows(video) // video.shape[1]))
+    for part in parts:
+        part.div_(torch.linalg.vector_norm(part, dim=-1, keepdim=True).clamp_min_(_LEAST_NORM))
+        if part.dtype == torch.float16:  # in which the least norm is 0
+            part.nan_to_num_(0)
+    # In half precision on a CPU `mean` makes a float32 copy of what it is given.
+    centre = torch.cat([part.mean(dim=(0, 1), keepdim=True) for part in video.split(_columns(video), dim=2)], 2)
+    to_video = torch.cat([_gaussian(part, centre) for part in parts])
+    return to_video, torch.cat([_gaussian(part, part.mean(dim=1, keepdim=True)) for part in parts])
+
+
+def _columns(features: Tensor) -> int:
+    """How many channels of `features` [..., C] are worked on at a time."""
+    return max(1, working_set(_COPY_BYTES, features.device) // (4 * (features.numel() // features.shape[-1])))
+
+
+def _rows(features: Tensor) -> int:
+    """How many rows of `features` [..., C] are worked on at a time."""
+    return max(1, working_set(_COPY_BYTES, features.device) // (4 * features.shape[-1]))
 
 
 def _gaussian(units: Tensor, centre: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vllm_prune.methods._checks import check_budget, check_range
 from vllm_prune.methods._encoder_scores import encoder_scores, fill_up, join_nearest, usable_frames
-from vllm_prune.methods._numerics import to_finite
+from vllm_prune.methods._finite import FiniteFeatures
 from vllm_prune.methods._spread import spread_in_groups
 from vllm_prune.methods.base import Assignment, VideoTokens
 from vllm_prune.methods.topk import best_in_groups
@@ -42,7 +42,8 @@ class VisionZip:
     def assign(self, tokens: VideoTokens, budget: int, relevance: Tensor | None = None) -> Assignment:
         """Exactly `budget` slots; `relevance` [N], the attention each token receives, is required."""
         check_budget(budget, tokens.num_tokens)
-        features, norm = to_finite(tokens.features)
+        features = FiniteFeatures(tokens.features)
+        norm = features.norm
         score = encoder_scores(relevance, norm, self.name)
         frames = tokens.grid_thw[0]
         frame, quota = usable_frames(tokens, norm, budget)
@@ -50,6 +51,6 @@ class VisionZip:
         dominant = best_in_groups(score, tokens.grid[:, 0], quota - contextual)
         is_dominant = torch.zeros_like(frame, dtype=torch.bool).index_fill(0, dominant, True)
         rest = torch.where(is_dominant, -1, frame)
-        root = join_nearest(features, norm, rest, frames, spread_in_groups(rest, contextual))
+        root = join_nearest(features, rest, frames, spread_in_groups(rest, contextual))
         root[dominant] = dominant
         return Assignment.from_roots(fill_up(root, budget), budget)

@@ -46,7 +46,7 @@ class Measurement:
 def measure(call: Callable[[], object], device: str, repeats: int, clock: str = "wall") -> Measurement:
     """Run `call` once to warm up, once for its memory, and `repeats` times for its time by the `clock` of CLOCKS."""
     call()
-    peak = _peak_on_gpu(call) if device == "cuda" else _peak_on_cpu(call)
+    peak = _peak_on_gpu(call) if device == "cuda" else peak_on_cpu(call)
     return Measurement([_time(call, device, CLOCKS[clock]) for _ in range(repeats)], peak)
 
 
@@ -72,8 +72,8 @@ def _peak_on_gpu(call: Callable[[], object]) -> int:
     return torch.cuda.max_memory_allocated() - before
 
 
-def _peak_on_cpu(call: Callable[[], object]) -> int:
-    """Sum over allocations and releases: exact for tensors, without the noise of the resident set."""
+def peak_on_cpu(call: Callable[[], object]) -> int:
+    """Bytes of tensors that `call` holds at the most, by allocations and releases: without a resident set's noise."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         call()
     # The table of `profile` adds allocations up by operator; only the raw events tell what was held at one time.
