@@ -19,7 +19,7 @@ from serving_cases import CASES
 from serving_engine import ENVIRONMENT, Answer, Engine
 from serving_media import mp4
 from serving_plugin import write_plugin
-from serving_server import OPTIONS, Server
+from serving_server import OPTIONS, PAGE_KEY, Server
 
 from vllm_prune import PruneConfig, engine_args
 from vllm_prune.embedded import model_path, selector_path
@@ -128,15 +128,24 @@ def open_server(model: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 
 @pytest.fixture(scope="session")
-def embedded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """The embedded model with its own selector and a random one behind layer 2; requests may ask for any."""
+def traces_of_the_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where `embedded` writes its traces."""
+    return tmp_path_factory.mktemp("cache") / "vllm-prune" / "page"
+
+
+@pytest.fixture(scope="session")
+def embedded(tmp_path_factory: pytest.TempPathFactory, traces_of_the_page: Path) -> Iterator[Server]:
+    """The embedded model with its own selector, a random one behind layer 2, and the page; requests may ask for any."""
     folder = tmp_path_factory.mktemp("embedded")
     inside = write_micro_selector(model_path(), place=2, into=folder)
     selectors = ("--prune-selector", str(selector_path()), "--prune-selector", str(inside))
     options = ("--host", "127.0.0.1", "--enforce-eager", "--gpu-memory-utilization", "0.1", "--max-num-seqs", "16")
-    options = (*options, *selectors)
-    with Server("embedded", folder, prune="stage1_only", override="any", options=options) as running:
-        yield running
+    options, cache = (*options, *selectors, "--prune-page"), str(traces_of_the_page.parents[1])
+    server = Server(
+        "embedded", folder, prune="stage1_only", override="any", options=options, key=PAGE_KEY, XDG_CACHE_HOME=cache
+    )
+    with server:
+        yield server
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,8 @@ import openai
 from serving_engine import BLOCK_SIZE, ENVIRONMENT, MAX_MODEL_LEN
 
 START_TIMEOUT_S = 300
+PAGE_KEY = "a-key"
+"""That the server with the page asks for."""
 OPTIONS = (
     *("--host", "127.0.0.1", "--dtype", "float32", "--enforce-eager", "--gpu-memory-utilization", "0.1"),
     *("--max-model-len", str(MAX_MODEL_LEN), "--block-size", str(BLOCK_SIZE), "--max-num-seqs", "16"),
@@ -40,15 +42,25 @@ class Server:
     """Its name, as requests have to give it."""
 
     def __init__(
-        self, model: str, folder: Path, *, prune: str, override: str = "tighten", options: tuple[str, ...] = OPTIONS
+        self,
+        model: str,
+        folder: Path,
+        *,
+        prune: str,
+        override: str = "tighten",
+        options: tuple[str, ...] = OPTIONS,
+        key: str = "",
+        **variables: str,
     ) -> None:
+        """`key`: that requests have to give; `variables`: of its environment."""
         self.port = free_port()
         self.root = f"http://127.0.0.1:{self.port}"
         self._log = folder / "server.log"
         settings = ("--prune", prune, "--prune-override", override, "--port", str(self.port))
-        self._command = serve_command(model, *settings, *options)
+        self._command = serve_command(model, *settings, *options, *(("--api-key", key) if key else ()))
+        self._environment = environment() | variables
         # No retries: a connection that the server closed after a failure must be seen.
-        self.client = openai.OpenAI(base_url=f"{self.root}/v1", api_key="none", max_retries=0, timeout=120)
+        self.client = openai.OpenAI(base_url=f"{self.root}/v1", api_key=key or "none", max_retries=0, timeout=120)
 
     def __enter__(self) -> Server:
         with self._log.open("w") as log:
@@ -56,7 +68,7 @@ class Server:
                 self._command,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=environment(),
+                env=self._environment,
                 start_new_session=True,
             )
         try:

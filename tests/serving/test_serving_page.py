@@ -17,7 +17,7 @@ import pytest
 from browser import CHROMIUM, NO_CHROMIUM, Browser
 from PIL import Image
 from serving_media import data_url, mp4, png
-from serving_server import OPTIONS, Server, text, video
+from serving_server import PAGE_KEY, Server, text, video
 
 from vllm_prune.budget import plan_counts
 from vllm_prune.config import PRESETS
@@ -27,24 +27,8 @@ CLIP = clips()[0]
 ASKED = CLIP.questions[0]
 ABOUT_CLIP = (video(data_url(CLIP.path.read_bytes())), text(ASKED.question))
 TOKENS = 128
-KEY = "a-key"
 CELLS = "/v1/prune/cells"
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason=NO_CHROMIUM)
-
-
-@pytest.fixture(scope="module")
-def page_server(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("page")
-    options = (*OPTIONS, "--prune-page", "--api-key", KEY)
-    before = os.environ.get("XDG_CACHE_HOME")
-    os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
-    server = Server("embedded", folder, prune="default", override="any", options=options)
-    server.client = server.client.with_options(api_key=KEY)
-    try:
-        with server:
-            yield server
-    finally:
-        os.environ.pop("XDG_CACHE_HOME") if before is None else os.environ.update(XDG_CACHE_HOME=before)
 
 
 @pytest.fixture(scope="module")
@@ -54,12 +38,12 @@ def browser(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def page(browser, page_server):
+def page(browser, embedded):
     """The page, with its key given."""
-    browser.open(f"{page_server.root}/prune")
+    browser.open(f"{embedded.root}/prune")
     browser.wait("document.querySelector('#status').innerText.includes('API key')")
     browser.run(
-        f"(() => {{ const key = document.querySelector('#key'); key.value = '{KEY}'; "
+        f"(() => {{ const key = document.querySelector('#key'); key.value = '{PAGE_KEY}'; "
         "key.dispatchEvent(new Event('change')); })()"
     )
     browser.wait("document.querySelector('#status').innerText === 'Choose a video or a picture to begin.'")
@@ -67,7 +51,7 @@ def page(browser, page_server):
 
 
 def post(server: Server, path: str, body: dict) -> httpx.Response:
-    return httpx.post(f"{server.root}{path}", json=body, headers={"Authorization": f"Bearer {KEY}"}, timeout=120)
+    return httpx.post(f"{server.root}{path}", json=body, headers={"Authorization": f"Bearer {PAGE_KEY}"}, timeout=120)
 
 
 def refusal(server: Server, body: dict) -> str:
@@ -217,34 +201,34 @@ def test_what_the_server_refuses_is_told(page):
 
 
 @needs_browser
-def test_nothing_is_fetched_from_elsewhere(page, page_server):
-    own = (page_server.root, "data:", "blob:", "about:")
+def test_nothing_is_fetched_from_elsewhere(page, embedded):
+    own = (embedded.root, "data:", "blob:", "about:")
     assert all(address.startswith(own) for address in page.requested())
     # The server's refusals (401 without the key, 400 of the configuration) are no faults of the page.
     assert [text for text in page.complaints() if "Failed to load resource" not in text] == []
 
 
 @needs_browser
-def test_a_server_that_may_not_keep_everything_says_so(browser, page_server, tmp_path):
+def test_a_server_that_may_not_keep_everything_says_so(browser, embedded, tmp_path):
     """The page itself, told by its server that requests may only tighten."""
-    settings = httpx.get(f"{page_server.root}/v1/prune/server", headers={"Authorization": f"Bearer {KEY}"}).json()
-    browser.open(f"{page_server.root}/prune")
+    settings = httpx.get(f"{embedded.root}/v1/prune/server", headers={"Authorization": f"Bearer {PAGE_KEY}"}).json()
+    browser.open(f"{embedded.root}/prune")
     browser.run(
         f"page.server = {json.dumps({**settings, 'override': 'tighten'})}; describeServer(); prunings().canUnprune"
     )
     assert "--prune-override any" in browser.text("#note")
 
 
-def test_a_server_with_a_selector_offers_every_preset(page_server):
-    settings = httpx.get(f"{page_server.root}/v1/prune/server", headers={"Authorization": f"Bearer {KEY}"}).json()
+def test_a_server_with_a_selector_offers_every_preset(embedded):
+    settings = httpx.get(f"{embedded.root}/v1/prune/server", headers={"Authorization": f"Bearer {PAGE_KEY}"}).json()
     assert settings["presets"] == {name: config.to_dict() for name, config in PRESETS.items()}
 
 
 @needs_browser
-def test_the_page_lists_what_the_server_offers(browser, page_server):
-    settings = httpx.get(f"{page_server.root}/v1/prune/server", headers={"Authorization": f"Bearer {KEY}"}).json()
+def test_the_page_lists_what_the_server_offers(browser, embedded):
+    settings = httpx.get(f"{embedded.root}/v1/prune/server", headers={"Authorization": f"Bearer {PAGE_KEY}"}).json()
     few = {**settings, "presets": {"aggressive": settings["presets"]["aggressive"]}, "keeps_everything": True}
-    browser.open(f"{page_server.root}/prune")
+    browser.open(f"{embedded.root}/prune")
     browser.run(f"page.server = {json.dumps(few)}; describeServer()")
     assert browser.run("[...document.querySelectorAll('#preset option')].map(option => option.value)") == [
         "",
@@ -254,17 +238,17 @@ def test_the_page_lists_what_the_server_offers(browser, page_server):
     assert browser.run("document.querySelector('#preset').value") == ""
 
 
-def test_the_cells_want_the_key_and_say_what_is_missing(page_server):
+def test_the_cells_want_the_key_and_say_what_is_missing(embedded):
     body = {"video": data_url(CLIP.path.read_bytes()), "trace_key": "0" * 32}
-    assert httpx.post(f"{page_server.root}{CELLS}", json=body).status_code == 401
-    assert httpx.get(f"{page_server.root}/prune").status_code == 200
-    assert "no trace of this request" in refusal(page_server, body)
-    assert "keep_ratio=7" in refusal(page_server, body | {"prune": {"keep_ratio": 7}})
+    assert httpx.post(f"{embedded.root}{CELLS}", json=body).status_code == 401
+    assert httpx.get(f"{embedded.root}/prune").status_code == 200
+    assert "no trace of this request" in refusal(embedded, body)
+    assert "keep_ratio=7" in refusal(embedded, body | {"prune": {"method": "uniform", "keep_ratio": 7}})
 
 
-def test_samples_want_the_key_and_are_the_packages_own_clips_alone(page_server):
-    samples = f"{page_server.root}/v1/prune/samples"
-    own = {"Authorization": f"Bearer {KEY}"}
+def test_samples_want_the_key_and_are_the_packages_own_clips_alone(embedded):
+    samples = f"{embedded.root}/v1/prune/samples"
+    own = {"Authorization": f"Bearer {PAGE_KEY}"}
     assert httpx.get(samples).status_code == httpx.get(f"{samples}/{CLIP.name}").status_code == 401
     assert [entry["name"] for entry in httpx.get(samples, headers=own).json()] == [clip.name for clip in clips()]
     assert httpx.get(f"{samples}/{CLIP.name}", headers=own).content == CLIP.path.read_bytes()
@@ -272,40 +256,41 @@ def test_samples_want_the_key_and_are_the_packages_own_clips_alone(page_server):
         assert httpx.get(f"{samples}/{name}", headers=own).status_code in (400, 404)
 
 
-def test_a_request_without_the_page_gets_its_cells_by_its_own_key(page_server):
+def test_a_request_without_the_page_gets_its_cells_by_its_own_key(embedded):
     key = secrets.token_hex(16)
-    page_server.ask(*ABOUT_CLIP, prune={"keep_ratio": 0.3, "trace_key": key})
-    body = {"video": data_url(CLIP.path.read_bytes()), "prune": {"keep_ratio": 0.3}, "trace_key": key}
-    story = post(page_server, CELLS, body)
+    asked, other = ({"method": "attention", "keep_ratio": ratio} for ratio in (0.3, 0.35))
+    embedded.ask(*ABOUT_CLIP, prune={**asked, "trace_key": key})
+    body = {"video": data_url(CLIP.path.read_bytes()), "prune": asked, "trace_key": key}
+    story = post(embedded, CELLS, body)
     assert (story.status_code, story.json()["grid"]) == (200, [8, 4, 4])
-    other = key[1:] + ("1" if key[0] == "0" else "0")
-    assert "no trace of this request" in refusal(page_server, body | {"trace_key": other})
-    assert "not of one video with this configuration" in refusal(page_server, body | {"prune": {"keep_ratio": 0.35}})
+    wrong = key[1:] + ("1" if key[0] == "0" else "0")
+    assert "no trace of this request" in refusal(embedded, body | {"trace_key": wrong})
+    assert "not of one video with this configuration" in refusal(embedded, body | {"prune": other})
 
 
 @pytest.mark.parametrize("prune", [None, {"stage1": False, "method": "uniform", "keep_ratio": 0.25}])
-def test_nobody_gets_the_cells_of_a_request_without_a_key(page_server, prune):
+def test_nobody_gets_the_cells_of_a_request_without_a_key(embedded, traces_of_the_page, prune):
     """Whatever else is known of it: its video, its configuration, its prompt, its time, its file's name."""
-    folder = Path(os.environ["XDG_CACHE_HOME"]) / "vllm-prune" / "page"
-    before = set(folder.glob("*.npz"))
-    page_server.ask(*ABOUT_CLIP, prune=prune)
-    (written,) = set(folder.glob("*.npz")) - before
-    body = {"video": data_url(CLIP.path.read_bytes()), "prune": prune, "prompt_token_ids": [], "since": 0}
+    before = set(traces_of_the_page.glob("*.npz"))
+    shown = data_url(mp4(16, 112, 112, seed=41))  # that no other test has asked about, so that it is encoded
+    embedded.ask(video(shown), text(ASKED.question), prune=prune)
+    (written,) = set(traces_of_the_page.glob("*.npz")) - before
+    body = {"video": shown, "prune": prune, "prompt_token_ids": [], "since": 0}
     for key in (None, "", "*", "0" * 32, written.stem, f"../page/{written.stem}", "[0-9a-f]" * 4):
-        refusal(page_server, body | {"trace_key": key})
+        refusal(embedded, body | {"trace_key": key})
 
 
-def test_the_cells_open_nothing_but_data_urls(page_server, tmp_path):
+def test_the_cells_open_nothing_but_data_urls(embedded, tmp_path):
     """A file, and a server that counts who comes, are there to be opened; refusals do not tell what exists."""
     secret = tmp_path / "secret.mp4"
     secret.write_bytes(CLIP.path.read_bytes())
     key = secrets.token_hex(16)
-    page_server.ask(*ABOUT_CLIP, prune={"trace_key": key})
+    embedded.ask(*ABOUT_CLIP, prune={"trace_key": key})
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.setblocking(False)
         url = f"http://127.0.0.1:{listener.getsockname()[1]}/clip.mp4"
         for name in (str(secret), f"file://{secret}", url, str(tmp_path / "absent"), "", "DATA:", " data:video/mp4,"):
-            assert refusal(page_server, {"video": name, "trace_key": key}).startswith("video: must be a data URL")
+            assert refusal(embedded, {"video": name, "trace_key": key}).startswith("video: must be a data URL")
         with pytest.raises(BlockingIOError):
             listener.accept()
 
@@ -314,27 +299,27 @@ def test_it_is_off_unless_asked_for(server):
     assert httpx.get(f"{server.root}/prune").status_code == 404
 
 
-def test_traces_that_cannot_be_written_are_counted_and_end_nothing(page_server):
+def test_traces_that_cannot_be_written_are_counted_and_end_nothing(embedded, traces_of_the_page):
     """A file in the folder's place, as unwritable as a full disk; then the folder is back."""
-    folder = Path(os.environ["XDG_CACHE_HOME"]) / "vllm-prune" / "page"
+    folder = traces_of_the_page
 
     def ask_keeping(ratio):
         prune = {"stage1": False, "method": "uniform", "keep_ratio": ratio}
-        assert page_server.ask(*ABOUT_CLIP, prune=prune).usage.completion_tokens
+        assert embedded.ask(*ABOUT_CLIP, prune=prune).usage.completion_tokens
 
     ask_keeping(0.61)
     aside = folder.rename(folder.with_name("aside"))
     folder.write_text("a file")
     for ratio in (0.62, 0.63):
         ask_keeping(ratio)
-    assert page_server.metric("vllm_prune:lost_traces_total") == 2
-    assert page_server.log().count("cannot be written") == 1
+    assert embedded.metric("vllm_prune:lost_traces_total") == 2
+    assert embedded.log().count("cannot be written") == 1
     folder.unlink()
     aside.rename(folder)
     before = len(list(folder.glob("*.npz")))
     ask_keeping(0.64)
     assert len(list(folder.glob("*.npz"))) == before + 1
-    assert page_server.metric("vllm_prune:lost_traces_total") == 2
+    assert embedded.metric("vllm_prune:lost_traces_total") == 2
     assert (folder.stat().st_mode & 0o777, {path.stat().st_mode & 0o777 for path in folder.iterdir()}) == (
         0o700,
         {0o600},

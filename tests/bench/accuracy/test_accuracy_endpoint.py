@@ -1,4 +1,4 @@
-"""Asking a server, one that speaks just enough of the API; the real one is in test_accuracy_smoke.py."""
+"""Asking a server, one that speaks just enough of the API; the real one is asked in test_serving_embedded.py."""
 
 import http.server
 import json

@@ -1,15 +1,12 @@
-"""The benchmark on the embedded model: real engines, interrupted and resumed, and a real server."""
+"""The benchmark on the embedded model: real engines, interrupted and resumed."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
 import time
 
 import pytest
-
-from vllm_prune.bench.throughput.processes import free_port, process_group, wait_until_healthy
 
 pytestmark = pytest.mark.slow
 pytest.importorskip("benchmarks.tiny_model", reason="needs the repository's benchmarks/")
@@ -82,23 +79,6 @@ def test_engines_interrupted_and_resumed(tmp_path):
     said = {(answer["configuration"], answer["question"]): answer["said"] for answer in every}
     assert all(said["{}", question] == text for (name, question), text in said.items() if name == "stock")
     assert (tmp_path / "accuracy.png").stat().st_size > 10_000
-
-
-def test_a_server_is_asked(tmp_path):
-    port = free_port()
-    serve = [sys.executable, "-m", "vllm_prune.cli.main", "serve", "embedded", "--prune", "baseline"]
-    serve += ["--prune-override", "any", "--port", str(port), "--host", "127.0.0.1", "--enforce-eager"]
-    serve += ["--gpu-memory-utilization", "0.1", "--block-size", "32", "--max-model-len", "2048"]
-    environment = {"VLLM_CPU_KVCACHE_SPACE": os.environ.get("VLLM_CPU_KVCACHE_SPACE", "1")}
-    with process_group(serve, environment, tmp_path / "server.log") as server:
-        wait_until_healthy(server, port, tmp_path / "server.log", 300, lambda: None)
-        given = ["--prune", "stock", "--prune", ATTENTION, "--url", f"http://127.0.0.1:{port}/v1"]
-        done = subprocess.run(command(*given, "-o", str(tmp_path)), capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    found = entries(tmp_path)
-    assert found["stock"]["accuracy"]["mean"] >= 0.9
-    assert (found["stock"]["video_tokens"], found["attention@12%"]["video_tokens"]) == (VIDEO_TOKENS, 15)
-    assert found["attention@12%"]["share_kept"] == pytest.approx(15 / VIDEO_TOKENS, abs=1e-5)
 
 
 def test_an_engine_that_cannot_start_is_explained(tmp_path):
