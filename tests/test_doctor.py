@@ -68,7 +68,7 @@ PathFinder.find_spec = lambda name, path=None, target=None: None if name == "ray
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long  # .ci/run looks at a whole environment without Ray
 def test_an_environment_without_ray_is_healthy(tmp_path):
     (tmp_path / "sitecustomize.py").write_text(NO_RAY)
     path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])

@@ -16,7 +16,7 @@ def servers(folder):
     return [line for line in listed.splitlines() if " serve " in line and str(folder) in line]
 
 
-BLOCK_SIZE, OUTPUT_LEN = 32, 400
+BLOCK_SIZE, OUTPUT_LEN = 32, 100
 UNIFORM = 'uniform={"method": "uniform", "keep_ratio": 0.25}'
 
 

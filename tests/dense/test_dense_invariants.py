@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from dense_cases import VIDEO, Case, chat, compare, random_case, video
 from dense_engine import BLOCK_SIZE
 
-NUM_REQUESTS = 200
 
-
-def test_a_storm_leaves_all_blocks_and_the_same_answers(eager):
+@pytest.mark.parametrize(("requests", "different"), [(100, 12), pytest.param(200, 24, marks=pytest.mark.long)])
+def test_a_storm_leaves_all_blocks_and_the_same_answers(eager, requests, different):
     """Random requests, some aborted, in a cache that forces preemption; the fixture compares the free blocks."""
     random = np.random.default_rng(7)
-    cases = [random_case(random) for _ in range(24)]
-    order = random.integers(0, len(cases), NUM_REQUESTS)
+    cases = [random_case(random) for _ in range(different)]
+    order = random.integers(0, len(cases), requests)
     answers = eager.call("storm", [cases[i].prompt() for i in order], seed=7, free_blocks=34)
     assert eager.call("preemptions") > 0
-    assert 5 < sum(answer is None for answer in answers) < 150
+    assert requests / 40 < sum(answer is None for answer in answers) < 0.75 * requests
     alone = [eager.call("alone", case.prompt()) for case in cases]
     for i, answer in zip(order, answers, strict=True):
         if answer is not None:

@@ -40,7 +40,10 @@ def family(server: Server) -> list[psutil.Process]:
     return found
 
 
-@pytest.mark.parametrize(("options", "least"), [(WIDE, 4), ((*WIDE, "--api-server-count", "2"), 6)])
+@pytest.mark.parametrize(
+    ("options", "least"),
+    [pytest.param(WIDE, 4, marks=pytest.mark.long), ((*WIDE, "--api-server-count", "2"), 6)],
+)
 def test_nothing_outlives_a_server_that_was_killed(model, tmp_path, monkeypatch, options, least):
     """The API server (or what started several), the engine core, two workers."""
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
