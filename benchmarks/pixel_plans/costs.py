@@ -113,7 +113,7 @@ class Bench:
     @contextmanager
     def _watched(self) -> Iterator[None]:
         from vllm_prune.serving.api import image_specs, video_pixels
-        from vllm_prune.serving.api.frame_groups import GroupedVideo
+        from vllm_prune.serving.api.grouped_video import GroupedVideo
         from vllm_prune.serving.families.qwen2_5_vl import PruneQwen2_5_VLProcessor as Processor
 
         core = self._llm.llm_engine.engine_core
@@ -127,6 +127,7 @@ class Bench:
                 (image_specs, "keep_cells", "keep"),
                 (Processor, "_call_hf_processor", "preprocess"),
                 (GroupedVideo, "whole", "preprocess"),
+                (video_pixels, "whole_pixels", "preprocess"),
                 (Processor, "apply", "processor"),
                 (visual, "forward", "encoder"),
             ):

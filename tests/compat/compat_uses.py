@@ -35,6 +35,7 @@ RELIED_UPON = (
     "vllm.model_executor.models.qwen2_vl:Qwen2VisionTransformer.rot_pos_emb",
     "vllm.model_executor.models.vision:run_dp_sharded_mrope_vision_model",
     "vllm.multimodal.processing.processor:BaseMultiModalProcessor._cached_apply_hf_processor",
+    "vllm.transformers_utils.processors.internvl:video_to_pixel_values_internvl",
     "vllm.v1.attention.backends.cpu_attn:CPUAttentionBackendImpl.do_kv_cache_update",
     "vllm.v1.attention.backends.cpu_attn:CPUAttentionMetadata",
     "vllm.v1.attention.backends.cpu_attn:CPUAttentionMetadataBuilder.build",

@@ -1,4 +1,4 @@
-"""Videos through the Hugging Face processor in groups of frames: bit for bit what it makes of them whole."""
+"""Qwen's videos through the Hugging Face processor in groups of frames: bit for bit what it makes of them whole."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from oracle.micro_model import write_micro_model
 
 from vllm_prune import engine_args
 from vllm_prune.patches import apply_all
-from vllm_prune.serving.api import frame_groups, video_pixels
+from vllm_prune.serving.api import frame_groups, grouped_video, video_pixels
 from vllm_prune.serving.api.processor import PruningProcessorMixin
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "pixels"))
@@ -73,7 +73,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def group_steps(monkeypatch: pytest.MonkeyPatch, steps: int, height: int, width: int) -> None:
-    monkeypatch.setattr(frame_groups, "GROUP_BYTES", steps * STEP * 3 * 4 * height * width)
+    monkeypatch.setattr(grouped_video, "GROUP_BYTES", steps * STEP * 3 * 4 * height * width)
 
 
 def run(processor: Any, clips: list[Any], stage1: Any = None, **options: Any) -> Any:

@@ -47,7 +47,7 @@ from vllm_prune.serving.api.prune_inputs import (
 )
 from vllm_prune.serving.api.sent_media import KnownItem
 from vllm_prune.serving.api.span_check import check_spans
-from vllm_prune.serving.api.video_pixels import join, keep_planned, whole_videos
+from vllm_prune.serving.api.video_pixels import keep_planned, whole_videos, with_values
 from vllm_prune.serving.wire.positions import read_position_table
 from vllm_prune.serving.wire.request_spec import CELLS_FIELD, FIELD, VideoSpec
 from vllm_prune.serving.wire.settings import REQUEST_KEY, SHARE_KEY, TRACE_KEY, read_step_limits
@@ -176,7 +176,7 @@ class PruningProcessorMixin(Hooked, ImageSpecs):
                 videos = videos or whole_videos(data[self.video_pixels], data[self.video_grid])
                 plans, data[self.video_pixels] = keep_planned(videos, config, self.pixel_format())
             elif videos:
-                data[self.video_pixels] = join([video.whole() for video in videos])
+                data[self.video_pixels] = with_values(data[self.video_pixels], videos)
             trace_key: Any = hf_kwargs.get(TRACE_KEY)
             frames = [None if plan is None else tuple(plan.per_frame) for plan in plans]
             specs = [self.spec(config, self.layout(data, i), each, trace_key) for i, each in enumerate(frames)]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 
 from vllm_prune.config import PruneConfig
 from vllm_prune.methods.still_cells import StillPlan
-from vllm_prune.serving.api.frame_groups import GroupedVideo
+from vllm_prune.serving.api.grouped_video import GroupedVideo, whole_pixels
 from vllm_prune.serving.api.pixel_plan import (
     PixelFormat,
     describe_video,
@@ -24,6 +27,18 @@ for the plan, and for what it keeps. That takes longer, and no more memory than 
 def join(pixels: list[torch.Tensor]) -> torch.Tensor:
     """Patches of all videos of a request; a single one is not copied."""
     return pixels[0] if len(pixels) == 1 else torch.cat(pixels)
+
+
+def with_values(without: Any, videos: Sequence[GroupedVideo]) -> Any:
+    """Pixels of all videos, as the model has them: rows one after the other, or those of each video by themselves.
+
+    Args:
+        without: What vLLM made of the processor's rows without values.
+        videos: That the processor handed over.
+    """
+    if isinstance(without, torch.Tensor) and without.ndim == 1 + len(videos[0].row_shape):
+        return whole_pixels(videos)
+    return [video.whole() for video in videos]
 
 
 def whole_videos(patches: torch.Tensor, grids: torch.Tensor) -> list[GroupedVideo]:
@@ -66,7 +81,7 @@ def _in_groups(video: GroupedVideo, config: PruneConfig, pixels: PixelFormat) ->
             continue
         patches = keep_cells(video.pixels(group), encoded, pixels.merge)
         if kept is None:
-            kept = patches.new_empty(int(plan.encoded.sum()) * unit, video.patch_width)
+            kept = video.room(int(plan.encoded.sum()) * unit)
         kept[done : done + len(patches)], done = patches, done + len(patches)
     assert kept is not None  # the first step is always encoded
     return plan, kept

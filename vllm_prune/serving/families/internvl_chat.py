@@ -23,6 +23,8 @@ from vllm_prune.serving.worker.square_media import FlatSquaresMixin
 class PruneInternVLChatProcessor(InternVLMedia, InternVLMultiModalProcessor):
     """As vLLM's own processor for this class writes them."""
 
+    video_pixels = "pixel_values_flat_video"
+
     @property
     def pad_id(self) -> int:
         found = self.info.get_hf_processor().ctx_video_token_id
