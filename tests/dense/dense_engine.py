@@ -239,15 +239,14 @@ class DenseEngine:
             return before, self.bytes_under_way()
 
     def prompt_logprobs(self, prompt: Mapping[str, Any], part_rows: int) -> str:
-        """Why a request for log-probabilities of its prompt is refused; "" if it is not."""
+        """Why a request for log-probabilities of its prompt is refused, as the client's mistake; "" if it is not."""
         from vllm import SamplingParams
-
-        from vllm_prune.config import PruneConfigError
+        from vllm.exceptions import VLLMClientError
 
         with self.long_prefixes(part_rows, 1 << 20):
             try:
                 self.llm.enqueue([dict(prompt)], SamplingParams(prompt_logprobs=1, max_tokens=1), use_tqdm=False)
-            except PruneConfigError as error:
+            except VLLMClientError as error:
                 return str(error)
             while self.engine.has_unfinished_requests():
                 self.engine.step()

@@ -147,6 +147,7 @@ BAD_OPTIONS = [
     ("num_frames", True, "must be an integer of -1 or more"),
     ("min_frames", None, "must be an integer of 0 or more"),
     ("max_frames", 0, "must be an integer of 1 or more"),
+    ("temporal_patch_size", 0, "must be an integer of 1 or more"),
     ("fps", "2", "must be a number above 0, or -1 for none"),
     ("fps", float("nan"), "must be a number above 0, or -1 for none"),
     ("fps", float("inf"), "must be a number above 0, or -1 for none"),

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
-from vllm.exceptions import GracefulHTTPError
+from vllm.exceptions import GracefulHTTPError, VLLMValidationError
 from vllm.utils.torch_utils import kv_cache_dtype_str_to_dtype
 
 from vllm_prune.config import PruneConfigError
@@ -36,6 +36,10 @@ _under_way: ContextVar[tuple[str, RequestReport] | None] = ContextVar("vllm_prun
 
 searched: ContextVar[RequestReport | None] = ContextVar("vllm_prune_searched", default=None)
 """The report of a beam search under way, of which every step is a request to the engine (`api/beams.py`)."""
+
+
+class RefusedRequest(VLLMValidationError, PruneConfigError):
+    """A refusal when a prompt becomes a request; vLLM takes errors there that are not its own for failures (500)."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,7 @@ def begin(vllm_config: Any, request_id: str, prompt: Any, params: Any) -> None:
     """A prompt becomes a request. `params`: vLLM's; on a server of features, what is asked of them is settled there.
 
     Raises:
-        PruneConfigError: Features are asked for that there are not, or log-probabilities of more than a step computes.
+        RefusedRequest: Features are asked for that there are not, or log-probabilities of more than a step computes.
     """
     report = searched.get() or new_report(vllm_config, prompt)
     facts = None if report is None else report.facts
@@ -75,7 +79,7 @@ def begin(vllm_config: Any, request_id: str, prompt: Any, params: Any) -> None:
             _check_one_step(vllm_config.model_config.hf_config, prompt, facts)
     except PruneConfigError as error:
         metrics.observe_refusal(error)
-        raise
+        raise RefusedRequest(str(error)) from error
     if report is not None:
         report.asked = asked
     _under_way.set(None if report is None else (request_id, report))

@@ -14,7 +14,7 @@ from vllm.multimodal.video import VIDEO_LOADER_REGISTRY
 from vllm_prune.config import PruneConfigError, brief
 
 WHERE = "media_io_kwargs.video"
-_LEAST = {"num_frames": -1, "min_frames": 0, "max_frames": 1}
+_LEAST = {"num_frames": -1, "min_frames": 0, "max_frames": 1, "temporal_patch_size": 1}
 _DECODER = "opencv"
 
 
