@@ -19,7 +19,7 @@ from vllm_prune.budget import count_most
 from vllm_prune.config import PruneConfig, PruneConfigError
 from vllm_prune.media.errors import UnusableVideo
 from vllm_prune.patches import apply_all
-from vllm_prune.show.media import load_sampled
+from vllm_prune.show.media import load_sampled, load_video
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "serving"))
 from serving_media import frames, mp4, video_item
@@ -247,6 +247,17 @@ def test_what_was_sampled_is_loaded_again_by_its_number(family, tmp_path, tokens
     drawn, found = load_sampled(str(path), family.processor.info.ctx.model_config.model, len(sampled) // 2)
     assert found["frames_indices"] == metadata["frames_indices"]
     assert np.array_equal(drawn, sampled)
+
+
+def test_any_number_of_frames_is_loaded_again_by_its_limits(tmp_path):
+    """Above the 768 that vLLM's loaders stop at, too."""
+    model, path, data = Family(tmp_path, "qwen2_5_vl"), tmp_path / "clip.mp4", mp4(1000, 56, 56)
+    path.write_bytes(data)
+    _, metadata = model.load(data, {"method": "uniform", "keep_ratio": 0.1, "frames": {"tokens": 4000, "max": 900}})
+    given = {"video": {"min_frames": 900, "max_frames": 900}}
+    drawn, found = load_video(str(path), model.processor.info.ctx.model_config.model, given)
+    assert len(drawn) == 900
+    assert found["frames_indices"] == metadata["frames_indices"]
 
 
 @pytest.mark.parametrize("kind", ["llava_onevision", "internvl", "llava"])

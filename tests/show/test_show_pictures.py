@@ -19,6 +19,7 @@ from vllm_prune.show.film import frame_rate, save_film
 from vllm_prune.show.html import save_page
 from vllm_prune.show.paint import dim, paint_cells, paint_heat
 from vllm_prune.show.sheet import SheetOptions, draw_sheet, parse_steps, save_sheet
+from vllm_prune.show.timeline import draw_timeline
 
 CELL = 28
 
@@ -47,6 +48,13 @@ def test_an_answer_of_several_lines_is_drawn_in_one(end):
     assert lines.text(4, 20, f"red{end}blue", 12) == line.text(4, 20, f"red{' ' * len(end)}blue", 12)
     assert (lines.array() == line.array()).all()
     assert lines.shorten(f"red{end}blue" * 40, 12, 80).endswith("...")
+
+
+def test_the_time_line_of_a_video_with_more_steps_than_pixels(tmp_path):
+    (panel,) = make_panels(tmp_path, ["stage1_only"], (400, 1, 2))
+    canvas = Canvas(300, 60)
+    draw_timeline(canvas, 4.3, 4, 290.7, panel, [0])
+    assert (canvas.array() != Canvas(300, 60).array()).any(axis=(0, 2))[6:290].all()
 
 
 @pytest.mark.parametrize("prune", CONFIGS, ids=str)

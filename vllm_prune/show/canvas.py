@@ -68,8 +68,8 @@ class Canvas:
     def box(
         self, x: float, y: float, width: float, height: float, fill: Colour | None = None, line: Colour | None = None
     ) -> None:
-        """A rectangle."""
-        self._draw.rectangle((x, y, x + width - 1, y + height - 1), fill=fill, outline=line)
+        """A rectangle; of a pixel at the least."""
+        self._draw.rectangle((x, y, max(x, x + width - 1), max(y, y + height - 1)), fill=fill, outline=line)
 
     def paste(self, image: np.ndarray, x: float, y: float) -> None:
         """An RGB image."""

@@ -20,7 +20,8 @@ def load_video(
     Args:
         video: A file, an http(s) URL or a data URL.
         model: A folder or hub name; its video processor decides how frames are sampled.
-        media_io_kwargs: As vLLM's option of that name.
+        media_io_kwargs: As vLLM's option of that name; with `min_frames` and `max_frames` alike, that many frames, also
+            above the 768 that vLLM's loaders stop at.
         frames: So many of them, evenly over the file; None: as many as vLLM samples.
 
     Raises:
@@ -34,8 +35,10 @@ def load_video(
     apply_all()  # the server's checks of videos, also where no engine has loaded the plugin
     url, folder = locate(video)
     processor, options = get_video_processor_cls_name_from_config(model), dict(media_io_kwargs or {})
+    given = options.get("video", {})
+    frames = _exact_number(given) if frames is None else frames
     if frames is not None:
-        options["video"] = _options_of_number(frames, options.get("video", {}), processor)
+        options["video"] = _options_of_number(frames, given, processor)
     connector = MediaConnector(options, allowed_local_media_path=folder)
     try:
         images, metadata = connector.fetch_video(url, video_processor=processor).media
@@ -51,6 +54,12 @@ def load_sampled(
     from vllm_prune.estimate.dims import read_dims
 
     return load_video(video, model, media_io_kwargs, frames=steps * read_dims(model).vision.temporal_patch)
+
+
+def _exact_number(given: dict[str, Any]) -> int | None:
+    """As a server with `frames` may have sampled them."""
+    least, most = given.get("min_frames"), given.get("max_frames")
+    return most if type(most) is int and 1 < most == least else None
 
 
 def _options_of_number(count: int, given: dict[str, Any], processor: str | None) -> dict[str, Any]:

@@ -26,8 +26,7 @@ def draw_timeline(canvas: Canvas, x: float, y: float, width: float, panel: Panel
     for step, count in enumerate(kept.tolist()):
         left, right = x + width * step / steps, x + width * (step + 1) / steps
         tall = (_BARS - 2) * count / max(1, int(kept.max()))
-        bar = max(1.0, right - left - 2)
-        canvas.box(left + 1, y + _BARS - tall, bar, max(1.0, tall), fill=BAR if step in shown else BAR_OFF)
+        canvas.box(left + 1, y + _BARS - tall, right - left - 2, tall, fill=BAR if step in shown else BAR_OFF)
     if panel.cells.segment is not None:
         _draw_segments(canvas, x, y + _BARS + 3, width, panel.cells.segment)
 
@@ -37,7 +36,7 @@ def _draw_segments(canvas: Canvas, x: float, y: float, width: float, segment: np
     for number, (first, last) in enumerate(itertools.pairwise(bounds)):
         left, right = x + width * first / len(segment), x + width * last / len(segment)
         canvas.box(left + 1, y, right - left - 2, _SEGMENTS, fill=SHADES[number % 2])
-        name = f"segment {number + 1}"
-        if canvas.measure(name, _SMALL) > right - left - 6:
-            name = str(number + 1)
-        canvas.text((left + right) / 2, y + _SEGMENTS / 2, name, _SMALL, colour=(92, 62, 8), anchor="mm")
+        names = (f"segment {number + 1}", str(number + 1))
+        name = next((name for name in names if canvas.measure(name, _SMALL) <= right - left - 6), None)
+        if name is not None:  # else there is no room for any
+            canvas.text((left + right) / 2, y + _SEGMENTS / 2, name, _SMALL, colour=(92, 62, 8), anchor="mm")
