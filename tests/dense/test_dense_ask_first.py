@@ -76,15 +76,15 @@ def _count_unpacked(worker: Any) -> int:
 
     counted = getattr(worker, "unpacked", 0)
     worker.unpacked = 0
-    if not hasattr(worker, "unpack"):
-        unpack = worker.unpack = carrier.unpack
+    if not hasattr(worker, "read_tags"):
+        read_tags = worker.read_tags = carrier.read_tags
 
         def counting(rows: Any, width: int) -> Any:
-            found = unpack(rows, width)
-            worker.unpacked += len(found[1])
+            found = read_tags(rows, width)
+            worker.unpacked += len(found[0])
             return found
 
-        carrier.unpack = counting
+        carrier.read_tags = counting
     return counted
 
 

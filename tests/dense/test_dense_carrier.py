@@ -32,6 +32,9 @@ def test_round_trip(num_tokens, data, dtype, seed):
     assert read_info(rows) == seed
     few = torch.randint(0, num_tokens, (data.draw(st.integers(0, 9)),), generator=generator)
     assert torch.equal(carrier.take(rows, 5, few), features[few])
+    assert torch.equal(carrier.take(rows, 5, few, columns=3), features[few, :3])
+    for tags, whole in zip(carrier.read_tags(rows, 5), found[1:], strict=True):
+        assert torch.equal(tags, whole)
 
 
 class Copies(TorchDispatchMode):
@@ -64,6 +67,9 @@ def test_to_take_a_few_tokens_copies_no_others():
     with Copies() as taking:
         carrier.take(rows, 64, torch.arange(0, 1000, 50))
     assert taking.elements < 20 * 64 * 1.2
+    with Copies() as reading:
+        carrier.read_tags(rows, 64)
+    assert reading.elements < 1000 * 64
     with Copies() as unpacking:
         carrier.unpack(rows, 64)
     assert unpacking.elements > 1000 * 64

@@ -11,6 +11,7 @@ from emulated_cuda import Counts, emulate, to_cuda
 from small_step import Result, SmallStep, alone
 from vllm.utils.gpu_sync_debug import gpu_sync_allowed
 
+from vllm_prune.methods import VideoTokens, _cell_links, _finite, create, vidcom2
 from vllm_prune.serving.worker.trace import TraceWriter
 
 CONFIGS: dict[str, Any] = {
@@ -57,6 +58,23 @@ def test_waits_are_announced_on_the_v1_runner_and_for_traces(name: str, tmp_path
     traced = run(CONFIGS[name], True, trace=TraceWriter(str(tmp_path)))
     assert list(tmp_path.iterdir())
     check_announced(traced)
+
+
+@pytest.mark.parametrize("name", ["dart", "framefusion", "prunevid", "vidcom2"])
+def test_methods_wait_no_more_often_for_many_blocks_than_for_one(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    features = torch.randn(96, 32, generator=torch.Generator().manual_seed(0)).repeat(4, 1).bfloat16()
+    chosen, waits = [], []
+    for size in (1 << 30, 64):
+        for module, constant in ((_finite, "_BLOCK_BYTES"), (_cell_links, "_COPY_BYTES"), (vidcom2, "_COPY_BYTES")):
+            monkeypatch.setattr(module, constant, size)
+        monkeypatch.setattr(_finite, "_WHOLE_BYTES", size)
+        with emulate() as counts:
+            tokens = VideoTokens.from_features(to_cuda(features), (24, 4, 4))
+            counts.reset()
+            chosen.append(create(name).assign(tokens, 100).anchor.cpu())
+            waits.append(len(counts.syncs))
+    assert torch.equal(*chosen)
+    assert waits[0] == waits[1]
 
 
 def test_emulated_tensors_refuse_what_cuda_refuses() -> None:

@@ -137,6 +137,20 @@ def test_rows_of_question_aware_videos_hold_all_that_enters(alone, config):
     assert found[: counts.carried_rows][pinned][:, 0].tolist() == layout.text_ids()
 
 
+@pytest.mark.parametrize("pins", [(6, 7), (2, 5)])
+def test_rows_of_the_encoder_stay_at_their_places(alone, pins):
+    """Those behind all others, as a video's newline, are told from them without a copy."""
+    layout = MediumLayout((1, 2, 3), encoder_pins=pins, rope="sequential")
+    rows, features = EncoderRows(None, 8, lambda ids: ids), torch.randn(8, 8)
+    spec = VideoSpec(config=PruneConfig.parse({"method": "uniform", "keep_ratio": 0.5}), layout=layout, turn=None)
+    (packed,) = rows.pack([rows.select(features, spec, None, StepRecorder())])
+    found, slots, _ = carrier.unpack(packed, 8)
+    assert set(pins) < set(slots.tolist())
+    assert torch.equal(found, features[slots])
+    copied = rows._split(features, layout)[0].data_ptr() != features.data_ptr()
+    assert copied == (pins == (2, 5))
+
+
 def test_what_is_decided_on_the_first_level_is_done_to_all(alone):
     """The same tokens whatever later layers are given, and their means in all columns."""
     layout = MediumLayout((2, 4, 4))

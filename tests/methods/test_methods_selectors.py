@@ -57,7 +57,7 @@ def test_dart_equals_the_textbook(seed: int, pivots: int, budget: int) -> None:
 
 @pytest.mark.parametrize("name", names())
 def test_dropped_tokens_merge_into_the_kept_token_they_resemble(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(merge_dropped, "_SIMILARITIES_AT_ONCE", 64)
+    monkeypatch.setattr(merge_dropped, "_NUMBERS_AT_ONCE", 64)
     tokens = mixed_video(3, (5, 4, 4), 12)
     plain = assign(create(name), tokens, 20)
     merged = assign(create(name, merge_dropped=True), tokens, 20)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
+import weakref
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from vllm_prune.serving.api.report import KVFormat, RequestReport
 from vllm_prune.serving.api.response import add_to_chunk
 from vllm_prune.serving.wire.clock import Stopwatch
 from vllm_prune.serving.wire.notes import EncodedMedium, RequestNotes, StepRecorder
+from vllm_prune.serving.worker.encoder_batches import prune_each
 
 ASK = text(QUESTION)
 LONG = text(QUESTION * 10)
@@ -205,6 +207,23 @@ def test_notes_survive_the_way():
     assert headers["traceparent"] == "x"
     assert RequestNotes.from_headers(headers) == notes
     assert RequestNotes.from_headers({"traceparent": "x"}) is None
+
+
+def test_features_of_one_medium_are_gone_before_the_next_is_encoded():
+    alive: list[weakref.ref[torch.Tensor]] = []
+
+    def encode(size):
+        rows = torch.zeros(size, 4)
+        alive.append(weakref.ref(rows))
+        return rows
+
+    def features():
+        for size in (30, 10, 20):
+            assert not [rows for rows in alive if rows() is not None]
+            yield encode(size), None
+
+    encoded = StepRecorder().encoding(features(), torch.device("cpu"))
+    assert prune_each(lambda rows, spec, cells: len(rows) + spec, encoded, [1, 2, 3]) == [31, 12, 23]
 
 
 def test_one_call_of_the_encoder_is_shared_by_size():

@@ -11,7 +11,7 @@ from torch import Tensor
 from vllm_prune.methods._numerics import invert, to_finite
 from vllm_prune.methods.base import Assignment, Method, VideoTokens
 
-_SIMILARITIES_AT_ONCE = 8 << 20
+_NUMBERS_AT_ONCE = 8 << 20  # similarities, or channels of what is compared
 MOST_PAIRS = 1 << 26
 """What `check_work` allows: half of 16,384 tokens kept, some seconds on a few CPU cores."""
 
@@ -21,7 +21,7 @@ class MergeDropped:
     """`method`, with each token it drops merged into the kept token it is most like (cosine; ties keep the earlier).
 
     Zero vectors, and tokens with NaN or Inf, are like nothing: they stay dropped. Time grows as dropped * kept; the
-    similarities are made in pieces.
+    similarities are made in pieces, and beside them the kept tokens are held in float32.
     """
 
     method: Method
@@ -59,7 +59,7 @@ def nearest_slot(features: Tensor, dropped: Tensor, anchor: Tensor) -> Tensor:
     kept, norm = to_finite(features[anchor])
     units = kept.mul_(invert(norm)[:, None]).mT  # `kept` is a copy already
     found = [torch.empty_like(dropped[:0])]
-    for rows in dropped.split(max(1, _SIMILARITIES_AT_ONCE // len(anchor))):
+    for rows in dropped.split(max(1, _NUMBERS_AT_ONCE // max(len(anchor), features.shape[1]))):
         mine, length = to_finite(features[rows])
         nearest = (mine @ units).masked_fill_(norm == 0, -torch.inf).argmax(1)
         found.append(nearest.masked_fill((length == 0) | (norm[nearest] == 0), -1))

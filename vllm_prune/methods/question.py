@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from vllm_prune.methods._finite import FiniteFeatures
 from vllm_prune.methods._numerics import invert, to_finite
 from vllm_prune.methods.base import VideoTokens
 from vllm_prune.methods.dpp import DPP, normalize_relevance
@@ -32,12 +33,11 @@ def similarity_to_text(features: Tensor, text: Tensor, over: str) -> Tensor:
     if over == "mean":
         return relevance_to_text(features, text)
     words, length = to_finite(text)
-    directions = (words * invert(length)[:, None]).T
-    found = []
-    for rows in features.split(max(1, _PRODUCTS_AT_ONCE // len(text))):
-        finite, norm = to_finite(rows)
-        found.append((finite @ directions.to(finite.dtype)).amax(1) * invert(norm))
-    return torch.cat(found)
+    visual = FiniteFeatures(features)
+    directions = (words * invert(length)[:, None]).T.to(visual.dtype)
+    rows = max(1, _PRODUCTS_AT_ONCE // len(text))
+    found = [(some @ directions).amax(1) for part in visual.blocks() for some in visual.rows(part).split(rows)]
+    return torch.cat(found) * invert(visual.norm)
 
 
 def choose_most_relevant(tokens: VideoTokens, count: int, score: Tensor, scope: Scope) -> Tensor:

@@ -110,6 +110,7 @@ class StepRecorder:
             sizes.append(len(item[0]))
             self._encodings.append(_Encoding(len(item[0]), watches, sizes))
             yield item
+            del item  # before the next one is encoded
 
     @contextmanager
     def merging(self, device: torch.device) -> Iterator[None]:

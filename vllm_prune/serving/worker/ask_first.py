@@ -130,10 +130,10 @@ class AskFirst:
         if known is not None and known.info is info:  # numbers are given again
             self._choices.move_to_end(key)
             return known
-        features, slots, _ = carrier.unpack(packed, self._row_width)
-        slots = slots[: info.counts.carried_rows]
+        slots = carrier.read_tags(packed, self._row_width)[0][: info.counts.carried_rows]
         tokens, pinned = info.split(slots)
-        video = VideoTokens(features[tokens, : self._width], info.places(slots[tokens]), info.grid)
+        features = carrier.take(packed, self._row_width, tokens, self._width)
+        video = VideoTokens(features, info.places(slots[tokens]), info.grid)
         with gpu_sync_allowed():  # the selectors wait for sizes that depend on values
             chosen, score = self._choose(info, video, question)
         check_same_on_ranks(chosen, "choice by the question, video of %d tokens", len(tokens))

@@ -96,15 +96,27 @@ def unpack(rows: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor, 
         Features [m, C], slots [m] and groups [m] (int64) of m = n * ceil(N1 / K) tokens, padding at their end included.
     """
     tokens = _by_token(rows, width).flatten(0, 1)
-    slots, groups = from_digits(tokens[:, width:]).unbind(1)
-    return tokens[:, :width], slots, groups
+    return tokens[:, :width], *_read_tags(tokens[:, width:])
 
 
-def take(rows: torch.Tensor, width: int, tokens: torch.Tensor) -> torch.Tensor:
-    """Features [n, C] of the tokens with indices `tokens` [n], of rows as `unpack` has them; copies no others."""
+def read_tags(rows: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Slots [m] and groups [m] as `unpack` has them; copies no features."""
+    return _read_tags(_by_token(rows, width)[..., width:].flatten(0, 1))
+
+
+def _read_tags(digits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    slots, groups = from_digits(digits).unbind(1)
+    return slots, groups
+
+
+def take(rows: torch.Tensor, width: int, tokens: torch.Tensor, columns: int | None = None) -> torch.Tensor:
+    """Features [n, C] of the tokens with indices `tokens` [n], of rows as `unpack` has them; copies no others.
+
+    `columns`: of the C, the first so many only.
+    """
     packed = _by_token(rows, width)
     per_row = packed.shape[1]
-    return packed[..., :width][tokens // per_row, tokens % per_row]
+    return packed[..., : width if columns is None else columns][tokens // per_row, tokens % per_row]
 
 
 def _by_token(rows: torch.Tensor, width: int) -> torch.Tensor:

@@ -7,7 +7,14 @@ No layer of these encoders looks beyond a frame, so that a video longer than a c
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
+
+import torch
+
+from vllm_prune.serving.wire.request_spec import VideoSpec
+
+Pruned = TypeVar("Pruned")
 
 
 def encoder_batches(num_tokens: Sequence[int], limit: int) -> Iterator[slice]:
@@ -35,3 +42,22 @@ def frame_groups(num_frames: int, frame_tokens: int, limit: int) -> Iterator[sli
     size = max(limit // frame_tokens, 1)
     for start in range(0, num_frames, size):
         yield slice(start, min(start + size, num_frames))
+
+
+def prune_each(
+    prune: Callable[[torch.Tensor, VideoSpec, torch.Tensor | None], Pruned],
+    encoded: Iterator[tuple[torch.Tensor, torch.Tensor | None]],
+    specs: Sequence[VideoSpec],
+) -> list[Pruned | torch.Tensor]:
+    """What `prune` leaves of each medium, of whose features no other's exist while it is encoded.
+
+    Args:
+        prune: From features, what the processor decided and the cells that were encoded (None: all).
+        encoded: Features and cells of the media, which are encoded as they are asked for.
+        specs: Of the media; empty: their features are left as they are.
+    """
+    left: list[Pruned | torch.Tensor] = []
+    for features, cells in encoded:
+        left.append(prune(features, specs[len(left)], cells) if specs else features)
+        del features
+    return left

@@ -123,8 +123,12 @@ class EncoderRows:
         """Features of cells [M, W], and of rows that stay [S, W]; text is embedded, and zero for later layers."""
         if layout.encoder_pins:
             is_pinned = layout.is_pinned()
-            others, pins = (upload(torch.from_numpy(x.nonzero()[0]), features.device) for x in (~is_pinned, is_pinned))
-            return features[others], features[pins]
+            others, pins = (~is_pinned).nonzero()[0], is_pinned.nonzero()[0]
+            pinned = features[upload(torch.from_numpy(pins), features.device)]
+            first, last = int(others[0]), int(others[-1]) + 1
+            if last - first == len(others):  # one piece of memory, as a video's are
+                return features[first:last], pinned
+            return features[upload(torch.from_numpy(others), features.device)], pinned
         pinned = features.new_zeros(layout.num_pinned, features.shape[1])
         if layout.text:
             ids = upload(torch.tensor(layout.text_ids()), features.device)
@@ -154,7 +158,10 @@ def _join(
     of_cells, of_pins = (upload(torch.from_numpy(x.nonzero()[0]), cells.device) for x in (~is_pinned, is_pinned))
     slots, order = torch.cat((of_cells[cells], of_pins)).sort()
     groups = torch.cat((groups, groups.new_zeros(len(of_pins))))
-    return torch.cat((features, pinned))[order], slots, groups[order]
+    place = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
+    joined = features.new_empty(len(order), features.shape[1])
+    joined[place[: len(features)]], joined[place[len(features) :]] = features, pinned
+    return joined, slots, groups[order]
 
 
 def _begin_trace(writer: TraceWriter, info: MediumInfo, traced: VideoTrace) -> MediumInfo:

@@ -20,7 +20,7 @@ from vllm_prune.serving.wire.request_spec import (
     VideoSpec,
     read_spec,
 )
-from vllm_prune.serving.worker.encoder_batches import encoder_batches, frame_groups
+from vllm_prune.serving.worker.encoder_batches import encoder_batches, frame_groups, prune_each
 from vllm_prune.serving.worker.features import FeatureRowsMixin
 from vllm_prune.serving.worker.partial_encoder import encode_on_all_ranks, split_frames
 from vllm_prune.serving.worker.upload import upload
@@ -83,9 +83,7 @@ class PatchMediaMixin(FeatureRowsMixin):
         """Prunes media while they are encoded; those without specifications stay as they are."""
         encoded = self.notes.encoding(features, self.visual.device)
         with self._encoder_rows.attention.reading(self.visual, [spec.config for spec in specs]):
-            left = [
-                self.prune_video(rows, specs[i], cells) if specs else rows for i, (rows, cells) in enumerate(encoded)
-            ]
+            left = prune_each(self.prune_video, encoded, specs)
         return self.pack_videos(left)
 
     def _encode_images(
@@ -143,8 +141,11 @@ class PatchMediaMixin(FeatureRowsMixin):
         sizes = [spec.counts.encoded * self.visual.spatial_merge_size**2 for spec in specs]
         for spec, patches, grid_thw, chosen in zip(specs, pixels.split(sizes), grids.tolist(), cells, strict=True):
             chosen = torch.arange(spec.num_tokens) if spec.per_frame is None else chosen.long().cpu()
-            features = self._encode_cells_of(patches, tuple(grid_thw), chosen)
-            yield features, None if spec.per_frame is None else upload(chosen, features.device)
+            # Under no name: while the next medium is encoded the features of this one are not held.
+            yield (
+                self._encode_cells_of(patches, tuple(grid_thw), chosen),
+                None if spec.per_frame is None else upload(chosen, self.visual.device),
+            )
 
     def _encode_cells_of(
         self, patches: torch.Tensor, grid_thw: tuple[int, int, int], cells: torch.Tensor

@@ -20,7 +20,7 @@ from vllm_prune.serving.wire.request_spec import (
     read_spec,
 )
 from vllm_prune.serving.worker.dense.decoder_view import DecoderView
-from vllm_prune.serving.worker.encoder_batches import encoder_batches
+from vllm_prune.serving.worker.encoder_batches import encoder_batches, prune_each
 from vllm_prune.serving.worker.features import FeatureRowsMixin
 from vllm_prune.serving.worker.sequential import SequentialView
 
@@ -62,7 +62,7 @@ class SquareMediaMixin(FeatureRowsMixin):
             return super().embed_multimodal(**kwargs)  # type: ignore[misc]
         device = next(self.language_model.parameters()).device
         features = self.notes.encoding(self._encode(kwargs, specs), device)
-        return tuple(self.pack_videos([self.prune_video(*each, None) for each in _with_specs(features, specs)]))
+        return tuple(self.pack_videos(prune_each(self.prune_video, features, specs)))
 
     def _encode(
         self, inputs: dict[str, Any], specs: list[VideoSpec]
@@ -71,6 +71,7 @@ class SquareMediaMixin(FeatureRowsMixin):
         for batch in encoder_batches([spec.num_tokens for spec in specs], self._encoder_tokens):
             for rows in super().embed_multimodal(**self.take_items(inputs, batch)):  # type: ignore[misc]
                 yield rows.flatten(0, -2), None
+                del rows  # before the next one is encoded
 
     def take_items(self, inputs: dict[str, Any], items: slice) -> dict[str, Any]:
         """The encoder's inputs of some consecutive media."""
@@ -97,10 +98,3 @@ class FlatSquaresMixin(SquareMediaMixin):
             taken[name] = inputs[name][items]
             taken |= {pixels: inputs[pixels][here] for pixels in self.squares if pixels in inputs}
         return taken
-
-
-def _with_specs(
-    encoded: Iterator[tuple[torch.Tensor, torch.Tensor | None]], specs: list[VideoSpec]
-) -> Iterator[tuple[torch.Tensor, VideoSpec]]:
-    for (features, _), spec in zip(encoded, specs, strict=True):
-        yield features, spec
