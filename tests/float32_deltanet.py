@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers.models.qwen3_5.modeling_qwen3_5 import torch_chunk_gated_delta_rule, torch_recurrent_gated_delta_rule
+from vllm import _custom_ops
 from vllm.model_executor.layers.mamba.ops.cpu import gdn_attention
 
 
@@ -119,8 +120,15 @@ def _run(
     )
 
 
-def causal_conv1d_fwd(*, weight: Tensor, silu_activation: bool, is_weight_packed: bool, **more: Any) -> Tensor:
+def causal_conv1d_weight_pack(weight: Tensor) -> Tensor:
+    """[dim, 1, width] of [dim, width], not packed; vLLM 0.31 packs weights of any precision."""
+    return weight[:, None]
+
+
+def causal_conv1d_fwd(*, weight: Tensor, silu_activation: bool, **more: Any) -> Tensor:
     """vLLM's own in PyTorch."""
+    for name in ("is_weight_packed", "is_vnni"):  # the second in vLLM 0.31
+        more.pop(name, None)
     return gdn_attention.causal_conv1d_torch(
         weight=weight.flatten(1), activation="silu" if silu_activation else None, **more
     )
@@ -143,9 +151,7 @@ def causal_conv1d_update(
 
 
 def _update_in_place_of_the_vector_kernel(*, conv_state: Tensor, activation: str | None, **more: Any) -> Tensor:
-    return causal_conv1d_update(
-        conv_states=conv_state, silu_activation=activation == "silu", is_weight_packed=False, **more
-    )
+    return causal_conv1d_update(conv_states=conv_state, silu_activation=activation == "silu", **more)
 
 
 def _install() -> None:
@@ -159,6 +165,7 @@ def _install() -> None:
     # Without asserts, one of which is that it gets bfloat16.
     exec(compile(core, gdn_attention.__file__, "exec", optimize=1, flags=0, dont_inherit=True), vars(gdn_attention))
     gdn_attention.ops = SimpleNamespace(**{kernel.__name__: kernel for kernel in kernels})
+    _custom_ops.causal_conv1d_weight_pack = causal_conv1d_weight_pack
     gdn_attention._causal_conv1d_fwd_cpu = causal_conv1d_fwd
     gdn_attention._causal_conv1d_update_cpu = causal_conv1d_update
     gdn_attention.causal_conv1d_update_cpu = _update_in_place_of_the_vector_kernel

@@ -24,6 +24,15 @@ DENSE = ("tests/dense/test_dense_exactness.py", "-k", "cold_warm or partly_warm 
 ASK_FIRST = "hit_may_end or one_encoding or chunks_of or length or one_frame or another_question"
 IMAGES = "equal_the_oracle or encoder or counted or line or first_frame or prompt_of_text or addresses"
 LONG = ("tests/dense/test_dense_long.py", "-k", "several_steps or between_parts or log_probabilities")
+RANDOM = "test_random_requests_equal_the_oracle"
+FAMILIES = ("llava_onevision", "internvl", "llava")
+SQUARES = [f"tests/families/test_square_exactness.py::{RANDOM}[{name}-0]" for name in FAMILIES]
+HYBRID = [f"tests/families/test_{file}.py::{RANDOM}[qwen3_5-0]" for file in ("family_exactness", "hybrid_attention")]
+COLD_WARM = "test_features_equal_the_oracle_cold_warm_and_in_chunks"
+FEATURES = (
+    f"tests/features/test_features_exactness.py::{COLD_WARM}[qwen2_5_vl-0]",
+    "tests/features/test_features_http.py::test_the_client_gives_tensors_that_say_what_they_are",
+)
 RUNS = {
     "doctor": ("tests/test_doctor.py", "-k", "healthy_environment or every_part"),
     "patches": ("tests/test_patches.py", "tests/test_hook.py", "-m", "not slow"),
@@ -39,6 +48,9 @@ RUNS = {
         "-k",
         "http or stream",
     ),
+    "squares": ("--long", *SQUARES),
+    "hybrid": HYBRID,
+    "features": FEATURES,
 }
 ON_V2 = ("dense", "images", "counts", "caching", "http")
 _TIMEOUT_S = 1200
