@@ -218,6 +218,17 @@ def test_memory_of_long_videos() -> None:
     assert f"hidden states {long['scratch_mib']:.1f}" in text
 
 
+def test_memory_of_videos_of_squares() -> None:
+    text = (ROOT / "docs" / "long-videos.md").read_text().partition("## Memory")[2]
+    rows = [row for row in json.loads((RESULTS / "square-memory.json").read_text())["rows"] if row["frames"] == 1024]
+    ours, stock = ([row["beyond_mib"] for row in rows if row["plugin"] is plugin] for plugin in (True, False))
+    assert len(ours) == len(stock) == 4
+    assert f"brings {rows[0]['pixels_mib']:.0f} MiB" in text
+    assert f"takes {min(ours):.0f} to {max(ours):.0f} MiB" in text
+    for each in stock:
+        assert f"{each:,.0f} (" in text
+
+
 def test_accuracy_of_long_clips() -> None:
     text = (ROOT / "docs" / "long-videos.md").read_text().partition("## What it is worth")[2]
     measured = table((RESULTS / "accuracy-embedded-long.md").read_text(), "method")
