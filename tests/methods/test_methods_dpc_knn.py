@@ -6,12 +6,13 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from method_cases import SEEDS, noise
 from published import dpc_knn
 
-from vllm_prune.methods import _ragged
+from vllm_prune.bench.methods.measure import peak_on_cpu
+from vllm_prune.methods import _frame_distances, _ragged, _segments
 from vllm_prune.methods._dpc_knn import cluster_groups
 from vllm_prune.methods._finite import FiniteFeatures
 from vllm_prune.methods._segments import segment_by_clusters
@@ -68,3 +69,25 @@ def test_segments_are_cut_where_distance_is_least(seed: int, frames: int, data: 
     distance = [[math.dist(points[c].tolist(), p) for p in points.tolist()] for c in centres]
     cuts = best_cuts(distance, centres)
     assert segment.tolist() == [sum(t >= cut for cut in cuts) for t in range(frames)]
+
+
+@settings(max_examples=15)
+@given(seed=SEEDS, frames=st.integers(1, 40), ties=st.booleans(), data=st.data())
+def test_a_long_video_is_cut_without_the_distances_of_all(
+    seed: int, frames: int, ties: bool, data: st.DataObject
+) -> None:
+    points = noise(seed, frames, 5)
+    points = points.round() if ties else points
+    count = data.draw(st.integers(1, frames))
+    whole = segment_by_clusters(points, count, 4)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_segments, "_DISTANCE_BYTES", 0)
+        patch.setattr(_frame_distances, "_BLOCK_BYTES", 32 * frames)
+        assert torch.equal(segment_by_clusters(points, count, 4), whole)
+
+
+def test_distances_of_a_long_video_take_a_fixed_amount_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    points, every = noise(0, 1024, 8), 4 * 1024**2
+    monkeypatch.setattr(_segments, "_DISTANCE_BYTES", every - 1)
+    monkeypatch.setattr(_frame_distances, "_BLOCK_BYTES", every // 64)
+    assert peak_on_cpu(lambda: segment_by_clusters(points, 256, 7)) < every / 4

@@ -73,7 +73,7 @@ def chooser(name: str) -> Callable[[VideoTokens, int], Assignment]:
     return lambda tokens, budget: assign(create(name), tokens, budget)
 
 
-CHOOSERS = [*names(), "merge_frames", "merge_dropped", "topk by segment"]
+CHOOSERS = [*sorted({*names()} - {"random", "uniform"}), "merge_frames", "merge_dropped", "topk by segment"]
 
 
 @pytest.mark.parametrize("name", [name for name in CHOOSERS if name not in OF_BOUNDED_KERNELS])
@@ -102,7 +102,7 @@ def test_merging_holds_what_comes_out_and_a_block(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("name", CHOOSERS)
-@settings(max_examples=8)
+@settings(max_examples=5)
 @given(seed=SEEDS, frames=st.integers(1, 12), dtype=st.sampled_from([torch.bfloat16, torch.float16]), data=st.data())
 def test_blocks_choose_what_the_whole_chooses(
     name: str, seed: int, frames: int, dtype: torch.dtype, data: st.DataObject

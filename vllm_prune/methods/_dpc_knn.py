@@ -14,7 +14,8 @@ from torch import Tensor
 from vllm_prune.methods._numerics import rank_descending
 from vllm_prune.methods._ragged import Batch, batches
 
-_FARTHER = 1e37  # than any finite points are: norms are 1e18 at most
+FARTHER = 1e37
+"""Than any finite points are: norms are 1e18 at most."""
 
 
 class Items(Protocol):
@@ -84,10 +85,10 @@ def _distance_to_denser(distance: Tensor, spread: Tensor) -> Tensor:
     """[B, n] squared distance to the nearest point of smaller `spread` [B, n]; if none, the largest of all."""
     rank = rank_descending(-spread).to(distance.dtype)
     # Above every distance where the other point is no denser; arithmetic takes a quarter of the time of a mask.
-    no_denser = torch.relu((rank + 1)[:, None, :] - rank[:, :, None]).mul_(_FARTHER)
+    no_denser = torch.relu((rank + 1)[:, None, :] - rank[:, :, None]).mul_(FARTHER)
     nearest = no_denser.add_(distance).amin(2)
     largest = distance.masked_fill(distance == torch.inf, 0).amax((1, 2))
-    return torch.where(nearest >= _FARTHER, largest[:, None], nearest)
+    return torch.where(nearest >= FARTHER, largest[:, None], nearest)
 
 
 def assign_to_centres(distance: Tensor, is_centre: Tensor) -> Tensor:

@@ -8,10 +8,12 @@ from torch import Tensor
 from vllm_prune.methods._device import true_places
 from vllm_prune.methods._dpc_knn import pick_centres, squared_distances
 from vllm_prune.methods._finite import FiniteFeatures
+from vllm_prune.methods._frame_distances import FrameDistances
 from vllm_prune.methods._ragged import groups_below, sizes
 from vllm_prune.methods.base import VideoTokens
 
 _NEIGHBOURS = 7  # k of the DPC-KNN that groups frames, as in PruneVid
+_DISTANCE_BYTES = 64 << 20  # of the distances between all frames; some more matrices of this size are made of them
 _FRAMES_AT_ONCE = 16  # frames averaged in one product, so its cost stays linear in frames
 
 
@@ -83,13 +85,23 @@ def segment_by_clusters(frames: Tensor, count: int, k: int) -> Tensor:
     Returns [T] int64, non-decreasing from 0 to count - 1. The cut between two neighbouring centres is where the summed
     distance, left frames to the left centre plus right frames to the right one, is least; of equal cuts the earliest.
     """
+    if 4 * len(frames) ** 2 > _DISTANCE_BYTES:
+        return _segment_long(FrameDistances(frames), len(frames), count, k)
     everything = torch.ones(1, len(frames), dtype=torch.bool, device=frames.device)
     squared = squared_distances(frames[None], everything)
     quota = torch.full((1,), count, device=frames.device)
     centre = true_places(pick_centres(squared, everything, quota, k)[0], count)
     cut = cut_between(squared[0].sqrt()[centre], centre)
-    frame = torch.arange(len(frames), device=frames.device)
-    return (frame[:, None] >= cut).sum(1)
+    return torch.searchsorted(cut, torch.arange(len(frames), device=cut.device), right=True)
+
+
+def _segment_long(distances: FrameDistances, frames: int, count: int, k: int) -> Tensor:
+    """`segment_by_clusters` without the matrix of all distances, which are made several times instead."""
+    centre = true_places(distances.pick_centres(count, k), count)
+    step = max(1, distances.step // 8)  # more numbers, in float64
+    pairs = [centre[first : first + step + 1] for first in range(0, count - 1, step)]
+    cuts = [cut_between(distances.rows(some).sqrt(), some) for some in pairs]
+    return torch.searchsorted(torch.cat([centre[:0], *cuts]), torch.arange(frames, device=centre.device), right=True)
 
 
 def cut_between(distance: Tensor, centre: Tensor) -> Tensor:
