@@ -6,6 +6,7 @@ Their images and frames are squares of one size. Long, but for some cases of one
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -29,6 +30,7 @@ from long_cases import check_dense_prefixes_over_several_steps
 from oracle import load_model
 from oracle.micro_model import micro_selectors, write_micro_model
 from square_cases import (
+    CELLS,
     FAMILIES,
     IMAGES_ONLY,
     VIDEOS_ONLY,
@@ -98,6 +100,36 @@ def test_pruned_images_beside_videos_equal_the_oracle(engine, oracle, family, st
     if family in IMAGES_ONLY or family == VIDEOS_ONLY:
         pytest.skip("the other test has them, or there are none")
     check_cold_cached_and_in_chunks(engine, oracle, image_cases(family)[start : start + 7])
+
+
+def limit_encoder(tokens: int, worker: Any) -> None:
+    """Of a call of the encoder, until `squares_of_calls`."""
+    model = worker.model_runner.model
+    model.usual, model._encoder_tokens, model.square_calls = model._encoder_tokens, tokens, []
+    tower = getattr(model, "vision_tower", None) or model.vision_model
+
+    def count(_: Any, given: tuple[Any, ...], named: dict[str, Any]) -> None:
+        model.square_calls.append(len((*given, *named.values())[0]))
+
+    model.counting = tower.register_forward_pre_hook(count, with_kwargs=True)
+
+
+def squares_of_calls(worker: Any) -> list[int]:
+    model = worker.model_runner.model
+    model.counting.remove()
+    model._encoder_tokens = model.usual
+    return model.square_calls
+
+
+def test_a_video_longer_than_a_call_of_the_encoder_is_encoded_in_groups_of_frames(engine, oracle, family):
+    if family in IMAGES_ONLY:
+        pytest.skip("no frames")
+    config = {"stage1": None, "method": "dpp", "keep_ratio": 0.4}
+    (case,) = of_family(family, [Case(chat(VIDEO + QUESTION), (clip(5, 7),), (), config)])
+    engine.call("on_ranks", functools.partial(limit_encoder, 2 * CELLS + 1))
+    answers = engine.run([case.prompt()])
+    assert engine.call("on_ranks", squares_of_calls) == [[2, 2, 2, 1]]
+    compare([case], answers, oracle)
 
 
 @pytest.mark.long

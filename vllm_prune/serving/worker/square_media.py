@@ -20,7 +20,7 @@ from vllm_prune.serving.wire.request_spec import (
     read_spec,
 )
 from vllm_prune.serving.worker.dense.decoder_view import DecoderView
-from vllm_prune.serving.worker.encoder_batches import encoder_batches, prune_each
+from vllm_prune.serving.worker.encoder_batches import encoder_batches, frame_groups, prune_each
 from vllm_prune.serving.worker.features import FeatureRowsMixin
 from vllm_prune.serving.worker.sequential import SequentialView
 
@@ -69,13 +69,35 @@ class SquareMediaMixin(FeatureRowsMixin):
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
         """Features [N + encoder's pins, C] of every medium, and None, since they are of all cells."""
         for batch in encoder_batches([spec.num_tokens for spec in specs], self._encoder_tokens):
-            for rows in super().embed_multimodal(**self.take_items(inputs, batch)):  # type: ignore[misc]
+            taken, layout = self.take_items(inputs, batch), specs[batch.start].layout
+            if batch.stop - batch.start == 1 and layout.grid[0] > 1 and layout.num_cells > self._encoder_tokens:
+                yield self._encode_squares(taken, layout), None
+                continue
+            for rows in super().embed_multimodal(**taken):  # type: ignore[misc]
                 yield rows.flatten(0, -2), None
                 del rows  # before the next one is encoded
+
+    def _encode_squares(self, inputs: dict[str, Any], layout: MediumLayout) -> torch.Tensor:
+        """Features [N + encoder's pins, C] of one medium of which a call of the encoder takes some squares only."""
+        steps, height, width = layout.grid
+        cells, whole = height * width, None
+        for group in frame_groups(steps, cells, self._encoder_tokens):
+            (rows,) = super().embed_multimodal(**self.take_squares(inputs, group))  # type: ignore[misc]
+            rows = rows.flatten(0, -2)
+            if whole is None:
+                whole = rows.new_empty(layout.num_cells + len(layout.encoder_pins), rows.shape[1])
+            whole[group.start * cells : group.start * cells + len(rows)] = rows  # pins are the next group's place
+        assert whole is not None
+        return whole
 
     def take_items(self, inputs: dict[str, Any], items: slice) -> dict[str, Any]:
         """The encoder's inputs of some consecutive media."""
         return {name: value[items] if name in self.per_item else value for name, value in inputs.items()}
+
+    def take_squares(self, inputs: dict[str, Any], squares: slice) -> dict[str, Any]:
+        """The encoder's inputs of some consecutive frames of one video."""
+        frames = "pixel_values_videos"
+        return inputs | {frames: inputs[frames][0][squares][None]}
 
 
 class FlatSquaresMixin(SquareMediaMixin):
@@ -98,3 +120,13 @@ class FlatSquaresMixin(SquareMediaMixin):
             taken[name] = inputs[name][items]
             taken |= {pixels: inputs[pixels][here] for pixels in self.squares if pixels in inputs}
         return taken
+
+    def take_squares(self, inputs: dict[str, Any], squares: slice) -> dict[str, Any]:
+        """The encoder's inputs of some consecutive frames, or tiles, of one medium."""
+        taken = {pixels: inputs[pixels][squares] for pixels in self.squares if pixels in inputs}
+        numbers = {name: inputs[name][:1] for name in self.num_squares if name in inputs}
+        return (
+            inputs
+            | taken
+            | {name: torch.full_like(number, squares.stop - squares.start) for name, number in numbers.items()}
+        )
