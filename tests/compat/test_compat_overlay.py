@@ -52,6 +52,7 @@ RUNS = {
     "hybrid": HYBRID,
     "features": FEATURES,
 }
+DRAFTS = ("--long", "tests/families/test_hybrid_drafts.py", "-k", "pruned_prompt or equal_the_oracle")
 ON_V2 = ("dense", "images", "counts", "caching", "http")
 _TIMEOUT_S = 1200
 
@@ -86,3 +87,9 @@ def test_on_the_v1_runner(overlay, what):
 @pytest.mark.parametrize("what", ON_V2)
 def test_on_the_v2_runner(overlay, what):
     run_again(overlay, "v2", *RUNS[what])
+
+
+def test_drafts_of_a_hybrids_own_layer(overlay):
+    if overlay.name.startswith("0.31."):
+        pytest.skip("refused there: docs/combinations.md")
+    run_again(overlay, "v2", *DRAFTS)
