@@ -243,3 +243,15 @@ def test_accuracy_of_long_clips() -> None:
         for name, cells in measured.items()
         if "all tokens" not in name
     }
+
+
+def test_positions_in_one_dimension() -> None:
+    text = (ROOT / "docs" / "families.md").read_text()
+    rows = rows_of(text, "stand-in | frames")
+    assert len(rows) == 8
+    for stand_in, frames, unpruned, *cells in rows:
+        model, name = re.match(r"`(\w+)`, .*results/(positions-[\w-]+\.md)", stand_in).groups()
+        measured = rows_of((RESULTS / name).read_text(), "model")
+        of_shape = {(row[2], row[3]): row[4:7] for row in measured if row[:2] == [model, frames]}
+        assert unpruned == of_shape["uniform", "100%"][0]
+        assert cells == of_shape["dpp", "25%"] + of_shape["prunevid", "25%"]
