@@ -71,9 +71,16 @@ class Layout:
 
 
 def lay_out(
-    model: PreTrainedModel, prompt: Prompt, tokens: list[VideoTokens], renumbered: Collection[int] = ()
+    model: PreTrainedModel,
+    prompt: Prompt,
+    tokens: list[VideoTokens],
+    renumbered: Collection[int] = (),
+    whole: Collection[int] = (),
 ) -> Layout:
-    """The rows of a prompt whose media enter with `tokens`; those of the media `renumbered` are numbered anew."""
+    """The rows of a prompt whose media enter with `tokens`; those of the media `renumbered` are numbered anew.
+
+    Text around the squares of a medium that stays `whole` is text like any other, as are the marks around Qwen's.
+    """
     placeholders = (model.config.image_token_id, getattr(model.config, "video_token_id", None))
     places = prompt.places
     if places is None:
@@ -87,7 +94,7 @@ def lay_out(
             item = _medium_of(model, prompt, medium, token_id)
             t_factor = temporal_factor(item, tokens_per_second)
             if has_squares(model):
-                rows, extent = _slots(model, item, tokens[medium], medium, position)
+                rows, extent = _slots(model, item, tokens[medium], medium, position, medium in whole)
                 if medium in renumbered:
                     extent = len(rows)
                     rows = dataclasses.replace(rows, positions=(torch.arange(extent) + position).expand(3, -1))
@@ -125,13 +132,17 @@ def _medium_rows(model: PreTrainedModel, tokens: VideoTokens, index: int, start:
     return Rows(embeds, positions, torch.full_like(number, index), number, added)
 
 
-def _slots(model: PreTrainedModel, medium: Medium, tokens: VideoTokens, index: int, start: int) -> tuple[Rows, int]:
+def _slots(
+    model: PreTrainedModel, medium: Medium, tokens: VideoTokens, index: int, start: int, whole: bool
+) -> tuple[Rows, int]:
     """A medium whose slots are one position apart, and how many it has; newlines and text stay between the tokens."""
     slots, places, others, extent = slots_of(model, medium, tokens)
     cells = _medium_rows(model, tokens, index, 0, 1.0)
     cells = dataclasses.replace(cells, positions=(slots + start).expand(3, -1))
-    mark = torch.full_like(places, PINNED)
-    pinned = Rows(others, (places + start).expand(3, -1), mark, mark, others.new_empty(0, *others.shape))
+    mark = ids = torch.full_like(places, PINNED)
+    if whole and medium.text:
+        mark, ids = torch.full_like(places, TEXT), torch.tensor([token for run in medium.text for token in run])
+    pinned = Rows(others, (places + start).expand(3, -1), mark, ids, others.new_empty(0, *others.shape))
     return join([cells, pinned]).select(torch.cat((slots, places)).argsort()), extent
 
 

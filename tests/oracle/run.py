@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,7 +75,9 @@ def run_oracle(
     ]
     tokens, chosen = choose(chooser or model, prompt, configs, tokens, selectors or {})
     renumbered = [i for i, own in enumerate(configs) if contiguous and not own.query_aware]
-    layout = lay_out(model, prompt, tokens, renumbered)
+    all_cells = [own.num_tokens == math.prod(own.grid_thw) for own in tokens]
+    whole = [i for i, own in enumerate(configs) if all_cells[i] and own.method != ATTENTION]
+    layout = lay_out(model, prompt, tokens, renumbered, whole)
     pruning = plan_pruning(model, prompt, configs, tokens, selectors or {})
     cache = KVCache(model.config.text_config)
     hidden, rows = prefill(model, prompt, layout, pruning, cache)
