@@ -18,6 +18,19 @@ from vllm_prune.methods._finite import FiniteFeatures
 from vllm_prune.methods._segments import segment_by_clusters
 
 
+def has_ties(points: torch.Tensor, k: int) -> bool:
+    """Whether two points of [n, C] are as dense but for rounding, such as two that are each other's nearest with k = 2.
+
+    Which of the two counts as denser then follows from the last bit of a product.
+    """
+    if k == 1:
+        return False  # every point is its own nearest: all densities are exactly 1
+    nearest = torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist").topk(
+        min(k, len(points)), largest=False
+    )
+    return bool((nearest.values.square().mean(1).sort().values.diff() < 1e-9).any())
+
+
 @given(seed=SEEDS, k=st.integers(1, 9), sizes=st.lists(st.integers(1, 12), min_size=1, max_size=5), data=st.data())
 def test_equals_the_textbook_in_every_group(seed: int, k: int, sizes: list[int], data: st.DataObject) -> None:
     quotas = [data.draw(st.integers(1, size)) for size in sizes]
@@ -27,6 +40,8 @@ def test_equals_the_textbook_in_every_group(seed: int, k: int, sizes: list[int],
     root = cluster_groups(FiniteFeatures(points), group, torch.tensor(quotas), k)
     for g, quota in enumerate(quotas):
         members = (group == g).nonzero().squeeze(1)
+        if has_ties(points[members], k):
+            continue
         expected = dpc_knn(points[members].tolist(), quota, k)
         assert root[members].tolist() == members[expected].tolist()
     assert (root[group < 0] == -1).all()
