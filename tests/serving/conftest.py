@@ -19,7 +19,7 @@ from serving_cases import CASES
 from serving_engine import ENVIRONMENT, Answer, Engine
 from serving_media import mp4
 from serving_plugin import write_plugin
-from serving_server import OPTIONS, PAGE_KEY, Server
+from serving_server import FEW_BLOCKS, OPTIONS, PAGE_KEY, Server
 
 from vllm_prune import PruneConfig, engine_args
 from vllm_prune.embedded import model_path, selector_path
@@ -111,7 +111,8 @@ def engine(shared_engine: Engine) -> Iterator[Engine]:
 @pytest.fixture(scope="session")
 def server(model: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """`vllm-prune serve`: stage 1 to a half, requests may ask for less (`tighten`)."""
-    with Server(model, tmp_path_factory.mktemp("server"), prune='{"stage1": {"cluster_ratio": 0.5}}') as running:
+    folder, prune = tmp_path_factory.mktemp("server"), '{"stage1": {"cluster_ratio": 0.5}}'
+    with Server(model, folder, prune=prune, options=(*OPTIONS, *FEW_BLOCKS)) as running:
         yield running
 
 
@@ -120,7 +121,7 @@ def open_server(model: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     """`vllm-prune serve --prune-log` with the third-party method of `serving_plugin.py`; requests may ask for any."""
     folder = tmp_path_factory.mktemp("open server")
     path = [str(write_plugin(folder / "site")), *filter(None, [os.environ.get("PYTHONPATH")])]
-    prune, options = '{"stage1": {"cluster_ratio": 0.5}}', (*OPTIONS, "--prune-log", "--enable-scale-out")
+    prune, options = '{"stage1": {"cluster_ratio": 0.5}}', (*OPTIONS, *FEW_BLOCKS, "--prune-log", "--enable-scale-out")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join(path))
         with Server(model, folder, prune=prune, override="any", options=options) as running:
@@ -140,7 +141,8 @@ def embedded(tmp_path_factory: pytest.TempPathFactory, traces_of_the_page: Path)
     inside = write_micro_selector(model_path(), place=2, into=folder)
     selectors = ("--prune-selector", str(selector_path()), "--prune-selector", str(inside))
     options = ("--host", "127.0.0.1", "--enforce-eager", "--gpu-memory-utilization", "0.1", "--max-num-seqs", "16")
-    options, cache = (*options, *selectors, "--prune-page"), str(traces_of_the_page.parents[1])
+    few = ("--num-gpu-blocks-override", "1024")  # of 128 tokens
+    options, cache = (*options, *few, *selectors, "--prune-page"), str(traces_of_the_page.parents[1])
     server = Server(
         "embedded", folder, prune="stage1_only", override="any", options=options, key=PAGE_KEY, XDG_CACHE_HOME=cache
     )

@@ -28,6 +28,8 @@ ENVIRONMENT = {
 }
 BLOCK_SIZE = 32
 MAX_MODEL_LEN = 2048
+NUM_BLOCKS = 4096
+"""Of the KV cache: more than all requests of a test take. A GiB for each engine has no room in 24 GB."""
 OPTIONS: dict[str, Any] = {
     "max_model_len": MAX_MODEL_LEN,
     "max_num_batched_tokens": MAX_MODEL_LEN,
@@ -36,6 +38,7 @@ OPTIONS: dict[str, Any] = {
     "dtype": "float32",
     "limit_mm_per_prompt": {"video": 3, "image": 2},
     "block_size": BLOCK_SIZE,
+    "num_gpu_blocks_override": NUM_BLOCKS,
     "max_num_seqs": 32,
     "max_logprobs": -1,
     "disable_log_stats": False,

@@ -14,7 +14,7 @@ from typing import Any
 
 import httpx
 import openai
-from serving_engine import BLOCK_SIZE, ENVIRONMENT, MAX_MODEL_LEN
+from serving_engine import BLOCK_SIZE, ENVIRONMENT, MAX_MODEL_LEN, NUM_BLOCKS
 
 START_TIMEOUT_S = 300
 PAGE_KEY = "a-key"
@@ -24,6 +24,8 @@ OPTIONS = (
     *("--max-model-len", str(MAX_MODEL_LEN), "--block-size", str(BLOCK_SIZE), "--max-num-seqs", "16"),
     *("--limit-mm-per-prompt", '{"video": 2, "image": 2}'),
 )
+FEW_BLOCKS = ("--num-gpu-blocks-override", str(NUM_BLOCKS))
+"""For servers that run beside others."""
 
 
 def serve_command(*arguments: str) -> list[str]:

@@ -12,7 +12,7 @@ import psutil
 import pytest
 from serving_cases import QUESTION
 from serving_media import data_url, mp4
-from serving_server import OPTIONS, Server, text, video
+from serving_server import FEW_BLOCKS, OPTIONS, Server, text, video
 
 pytestmark = pytest.mark.slow
 WIDE = ("--tensor-parallel-size", "2")
@@ -47,7 +47,7 @@ def family(server: Server) -> list[psutil.Process]:
 def test_nothing_outlives_a_server_that_was_killed(model, tmp_path, monkeypatch, options, least):
     """The API server (or what started several), the engine core, two workers."""
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
-    with Server(model, tmp_path, prune="default", options=(*OPTIONS, *options)) as server:
+    with Server(model, tmp_path, prune="default", options=(*OPTIONS, *FEW_BLOCKS, *options)) as server:
         server.ask(video(data_url(mp4(16, seed=90))), text(QUESTION))
         assert len(family(server)) >= least
         os.kill(server.pid, signal.SIGKILL)

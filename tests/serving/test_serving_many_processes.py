@@ -11,7 +11,7 @@ import pytest
 from serving_cases import QUESTION
 from serving_media import data_url, mp4
 from serving_plugin import METHOD, wayward, write_plugin
-from serving_server import OPTIONS, Server, text, video
+from serving_server import FEW_BLOCKS, OPTIONS, Server, text, video
 
 pytestmark = pytest.mark.long
 REQUESTS = 24
@@ -21,7 +21,7 @@ ASK = text(QUESTION)
 @pytest.fixture(scope="module")
 def wide_server(model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("wide server")
-    options = (*OPTIONS, "--prune-log", "--tensor-parallel-size", "2", "--api-server-count", "2")
+    options = (*OPTIONS, *FEW_BLOCKS, "--prune-log", "--tensor-parallel-size", "2", "--api-server-count", "2")
     path = [str(write_plugin(folder / "site")), *filter(None, [os.environ.get("PYTHONPATH")])]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join(path))

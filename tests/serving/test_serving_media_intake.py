@@ -14,7 +14,7 @@ import openai
 import pytest
 from serving_cases import QUESTION
 from serving_media import data_url, mp4
-from serving_server import OPTIONS, Server, text, video
+from serving_server import FEW_BLOCKS, OPTIONS, Server, text, video
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "media"))
 from media_files import TEXTS, gif, kept, picture, written
@@ -93,7 +93,7 @@ def test_three_hundred_damaged_files(model, tmp_path):
     clips = {ending: written(ending) for ending in ("mp4", "mov", "mkv", "webm", "ts", "mpg", "flv", "avi")}
     choose = random.Random(0)
     files = [_damage(choose, clips[choose.choice(sorted(clips))]) for _ in range(299)] + [kept("crash.avi")]
-    options = (*OPTIONS, "--prune-containers", "avi")
+    options = (*OPTIONS, *FEW_BLOCKS, "--prune-containers", "avi")
     with Server(model, tmp_path, prune='{"stage1": {"cluster_ratio": 0.5}}', options=options) as running:
 
         def send(data: bytes) -> int:
