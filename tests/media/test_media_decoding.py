@@ -174,11 +174,18 @@ def test_a_video_has_its_time():
 
 
 def test_a_decoder_has_its_memory():
-    """One frame of this file takes more than there is; the next file is decoded all the same."""
+    """One frame of this file takes more than there is: the libraries find out, or it ends the decoder.
+
+    Which of the two depends on how many threads they have. The next file is decoded all the same.
+    """
     pool = DecoderPool(Limits(processes=1, memory_bytes=400 << 20))
     with pool.lend() as decoder:
-        capture = RemoteCapture(decoder, y4m(8_000, 8_000, 1), "yuv4mpegpipe")
-        assert not (capture.isOpened() and capture.read_rgb([0])[1])
+        try:
+            capture = RemoteCapture(decoder, y4m(8_000, 8_000, 1), "yuv4mpegpipe")
+            frames = capture.read_rgb([0])[1] if capture.isOpened() else []
+        except UnusableVideo:
+            frames = []
+        assert not frames
     assert len(read(pool, y4m())) == NUM_FRAMES
     pool.close()
 
