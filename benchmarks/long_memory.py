@@ -153,7 +153,7 @@ def start(frames: int, preset: str | None, args: argparse.Namespace) -> Any:
         "hf_overrides": {"text_config": {"max_position_embeddings": args.model_len}},
         "seed": 0,
     }
-    if preset is None:  # its scheduler never begins with a medium that no step holds
+    if preset is None:  # in shorter ones it does not begin with the video
         options["max_num_batched_tokens"] = max(args.step_tokens, frames // 2 * CELLS)
         return LLM(model=str(model_path()), **options)
     config = {**PRESETS[preset], "keep_ratio": None, "target_token_num": args.kept}

@@ -216,6 +216,12 @@ def test_memory_of_long_videos() -> None:
     assert not sizes
     assert f"features {long['features_mib']:.1f}" in text
     assert f"hidden states {long['scratch_mib']:.1f}" in text
+    stock = json.loads((RESULTS / "long-memory-stock.json").read_text())["rows"][-1]
+    assert (stock["clip"], stock["frames"]) == ("moving", 2048)
+    front, core, worker = (f"{stock[f'{name}_beyond_mib']:.1f}" for name in ("front", "core", "worker"))
+    said = f"{front} MiB in the API server, {core} in the engine core and {worker} in the worker"
+    assert said in " ".join(text.split())
+    assert f"{stock['prompt_tokens']:,} tokens of KV blocks where {long['prompt_tokens']} are held here" in text
 
 
 def test_memory_of_videos_of_squares() -> None:
