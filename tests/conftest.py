@@ -1,7 +1,5 @@
 """Options of the whole suite."""
 
-import ctypes
-import gc
 import os
 import sys
 from pathlib import Path
@@ -64,12 +62,9 @@ def pytest_collection_finish(session):
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_teardown(item):
-    """Ends a folder's engines with its last test and gives memory back: all folders together have no room in 24 GB."""
+    """Ends a folder's engines with its last test: those of all folders together have no room in 24 GB."""
     result = yield
-    if item is _last_of_folder.get(item.path.parent):
-        engines = sys.modules.get("dense_engine")
-        if engines is not None:
-            engines.close_engines(f"{item.nodeid.partition('::')[0].rpartition('/')[0]}/")
-        gc.collect()
-        ctypes.CDLL(None).malloc_trim(0)
+    engines = sys.modules.get("dense_engine")
+    if engines is not None and item is _last_of_folder.get(item.path.parent):
+        engines.close_engines(f"{item.nodeid.partition('::')[0].rpartition('/')[0]}/")
     return result

@@ -33,16 +33,16 @@ SPEED = {
 
 def table(text: str, title: str) -> dict[str, list[str]]:
     """Rows of the first table whose header begins with `title`, by their first cell; without bold print."""
+    return {label: cells for label, *cells in rows_of(text, title)}
+
+
+def rows_of(text: str, title: str) -> list[list[str]]:
+    """Cells of every row of that table."""
     lines = iter(text.splitlines())
     next(line for line in lines if line.startswith(f"| {title} |"))
     next(lines)
-    rows = {}
-    for line in lines:
-        if not line.startswith("|"):
-            break
-        label, *cells = [cell.strip().replace("**", "") for cell in line.strip("|").split("|")]
-        rows[label] = cells
-    return rows
+    rows = itertools.takewhile(lambda line: line.startswith("|"), lines)
+    return [[cell.strip().replace("**", "") for cell in line[1:-1].split("|")] for line in rows]
 
 
 def test_accuracy() -> None:
@@ -152,13 +152,6 @@ FAMILY_SERVERS = (
     ("`attention`, 25% kept", "attention@25%"),
     ("`default`, 20% kept", "default"),
 )
-
-
-def rows_of(text: str, title: str) -> list[list[str]]:
-    """Cells of every row of the first table whose header begins with `title`."""
-    _, _, after = text.partition(f"| {title} |")
-    rows = itertools.takewhile(lambda line: line.startswith("|"), after.splitlines()[2:])
-    return [[cell.strip() for cell in line[1:-1].split("|")] for line in rows]
 
 
 def test_throughput_of_families() -> None:

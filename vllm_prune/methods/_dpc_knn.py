@@ -58,7 +58,11 @@ def squared_distances(points: Tensor, valid: Tensor) -> Tensor:
 def distances_from_products(product: Tensor, valid: Tensor, channels: int) -> Tensor:
     """`squared_distances` of points of which the products [B, n, n] are there already."""
     square = (product.diagonal(dim1=1, dim2=2) / channels).masked_fill(~valid, torch.inf)
-    scale = square[:, :, None] + square[:, None, :]
+    return without_noise(product, square[:, :, None] + square[:, None, :], channels)
+
+
+def without_noise(product: Tensor, scale: Tensor, channels: int) -> Tensor:
+    """Distances from products and from the sums of both squares, `scale`, which is overwritten."""
     distance = torch.add(scale, product, alpha=-2 / channels)
     noise = scale.mul_(8 * torch.finfo(product.dtype).eps)
     return distance.masked_fill_(distance < noise, 0)
@@ -76,9 +80,13 @@ def pick_centres(distance: Tensor, valid: Tensor, quota: Tensor, k: int) -> Tens
     spread = nearest.masked_fill(~near, 0).sum(2) / near.sum(2).clamp(min=1)
     spread = spread.masked_fill(~valid, torch.inf)
     separation = _distance_to_denser(distance, spread)
-    score = (separation.log().mul_(0.5) - spread).clamp_(min=torch.finfo(spread.dtype).min)  # above what is not valid
-    rank = rank_descending(score.masked_fill(~valid, -torch.inf))
+    rank = rank_descending(score(separation, spread).masked_fill(~valid, -torch.inf))
     return (rank < quota[:, None]) & valid
+
+
+def score(separation: Tensor, spread: Tensor) -> Tensor:
+    """log separation + log density, the former of a squared distance; above -Inf, which is for what is not valid."""
+    return (separation.log().mul_(0.5) - spread).clamp_(min=torch.finfo(spread.dtype).min)
 
 
 def _distance_to_denser(distance: Tensor, spread: Tensor) -> Tensor:

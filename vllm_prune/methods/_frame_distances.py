@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from vllm_prune.methods._device import working_set
-from vllm_prune.methods._dpc_knn import FARTHER
+from vllm_prune.methods._dpc_knn import FARTHER, score, without_noise
 from vllm_prune.methods._numerics import rank_descending
 
 _BLOCK_BYTES = 4 << 20  # of distances; a few more matrices of this size are made of them
@@ -25,10 +25,7 @@ class FrameDistances:
     def rows(self, some: slice | Tensor) -> Tensor:
         """[n, T]: from some frames to all."""
         product = self._frames[some] @ self._frames.mT
-        scale = self._square[some][:, None] + self._square
-        distance = torch.add(scale, product, alpha=-2 / self._frames.shape[1])
-        noise = scale.mul_(8 * torch.finfo(product.dtype).eps)
-        return distance.masked_fill_(distance < noise, 0)
+        return without_noise(product, self._square[some][:, None] + self._square, self._frames.shape[1])
 
     def pick_centres(self, count: int, k: int) -> Tensor:
         """[T] bool: the `count` best centres, as `pick_centres` picks them."""
@@ -43,5 +40,4 @@ class FrameDistances:
             no_denser = torch.relu((rank + 1) - rank[part, None]).mul_(FARTHER)
             separation[part] = no_denser.add_(distance).amin(1)
         separation = torch.where(separation >= FARTHER, largest, separation)
-        score = (separation.log().mul_(0.5) - spread).clamp_(min=torch.finfo(spread.dtype).min)
-        return rank_descending(score) < count
+        return rank_descending(score(separation, spread)) < count

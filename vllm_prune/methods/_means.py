@@ -8,7 +8,7 @@ from torch.nn.functional import embedding_bag
 
 from vllm_prune.methods._device import working_set
 from vllm_prune.methods._finite import FiniteFeatures
-from vllm_prune.methods._ragged import groups_below
+from vllm_prune.methods._ragged import groups_below, items_of
 
 _CHUNK_BYTES = 16 << 20  # float32 copies are made in pieces: freshly mapped memory costs more than the arithmetic
 
@@ -26,7 +26,7 @@ def average_runs(
         return
     ends = lengths.cumsum(0).tolist()  # one wait for a GPU
     for runs in groups_below(ends, at_once):
-        part = members[ends[runs.start - 1] if runs.start else 0 : ends[runs.stop - 1]]
+        part = members[items_of(ends, runs)]
         if len(part) <= at_once or _is_table(features):
             into[slots[runs]] = _average(features, part, lengths[runs]).to(into.dtype)
         else:

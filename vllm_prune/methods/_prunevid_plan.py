@@ -11,7 +11,7 @@ from torch import Tensor
 from vllm_prune.methods._device import working_set
 from vllm_prune.methods._finite import FiniteFeatures
 from vllm_prune.methods._numerics import invert
-from vllm_prune.methods._ragged import Batch, groups_below, sizes
+from vllm_prune.methods._ragged import Batch, groups_below, items_of, sizes
 from vllm_prune.methods._segments import average_frames, segment_by_clusters
 from vllm_prune.methods.base import VideoTokens
 
@@ -210,7 +210,7 @@ def _sum_run(
     features: [T*H*W, C]. weight: [T, H*W]. segment: [T]. ends: of S segments. Sums are few enough to be in the
     processor's cache.
     """
-    frames = slice(ends[run.start - 1] if run.start else 0, ends[run.stop - 1])
+    frames = items_of(ends, run)
     number = torch.arange(run.start, run.stop, device=segment.device)
     member = segment[frames] == number[:, None]
     weights = (member * weight[frames].mT[:, None, :]).contiguous()  # else the product is made matrix by matrix

@@ -74,6 +74,15 @@ def groups_below(ends: list[int], items: int, groups: int | None = None) -> Iter
         first, start = stop, ends[stop - 1]
 
 
+def items_of(ends: list[int], groups: slice) -> slice:
+    """The items of consecutive groups; arguments as in `groups_below`.
+
+    >>> items_of([2, 3, 9, 10], slice(2, 4))
+    slice(3, 10, None)
+    """
+    return slice(ends[groups.start - 1] if groups.start else 0, ends[groups.stop - 1])
+
+
 def batches(group: Tensor, num_groups: int, channels: int, limit: int | None = None) -> Iterator[Batch]:
     """The non-empty groups, largest first, in batches that pad little and stay small.
 

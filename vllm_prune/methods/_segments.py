@@ -9,7 +9,7 @@ from vllm_prune.methods._device import true_places
 from vllm_prune.methods._dpc_knn import pick_centres, squared_distances
 from vllm_prune.methods._finite import FiniteFeatures
 from vllm_prune.methods._frame_distances import FrameDistances
-from vllm_prune.methods._ragged import groups_below, sizes
+from vllm_prune.methods._ragged import groups_below, items_of, sizes
 from vllm_prune.methods.base import VideoTokens
 
 _NEIGHBOURS = 7  # k of the DPC-KNN that groups frames, as in PruneVid
@@ -43,7 +43,7 @@ def _average_present(features: FiniteFeatures, frame: Tensor, count: Tensor) -> 
     order, average = frame.argsort(stable=True), features.norm.new_zeros(len(count), features.channels)
     ends = count.cumsum(0).tolist()  # one wait for a GPU
     for part in groups_below(ends, features.block, _FRAMES_AT_ONCE):
-        index = order[ends[part.start - 1] if part.start else 0 : ends[part.stop - 1]]
+        index = order[items_of(ends, part)]
         weight = (frame[index] == number[part, None]) / count[part, None].clamp(min=1)
         average[part] = weight.to(features.dtype) @ features.take(index)
     return average

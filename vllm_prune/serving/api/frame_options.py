@@ -31,17 +31,6 @@ def check_options(
         PruneConfigError: Two of them say how many frames are sampled, or one is refused by `check_video_options`.
     """
     check_video_options(given)
-    _check_rates(config, server, given, default, options)
-
-
-def _check_rates(
-    config: PruneConfig,
-    server: PruneConfig,
-    given: Mapping[str, Any],
-    default: Mapping[str, Any],
-    options: Mapping[str, Any],
-) -> None:
-    """Refuses a request with `frames` of its own and another number of them."""
     if config.frames == server.frames:
         return
     assert config.frames is not None

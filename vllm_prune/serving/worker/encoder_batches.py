@@ -7,7 +7,7 @@ No layer of these encoders looks beyond a frame, so that a video longer than a c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
 import torch
@@ -42,6 +42,21 @@ def frame_groups(num_frames: int, frame_tokens: int, limit: int) -> Iterator[sli
     size = max(limit // frame_tokens, 1)
     for start in range(0, num_frames, size):
         yield slice(start, min(start + size, num_frames))
+
+
+def in_one_place(parts: Iterable[tuple[int, torch.Tensor]], num_rows: int) -> torch.Tensor:
+    """Features [num_rows, C] of which `parts` [n, C] are encoded one after the other, with the first row of each.
+
+    A later part is written over the rows of earlier ones.
+    """
+    whole: torch.Tensor | None = None
+    for first, part in parts:
+        if whole is None:
+            whole = part.new_empty(num_rows, part.shape[1])
+        whole[first : first + len(part)] = part
+        del part  # before the next one is encoded
+    assert whole is not None
+    return whole
 
 
 def prune_each(

@@ -20,7 +20,7 @@ from vllm_prune.serving.wire.request_spec import (
     VideoSpec,
     read_spec,
 )
-from vllm_prune.serving.worker.encoder_batches import encoder_batches, frame_groups, prune_each
+from vllm_prune.serving.worker.encoder_batches import encoder_batches, frame_groups, in_one_place, prune_each
 from vllm_prune.serving.worker.features import FeatureRowsMixin
 from vllm_prune.serving.worker.partial_encoder import encode_on_all_ranks, split_frames
 from vllm_prune.serving.worker.upload import upload
@@ -122,17 +122,17 @@ class PatchMediaMixin(FeatureRowsMixin):
         if others or pixels is None or t * h * w // unit <= self._encoder_tokens:
             yield from self._process_video_input(self._parse_and_validate_video_input(**part))  # type: ignore[attr-defined]
             return
-        whole: torch.Tensor | None = None
-        for group in frame_groups(t, h * w // unit, self._encoder_tokens):
-            grid = part[self.grid_field].new_tensor([[group.stop - group.start, h, w]])
-            patches = pixels[group.start * h * w : group.stop * h * w]
+
+        def encode(frames: slice) -> torch.Tensor:
+            grid = part[self.grid_field].new_tensor([[frames.stop - frames.start, h, w]])
+            patches = pixels[frames.start * h * w : frames.stop * h * w]
             given = {**part, self.pixels_field: patches, self.grid_field: grid}
             (features,) = self._process_video_input(self._parse_and_validate_video_input(**given))  # type: ignore[attr-defined]
-            if whole is None:
-                whole = features.new_empty(t * h * w // unit, features.shape[1])
-            whole[group.start * h * w // unit : group.stop * h * w // unit] = features
-        assert whole is not None
-        yield whole
+            return features
+
+        cells = h * w // unit
+        groups = frame_groups(t, cells, self._encoder_tokens)
+        yield in_one_place(((group.start * cells, encode(group)) for group in groups), t * cells)
 
     def _encode_planned(
         self, pixels: torch.Tensor, grids: torch.Tensor, specs: list[VideoSpec], cells: Any
@@ -154,16 +154,15 @@ class PatchMediaMixin(FeatureRowsMixin):
         if len(cells) <= self._encoder_tokens:
             return self._encode_part(patches, grid_thw, cells)
         unit, count = self.visual.spatial_merge_size**2, -(-len(cells) // self._encoder_tokens)
-        whole: torch.Tensor | None = None
-        done = 0
-        for part in split_frames(grid_thw, cells, unit, count):
-            first, last = done, done + len(part.cells)
-            features = self._encode_part(patches[first * unit : last * unit], grid_thw, part.cells)
-            if whole is None:
-                whole = features.new_empty(len(cells), features.shape[1])
-            whole[first:last], done = features, last
-        assert whole is not None
-        return whole
+
+        def encode() -> Iterator[tuple[int, torch.Tensor]]:
+            first = 0
+            for part in split_frames(grid_thw, cells, unit, count):
+                last = first + len(part.cells)
+                yield first, self._encode_part(patches[first * unit : last * unit], grid_thw, part.cells)
+                first = last
+
+        return in_one_place(encode(), len(cells))
 
     def _encode_part(self, patches: torch.Tensor, grid_thw: tuple[int, int, int], cells: torch.Tensor) -> torch.Tensor:
         patches = patches.type(self.visual.dtype)

@@ -20,7 +20,7 @@ from vllm_prune.serving.wire.request_spec import (
     read_spec,
 )
 from vllm_prune.serving.worker.dense.decoder_view import DecoderView
-from vllm_prune.serving.worker.encoder_batches import encoder_batches, frame_groups, prune_each
+from vllm_prune.serving.worker.encoder_batches import encoder_batches, frame_groups, in_one_place, prune_each
 from vllm_prune.serving.worker.features import FeatureRowsMixin
 from vllm_prune.serving.worker.sequential import SequentialView
 
@@ -80,15 +80,16 @@ class SquareMediaMixin(FeatureRowsMixin):
     def _encode_squares(self, inputs: dict[str, Any], layout: MediumLayout) -> torch.Tensor:
         """Features [N + encoder's pins, C] of one medium of which a call of the encoder takes some squares only."""
         steps, height, width = layout.grid
-        cells, whole = height * width, None
-        for group in frame_groups(steps, cells, self._encoder_tokens):
-            (rows,) = super().embed_multimodal(**self.take_squares(inputs, group))  # type: ignore[misc]
-            rows = rows.flatten(0, -2)
-            if whole is None:
-                whole = rows.new_empty(layout.num_cells + len(layout.encoder_pins), rows.shape[1])
-            whole[group.start * cells : group.start * cells + len(rows)] = rows  # pins are the next group's place
-        assert whole is not None
-        return whole
+        cells, embed = height * width, super().embed_multimodal  # type: ignore[misc]
+
+        def encode(frames: slice) -> torch.Tensor:
+            (rows,) = embed(**self.take_squares(inputs, frames))
+            return rows.flatten(0, -2)
+
+        groups = frame_groups(steps, cells, self._encoder_tokens)
+        # Pins behind a group are where the next one begins.
+        parts = ((group.start * cells, encode(group)) for group in groups)
+        return in_one_place(parts, layout.num_cells + len(layout.encoder_pins))
 
     def take_items(self, inputs: dict[str, Any], items: slice) -> dict[str, Any]:
         """The encoder's inputs of some consecutive media."""
